@@ -1,0 +1,218 @@
+//! The hand-off protocol's bytes (`docs/HANDOFF.md` is the prose). All numbers are little-endian.
+//!
+//! An instance is started with two descriptors: [`SOCKET_FD`], its end of a `SOCK_SEQPACKET` pair, and [`STATUS_FD`],
+//! a sealed memfd of one page that both ends map (`Status`).
+
+/// The protocol's version: the first number of every message and of the status page.
+pub const VERSION: u16 = 1;
+
+/// Where an instance finds its end of the socket pair.
+pub const SOCKET_FD: i32 = 3;
+
+/// Where an instance finds the status page.
+pub const STATUS_FD: i32 = 4;
+
+/// The most connections in one message, each with one descriptor. The kernel's own limit is 253 (`SCM_MAX_FD`).
+pub const CONNECTIONS_MAX: usize = 64;
+
+/// Bytes of a message's header: version (u16), kind (u16), count (u16), bytes of a record (u16).
+pub const HEADER_BYTES: usize = 8;
+
+/// Bytes of one connection's record in this version. A receiver steps by the size that the header gives, so that
+/// later versions can append to a record.
+pub const RECORD_BYTES: usize = 32;
+
+/// The longest message of this version, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = HEADER_BYTES + CONNECTIONS_MAX * RECORD_BYTES;
+
+/// What a message says. Daemon to instance: `Connections`, `Drain`. Instance to daemon: `Ready`, `Drained`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Kind {
+    /// One record and one descriptor (SCM_RIGHTS, in the same order) a connection.
+    Connections = 1,
+    /// No further connections follow: finish what is open, answer `Drained`, exit with 0.
+    Drain = 2,
+    /// The instance can take connections from now on.
+    Ready = 3,
+    /// Everything is finished.
+    Drained = 4,
+}
+
+/// One connection's record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Unique while the function is deployed; it stands in the daemon's trace of a connection.
+    pub id: u64,
+    /// When the daemon accepted it: nanoseconds of `CLOCK_MONOTONIC`.
+    pub accepted_ns: u64,
+    /// When the answer is of no more use, on the same clock; 0 is never.
+    pub deadline_ns: u64,
+    /// How often it was handed over before: 0, or more if an earlier instance died with it queued.
+    pub attempt: u32,
+    /// Reserved: 0.
+    pub flags: u32,
+}
+
+/// A message that breaks the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    #[error("a message of {0} bytes is shorter than its header says")]
+    Short(usize),
+    #[error("protocol version {0} is not {VERSION}: the function and faasd are too far apart; rebuild the function")]
+    Version(u16),
+    #[error("message kind {0} is unknown")]
+    Kind(u16),
+    #[error("{records} connections came with {descriptors} descriptors")]
+    Count { records: usize, descriptors: usize },
+    #[error("descriptors were lost on the way (MSG_CTRUNC): raise the limit of open files (`limits.files`)")]
+    Truncated,
+}
+
+/// Writes a header.
+#[must_use]
+pub fn header(kind: Kind, count: u16) -> [u8; HEADER_BYTES] {
+    let mut out = [0; HEADER_BYTES];
+    out[0..2].copy_from_slice(&VERSION.to_le_bytes());
+    out[2..4].copy_from_slice(&(kind as u16).to_le_bytes());
+    out[4..6].copy_from_slice(&count.to_le_bytes());
+    out[6..8].copy_from_slice(&(RECORD_BYTES as u16).to_le_bytes());
+    out
+}
+
+impl Record {
+    /// The record's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; RECORD_BYTES] {
+        let mut out = [0; RECORD_BYTES];
+        out[0..8].copy_from_slice(&self.id.to_le_bytes());
+        out[8..16].copy_from_slice(&self.accepted_ns.to_le_bytes());
+        out[16..24].copy_from_slice(&self.deadline_ns.to_le_bytes());
+        out[24..28].copy_from_slice(&self.attempt.to_le_bytes());
+        out[28..32].copy_from_slice(&self.flags.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        Self { id: long(0), accepted_ns: long(8), deadline_ns: long(16), attempt: word(24), flags: word(28) }
+    }
+}
+
+/// A message, read without copying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    pub kind: Kind,
+    record_bytes: usize,
+    records: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that this version of the protocol does not allow.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
+        let short = WireError::Short(bytes.len());
+        let word = |at: usize| Some(u16::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
+        let [Some(version), Some(kind), Some(count), Some(record_bytes)] = [word(0), word(2), word(4), word(6)]
+        else {
+            return Err(short);
+        };
+        if version != VERSION {
+            return Err(WireError::Version(version));
+        }
+        let kind = match kind {
+            1 => Kind::Connections,
+            2 => Kind::Drain,
+            3 => Kind::Ready,
+            4 => Kind::Drained,
+            other => return Err(WireError::Kind(other)),
+        };
+        let (count, record_bytes) = (usize::from(count), usize::from(record_bytes));
+        if count > 0 && record_bytes < RECORD_BYTES {
+            return Err(short);
+        }
+        let records = bytes.get(HEADER_BYTES..HEADER_BYTES + count * record_bytes).ok_or(short)?;
+        Ok(Self { kind, record_bytes, records })
+    }
+
+    /// How many connections it carries.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        if self.records.is_empty() { 0 } else { self.records.len() / self.record_bytes }
+    }
+
+    /// The records, in the order of the descriptors.
+    pub fn records(&self) -> impl ExactSizeIterator<Item = Record> + '_ {
+        self.records.chunks_exact(self.record_bytes.max(1)).map(Record::decode)
+    }
+}
+
+/// Offsets within the status page. Each field has one writer; readers take it as it comes.
+pub mod status {
+    /// Bytes of the page.
+    pub const BYTES: usize = 4096;
+    /// u64, written by the daemon: connections handed to this instance.
+    pub const SENT: usize = 0;
+    /// u64, written by the instance: connections that it has received.
+    pub const RECEIVED: usize = 64;
+    /// u64, written by the instance: connections that it is done with. `SENT - FINISHED` are in flight.
+    pub const FINISHED: usize = 72;
+    /// u64, written by the instance: requests served. A connection carries any number of them.
+    pub const REQUESTS: usize = 80;
+    /// u64, written by the instance: requests that ended in an error of its own (status 500 and above).
+    pub const ERRORS: usize = 88;
+    /// u64, written by the instance: 1 once it is ready, so that a new daemon knows it without having seen `Ready`.
+    pub const READY: usize = 96;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(records: &[Record]) -> Vec<u8> {
+        let mut out = header(Kind::Connections, records.len() as u16).to_vec();
+        records.iter().for_each(|r| out.extend(r.encode()));
+        out
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let records =
+            [Record { id: 7, accepted_ns: 8, deadline_ns: 9, attempt: 1, flags: 0 }, Record::default()];
+        let bytes = message(&records);
+        let read = Message::parse(&bytes).unwrap();
+        assert_eq!((read.kind, read.count()), (Kind::Connections, 2));
+        assert!(read.records().eq(records));
+    }
+
+    #[test]
+    fn a_longer_record_of_a_later_version_is_stepped_over() {
+        let mut bytes = header(Kind::Connections, 2).to_vec();
+        bytes[6] = 40;
+        for id in [1u64, 2] {
+            bytes.extend(Record { id, ..Record::default() }.encode());
+            bytes.extend([0xff; 8]);
+        }
+        assert!(Message::parse(&bytes).unwrap().records().map(|r| r.id).eq([1, 2]));
+    }
+
+    #[test]
+    fn broken_messages_are_refused() {
+        let good = message(&[Record::default()]);
+        for cut in 0..good.len() {
+            assert!(matches!(Message::parse(&good[..cut]), Err(WireError::Short(_))), "{cut}");
+        }
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            Message::parse(&bytes).map(|_| ()).unwrap_err()
+        };
+        assert_eq!(with(0, 9), WireError::Version(9));
+        assert_eq!(with(2, 9), WireError::Kind(9));
+        assert!(matches!(with(4, 9), WireError::Short(_)));
+        assert!(matches!(with(6, 9), WireError::Short(_)));
+    }
+}

@@ -1,0 +1,3 @@
+//! The API's shapes, and the client that every `faas` verb uses.
+
+pub mod types;

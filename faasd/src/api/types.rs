@@ -1,0 +1,242 @@
+//! Requests and responses, as JSON. Sizes are bytes, times are RFC 3339 in UTC, durations are milliseconds, unless a
+//! name says otherwise.
+//!
+//! | verb and path | request | response |
+//! | --- | --- | --- |
+//! | `GET /v1/version` | | [`Version`] |
+//! | `GET /v1/functions` | | [`Functions`] |
+//! | `POST /v1/images` | a tar archive of the code's directory | [`Image`] |
+//! | `PUT /v1/functions/NAME` | [`Deploy`] | [`Function`], once an instance is ready |
+//! | `GET /v1/functions/NAME` | | [`Function`] |
+//! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
+//! | `GET /v1/functions/NAME/logs?lines=N` | | text |
+//! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
+//! | `GET /v1/peers` | | [`Peers`] |
+//! | `POST /v1/peers` | [`Invite`] | [`Invited`] |
+//! | `DELETE /v1/peers/NAME` | | nothing (204) |
+//!
+//! On the tunnel's own address, for peers, there are `GET /metrics` and `POST /v1/join` ([`Join`], 204) alone.
+//!
+//! Every error is a [`Problem`] with the media type `application/problem+json`.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::core::address::Prefix;
+use crate::core::name::FunctionName;
+use crate::core::spec::FunctionSpec;
+
+/// The daemon, and what it found to work with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Version {
+    pub version: String,
+    pub started_at: Timestamp,
+    /// `kernel` or `userspace`.
+    pub wireguard: String,
+    /// The runtime and its version: `runc 1.1.5`.
+    pub runtime: String,
+    /// The layout of the pinned maps.
+    pub layout: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Functions {
+    pub functions: Vec<Function>,
+}
+
+/// Code that has been uploaded. Its digest is that of the unpacked tree, so the same code is stored once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    /// [`Image::digest`].
+    pub image: String,
+    #[serde(default)]
+    pub spec: FunctionSpec,
+}
+
+/// A function, as declared and as it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Function {
+    pub name: FunctionName,
+    /// Counts deploys, from 1.
+    pub revision: u64,
+    pub address: Ipv6Addr,
+    pub image: String,
+    pub spec: FunctionSpec,
+    pub deployed_at: Timestamp,
+    pub state: State,
+    /// Why the last instance failed, while there is no better news.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub instances: Vec<Instance>,
+    pub connections: Connections,
+}
+
+/// What a caller would meet now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// At least one instance is ready.
+    Warm,
+    /// No instance; a connection starts one.
+    Cold,
+    /// No instance is ready yet, one is on its way.
+    Starting,
+    /// Instances keep failing; the next try waits.
+    Failing,
+}
+
+impl State {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Warm => "warm",
+            Self::Cold => "cold",
+            Self::Starting => "starting",
+            Self::Failing => "failing",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Instance {
+    /// The container's name, as runc knows it.
+    pub id: String,
+    pub revision: u64,
+    /// Of the container's first process, on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    pub phase: Phase,
+    pub started_at: Timestamp,
+    /// Connections handed over and not reported finished.
+    pub in_flight: u64,
+    /// Adopted from an earlier daemon rather than started by this one.
+    pub adopted: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    Starting,
+    Ready,
+    Draining,
+}
+
+impl Phase {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// A function's connections since the kernel program was first loaded (`steered`) or the daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connections {
+    /// Chosen by the kernel program for this function's listener.
+    pub steered: u64,
+    /// Accepted by io_uring.
+    pub accepted: u64,
+    /// Handed over to an instance.
+    pub handed_off: u64,
+    /// Handed over again, because the instance that had it queued died.
+    pub requeued: u64,
+    /// Closed for want of an instance before the deadline, or of room.
+    pub refused: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peers {
+    pub peers: Vec<Peer>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    pub name: FunctionName,
+    pub address: Ipv6Addr,
+    /// Base64, as WireGuard writes it. While the invitation is open, that of the invitation's own key.
+    pub public_key: String,
+    /// Not joined yet; until when the invitation is good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub invited_until: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_handshake: Option<Timestamp>,
+    pub received_bytes: u64,
+    pub sent_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Invite {
+    pub name: FunctionName,
+    /// How long the invitation is good for.
+    pub expires_in_ms: u64,
+    /// `HOST:PORT` that clients dial, if not the daemon's own setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+/// What `faas vpn invite` prints: the text that `faas vpn connect` takes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Invited {
+    pub name: FunctionName,
+    pub address: Ipv6Addr,
+    pub expires_at: Timestamp,
+    pub invitation: String,
+}
+
+/// Sent through the tunnel that the invitation's key opened; the sender's address says whose it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Join {
+    /// The key that the client made and keeps, base64.
+    pub public_key: String,
+}
+
+/// What an invitation carries, as JSON within base64url.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// The form's version: 1.
+    pub v: u32,
+    pub name: String,
+    /// The client's address in the tunnel.
+    pub address: Ipv6Addr,
+    /// A key good for one exchange: the client's own replaces it.
+    pub private_key: String,
+    pub server_public_key: String,
+    /// `HOST:PORT`; an IPv6 host stands in brackets.
+    pub endpoint: String,
+    /// The server's address in the tunnel: DNS, join, metrics.
+    pub server: Ipv6Addr,
+    pub vpn_prefix: Prefix,
+    pub function_prefix: Prefix,
+    /// The port of `/v1/join` and `/metrics` on the server's address.
+    pub http_port: u16,
+    pub expires_at: Timestamp,
+}
+
+/// An error, after RFC 9457.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The HTTP status again.
+    pub status: u16,
+    /// What is wrong, in a sentence.
+    pub title: String,
+    /// What to do about it, or more of the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}

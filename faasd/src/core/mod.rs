@@ -1,0 +1,6 @@
+//! Policy: what things are called, what is declared, what follows from an event. No I/O, no clock, no unsafe.
+
+pub mod address;
+pub mod name;
+pub mod paths;
+pub mod spec;

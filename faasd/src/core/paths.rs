@@ -1,0 +1,86 @@
+//! Where things are. Everything that one daemon owns on a machine is named after its instance, so that two
+//! (a test beside the real one) never meet.
+
+use std::path::{Path, PathBuf};
+
+/// The places that a daemon owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// What must survive a reboot: `/var/lib/faasd`, moved by `FAAS_ROOT`.
+    pub state: PathBuf,
+    /// What must not: `/run/faasd`.
+    pub run: PathBuf,
+    /// Keys and peers: `/etc/wireguard`.
+    pub wireguard: PathBuf,
+    /// The daemon's name on this machine, for what lives in kernel-wide name spaces: cgroups, bpffs.
+    pub instance: String,
+}
+
+impl Paths {
+    /// The API's unix socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("faasd.sock")
+    }
+
+    /// The descriptor store's unix socket.
+    #[must_use]
+    pub fn fdstore(&self) -> PathBuf {
+        self.run.join("fdstore.sock")
+    }
+
+    /// The pin of the ingress network namespace.
+    #[must_use]
+    pub fn ingress(&self) -> PathBuf {
+        self.run.join("ingress")
+    }
+
+    /// The desired state.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.state.join("faasd.redb")
+    }
+
+    /// Unpacked code, by digest.
+    #[must_use]
+    pub fn images(&self) -> PathBuf {
+        self.state.join("images")
+    }
+
+    /// OCI bundles, one an instance. They die with the machine's uptime as containers do, but the founding layout
+    /// names them under the state directory.
+    #[must_use]
+    pub fn bundles(&self) -> PathBuf {
+        self.state.join("bundles")
+    }
+
+    /// The zone file for other DNS servers.
+    #[must_use]
+    pub fn zone_file(&self) -> PathBuf {
+        self.state.join("dns/faas.db")
+    }
+
+    /// Log files, one directory a function.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.state.join("logs")
+    }
+
+    /// runc's own state (`runc --root`).
+    #[must_use]
+    pub fn runc(&self) -> PathBuf {
+        self.run.join("runc")
+    }
+
+    /// The cgroup above all containers, absolute within each hierarchy.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        format!("/{}", self.instance)
+    }
+
+    /// Where programs, links and maps are pinned. No dot in it: bpffs refuses those.
+    #[must_use]
+    pub fn bpf(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(self.instance.replace('.', "_"))
+    }
+}

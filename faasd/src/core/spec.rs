@@ -1,0 +1,377 @@
+//! What a function is declared to be: the file `faas.toml`, checked, with every default filled in.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The file's name in a function's directory.
+pub const FILE_NAME: &str = "faas.toml";
+
+/// A function, as declared. Durations and sizes are numbers with their unit in the name, in the API and in the
+/// store; the file may write `"30s"` and `"128MiB"`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FunctionSpec {
+    /// How the code receives connections.
+    pub contract: Contract,
+    /// What is run: the argument vector of an `fd` function, relative to its code (mounted at `/app`).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// `FILE.py:FUNCTION` of a `handler` function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handler: Option<String>,
+    /// The TCP port that clients dial.
+    pub port: u16,
+    /// Environment variables.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    pub limits: Limits,
+    pub scale: Scale,
+    pub deadlines: Deadlines,
+}
+
+/// How code receives its connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contract {
+    /// A script with one function in it, served by a runner that faasd brings.
+    #[default]
+    Handler,
+    /// A program that speaks the hand-off protocol itself (`docs/HANDOFF.md`).
+    Fd,
+}
+
+impl Contract {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Handler => "handler",
+            Self::Fd => "fd",
+        }
+    }
+}
+
+/// What an instance may use.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    #[serde(alias = "memory", deserialize_with = "quantity::bytes")]
+    pub memory_bytes: u64,
+    /// In cores: 0.5 is half of one.
+    #[serde(alias = "cpu")]
+    pub cpu_cores: f64,
+    /// Processes and threads.
+    #[serde(alias = "pids")]
+    pub pids_max: u32,
+    /// The size of `/tmp`, which is counted as memory.
+    #[serde(alias = "tmp", deserialize_with = "quantity::bytes")]
+    pub tmp_bytes: u64,
+    /// Open descriptors, connections included.
+    #[serde(alias = "files")]
+    pub files_max: u64,
+}
+
+/// How many instances there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scale {
+    /// Instances that are always there. With 0, the first connection starts one.
+    pub min: u32,
+}
+
+/// How long the platform waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deadlines {
+    /// From the start of a container to its readiness.
+    #[serde(alias = "start", deserialize_with = "quantity::milliseconds")]
+    pub start_ms: u64,
+    /// From the request to stop to the kill.
+    #[serde(alias = "drain", deserialize_with = "quantity::milliseconds")]
+    pub drain_ms: u64,
+}
+
+impl Deadlines {
+    #[must_use]
+    pub const fn start(&self) -> Duration {
+        Duration::from_millis(self.start_ms)
+    }
+
+    #[must_use]
+    pub const fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+}
+
+impl Default for FunctionSpec {
+    fn default() -> Self {
+        Self {
+            contract: Contract::default(),
+            command: Vec::new(),
+            handler: None,
+            port: 80,
+            env: BTreeMap::new(),
+            limits: Limits::default(),
+            scale: Scale::default(),
+            deadlines: Deadlines::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 128 << 20,
+            cpu_cores: 1.0,
+            pids_max: 128,
+            tmp_bytes: 16 << 20,
+            files_max: 16_384,
+        }
+    }
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self { min: 1 }
+    }
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self { start_ms: 10_000, drain_ms: 10_000 }
+    }
+}
+
+/// Why a declaration is refused. Each message names the key and what it may be.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SpecError {
+    /// The file is no TOML, has an unknown key or a value of the wrong kind.
+    #[error("{FILE_NAME}: {0}")]
+    Syntax(String),
+    #[error("`{key}` is {value}; {allowed}")]
+    Value { key: &'static str, value: String, allowed: &'static str },
+    #[error(
+        "an `fd` function needs `command`, the program to run: `command = [\"./hello\"]`, relative to its directory"
+    )]
+    NoCommand,
+    #[error("`{0}` goes with the contract `{1}` alone")]
+    Misplaced(&'static str, &'static str),
+}
+
+/// The most instances that one function may declare: each has its own slot in the acceptor's table.
+pub const INSTANCES_MAX: u32 = 64;
+
+/// The most environment variables, and the most bytes in one.
+const ENV_MAX: usize = 256;
+const ENV_BYTES_MAX: usize = 32 << 10;
+
+impl FunctionSpec {
+    /// Reads and checks `faas.toml`.
+    ///
+    /// # Errors
+    /// [`SpecError`], with the nearest valid key for an unknown one.
+    pub fn from_toml(text: &str) -> Result<Self, SpecError> {
+        let spec: Self = toml::from_str(text).map_err(|e| SpecError::Syntax(explain(&e)))?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// Checks what the types cannot say.
+    ///
+    /// # Errors
+    /// [`SpecError`].
+    pub fn check(&self) -> Result<(), SpecError> {
+        let value = |key, value: &dyn ToString, allowed| {
+            Err(SpecError::Value { key, value: value.to_string(), allowed })
+        };
+        match self.contract {
+            Contract::Fd if self.command.is_empty() => return Err(SpecError::NoCommand),
+            Contract::Fd if self.handler.is_some() => return Err(SpecError::Misplaced("handler", "handler")),
+            Contract::Handler if !self.command.is_empty() => {
+                return Err(SpecError::Misplaced("command", "fd"));
+            }
+            _ => {}
+        }
+        if let Some(handler) = &self.handler
+            && split_handler(handler).is_none()
+        {
+            return value("handler", handler, "write FILE.py:FUNCTION, like handler.py:handle");
+        }
+        let limits = &self.limits;
+        if self.port == 0 {
+            return value("port", &self.port, "use 1 to 65535");
+        }
+        if limits.memory_bytes < 8 << 20 {
+            return value("limits.memory", &limits.memory_bytes, "at least 8MiB is needed");
+        }
+        if !(0.01..=1024.0).contains(&limits.cpu_cores) {
+            return value("limits.cpu", &limits.cpu_cores, "use 0.01 to 1024 cores");
+        }
+        if !(4..=65_536).contains(&limits.pids_max) {
+            return value("limits.pids", &limits.pids_max, "use 4 to 65536");
+        }
+        if !(4 << 10..=limits.memory_bytes).contains(&limits.tmp_bytes) {
+            return value("limits.tmp", &limits.tmp_bytes, "use 4KiB up to limits.memory, which it counts towards");
+        }
+        if !(64..=1 << 20).contains(&limits.files_max) {
+            return value("limits.files", &limits.files_max, "use 64 to 1048576");
+        }
+        if self.scale.min > INSTANCES_MAX {
+            return value("scale.min", &self.scale.min, "use 0 to 64");
+        }
+        if !(100..=600_000).contains(&self.deadlines.start_ms) {
+            return value("deadlines.start", &self.deadlines.start_ms, "use 100ms to 10m");
+        }
+        if self.deadlines.drain_ms > 600_000 {
+            return value("deadlines.drain", &self.deadlines.drain_ms, "use 0s to 10m");
+        }
+        if self.env.len() > ENV_MAX {
+            return value("env", &self.env.len(), "at most 256 variables are passed");
+        }
+        for (key, content) in &self.env {
+            if key.is_empty() || key.contains(['=', '\0']) || content.contains('\0') {
+                return value("env", key, "a variable's name is not empty and has no '='; neither part has a NUL");
+            }
+            if content.len() > ENV_BYTES_MAX {
+                return value("env", key, "a variable holds at most 32 KiB");
+            }
+        }
+        Ok(())
+    }
+
+    /// The file and function of a handler, with the defaults `handler.py` and `handle`.
+    #[must_use]
+    pub fn handler_parts(&self) -> (&str, &str) {
+        self.handler.as_deref().and_then(split_handler).unwrap_or(("handler.py", "handle"))
+    }
+}
+
+/// `handler.py:handle`: a plain file name inside the code's directory, and an identifier in it.
+fn split_handler(handler: &str) -> Option<(&str, &str)> {
+    let (file, function) = handler.split_once(':')?;
+    let file_ok = file.ends_with(".py") && file.len() > 3 && !file.contains(['/', '\0']);
+    let function_ok = !function.is_empty()
+        && !function.starts_with(|c: char| c.is_ascii_digit())
+        && function.chars().all(|c| c.is_alphanumeric() || c == '_');
+    (file_ok && function_ok).then_some((file, function))
+}
+
+/// Adds the nearest valid key to serde's message about an unknown one.
+fn explain(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let mut quoted = error.message().split('`').skip(1).step_by(2);
+    if !error.message().starts_with("unknown field") {
+        return text;
+    }
+    let unknown = quoted.next().unwrap_or_default();
+    let nearest = quoted
+        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(2))
+        .min();
+    match nearest {
+        Some((_, known)) => format!("{}\ndid you mean `{known}`?", text.trim_end()),
+        None => text,
+    }
+}
+
+/// Sizes and durations, as a number or with a unit.
+mod quantity {
+    use std::fmt;
+
+    use serde::de::{Deserializer, Error, Visitor};
+
+    pub fn bytes<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
+        let units = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+        input.deserialize_any(Quantity { units, example: "a size in bytes, or like \"128MiB\"" })
+    }
+
+    pub fn milliseconds<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
+        let units = &[("ms", 1), ("s", 1000), ("m", 60_000)];
+        input.deserialize_any(Quantity { units, example: "milliseconds, or like \"30s\"" })
+    }
+
+    struct Quantity {
+        units: &'static [(&'static str, u64)],
+        example: &'static str,
+    }
+
+    impl Visitor<'_> for Quantity {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.example)
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<u64, E> {
+            Ok(value)
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<u64, E> {
+            u64::try_from(value).map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(value), &self))
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
+            let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+            let unit = &text[number.len()..];
+            let factor = self.units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+            factor
+                .zip(number.trim().parse::<u64>().ok())
+                .and_then(|(factor, number)| number.checked_mul(factor))
+                .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_a_handler_with_the_defaults() {
+        let spec = FunctionSpec::from_toml("").unwrap();
+        assert_eq!(spec, FunctionSpec::default());
+        assert_eq!(spec.handler_parts(), ("handler.py", "handle"));
+    }
+
+    #[test]
+    fn units_are_understood() {
+        let spec = FunctionSpec::from_toml(
+            "contract = 'fd'\ncommand = ['./a']\n[limits]\nmemory = '64MiB'\ncpu = 0.5\n[deadlines]\nstart = '3s'",
+        )
+        .unwrap();
+        assert_eq!(spec.limits.memory_bytes, 64 << 20);
+        assert_eq!(spec.deadlines.start(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn the_store_reads_what_it_wrote() {
+        let spec = FunctionSpec { env: [("A".into(), "b".into())].into(), ..FunctionSpec::default() };
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<FunctionSpec>(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn bad_declarations_name_the_key_and_the_remedy() {
+        for (text, why) in [
+            ("contrat = 'fd'", "did you mean `contract`"),
+            ("[limits]\nmemroy = 1", "did you mean `memory"),
+            ("contract = 'fd'", "needs `command`"),
+            ("command = ['x']", "contract `fd` alone"),
+            ("handler = 'x'", "FILE.py:FUNCTION"),
+            ("handler = '../x.py:f'", "FILE.py:FUNCTION"),
+            ("port = 0", "1 to 65535"),
+            ("port = 70000", "70000"),
+            ("[limits]\nmemory = '1KB'", "128MiB"),
+            ("[limits]\nmemory = '1MiB'", "8MiB"),
+            ("[limits]\ncpu = 0", "0.01"),
+            ("[scale]\nmin = 1000", "0 to 64"),
+            ("[deadlines]\nstart = '1h'", "30s"),
+            ("[env]\n'A=B' = 'c'", "no '='"),
+            ("x", "faas.toml"),
+        ] {
+            let error = FunctionSpec::from_toml(text).unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+}
