@@ -1,0 +1,217 @@
+//! The kernel's side of faasd: where a connection goes, and where a socket handed to a function may not.
+//!
+//! All of it runs in the ingress network namespace, which holds the tunnel's interface, the functions' addresses and
+//! nothing else.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::macros::{btf_map, cgroup_sock_addr, classifier, map, sk_lookup};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, SockMap};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext};
+use core::ffi::c_void;
+use core::ptr;
+use faasd_common::{Config, DAEMON_MARK, Decision, Route, RouteKey, SLOTS_MAX};
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+
+/// Where a client dialled → whose it is.
+#[map]
+static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(SLOTS_MAX, 0);
+
+/// Slot → the function's listener. The kernel empties a slot when the last holder of its socket closes it.
+#[map]
+static LISTENERS: SockMap = SockMap::with_max_entries(SLOTS_MAX, 0);
+
+#[map]
+static DECISIONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Decision::COUNT, 0);
+
+/// Connections given to each slot's listener.
+#[map]
+static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
+
+/// A socket → the slot of the function that it belongs to. The daemon marks the listener, the kernel copies the mark
+/// to every connection that the listener accepts (`BPF_F_CLONE`). aya-ebpf's own type has no place for flags, so the
+/// map's BTF definition is spelled out.
+#[repr(C)]
+pub struct SocketOwner {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const u32,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: never read by the program itself: the pointers only carry types to the loader.
+unsafe impl Sync for SocketOwner {}
+
+#[btf_map]
+static OWNER: SocketOwner = SocketOwner {
+    r#type: ptr::null(),
+    key: ptr::null(),
+    value: ptr::null(),
+    max_entries: ptr::null(),
+    map_flags: ptr::null(),
+};
+
+const AF_INET6: u32 = 10;
+const IPPROTO_TCP: u32 = 6;
+const LOOPBACK_IFINDEX: u32 = 1;
+
+#[inline(always)]
+fn count(decision: Decision) {
+    if let Some(counter) = DECISIONS.get_ptr_mut(decision as u32) {
+        // SAFETY: a per-CPU value; the program is not preempted by itself on its CPU.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// Chooses the socket of each new TCP connection in the namespace. Nothing is reachable here but what stands in
+/// [`ROUTES`]: a socket that a function managed to make listen gets no connection.
+#[sk_lookup]
+pub fn steer(ctx: SkLookupContext) -> u32 {
+    // SAFETY: the kernel passes a valid context; the verifier rewrites each access.
+    let lookup = unsafe { &*ctx.lookup };
+    if lookup.protocol != IPPROTO_TCP {
+        // UDP: only DNS is bound here, and nothing that a function holds is a UDP socket.
+        return SK_PASS;
+    }
+    if lookup.family != AF_INET6 {
+        // The platform is IPv6 only; 127.0.0.1 of this namespace has nothing to offer.
+        count(Decision::Unknown);
+        return SK_DROP;
+    }
+    let key = RouteKey { address: lookup.local_ip6, port: lookup.local_port };
+    // SAFETY: the value is copied at once; the daemon replaces entries whole.
+    let Some(route) = (unsafe { ROUTES.get(key) }).copied() else {
+        // DROP ends the lookup; the kernel answers with RST, so that a client fails at once and not by a timeout.
+        count(Decision::Unknown);
+        return SK_DROP;
+    };
+    let Some(config) = CONFIG.get(0) else { return SK_DROP };
+    // WireGuard ties a source address to a key for what comes in by the tunnel alone. From anywhere else the address
+    // proves nothing. (The daemon itself comes by loopback.)
+    if lookup.ingress_ifindex != config.tunnel_ifindex && lookup.ingress_ifindex != LOOPBACK_IFINDEX {
+        count(Decision::Foreign);
+        return SK_DROP;
+    }
+    if route.slot == Route::SERVICE.slot {
+        count(Decision::Service);
+        return SK_PASS;
+    }
+    if LISTENERS.redirect_sk_lookup(&ctx, route.slot, 0).is_err() {
+        // The slot is empty: no holder is left, not even the descriptor store.
+        count(Decision::NoListener);
+        return SK_DROP;
+    }
+    if let Some(counter) = STEERED.get_ptr_mut(route.slot) {
+        // SAFETY: as in `count`.
+        unsafe { *counter += 1 }
+    }
+    count(Decision::Steered);
+    SK_PASS
+}
+
+/// Whether the socket was handed to a function, or came from a listener that was.
+#[inline(always)]
+fn belongs_to_a_function(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the kernel passes a valid context with a full socket for these attach types.
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if socket.is_null() {
+        return false;
+    }
+    let map = &raw const OWNER as *mut c_void;
+    // SAFETY: `map` is the map that the loader puts in place of the symbol; a null value with no flag only looks up.
+    !unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0) }.is_null()
+}
+
+/// 1 lets the call go on, 0 makes it fail with EPERM. A connection can be taken apart by `connect(AF_UNSPEC)` and
+/// pointed elsewhere within the namespace that it was made in; these programs refuse the second half.
+#[inline(always)]
+fn deny(ctx: &SockAddrContext, decision: Decision) -> i32 {
+    if belongs_to_a_function(ctx) {
+        count(decision);
+        return 0;
+    }
+    1
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn deny_connect4(ctx: SockAddrContext) -> i32 {
+    deny(&ctx, Decision::DeniedConnect)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn deny_connect6(ctx: SockAddrContext) -> i32 {
+    deny(&ctx, Decision::DeniedConnect)
+}
+
+#[cgroup_sock_addr(bind4)]
+pub fn deny_bind4(ctx: SockAddrContext) -> i32 {
+    deny(&ctx, Decision::DeniedBind)
+}
+
+#[cgroup_sock_addr(bind6)]
+pub fn deny_bind6(ctx: SockAddrContext) -> i32 {
+    deny(&ctx, Decision::DeniedBind)
+}
+
+const ETH_HLEN: usize = 14;
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const TCP_FLAGS: usize = 13;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// The second lock on the same door, and independent of the first: on its way out of the namespace, by loopback or by
+/// the tunnel, a packet that opens a connection is dropped unless the daemon made it.
+#[classifier]
+pub fn guard_egress(ctx: TcContext) -> i32 {
+    // SAFETY: a plain field of a valid context.
+    let mark = unsafe { (*ctx.skb.skb).mark };
+    if mark != DAEMON_MARK && may_open_a_connection(&ctx) {
+        count(Decision::DroppedSyn);
+        return TC_ACT_SHOT as i32;
+    }
+    TC_ACT_OK as i32
+}
+
+#[inline(always)]
+fn may_open_a_connection(ctx: &TcContext) -> bool {
+    // SAFETY: plain fields of a valid context.
+    let (protocol, link) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).ifindex) };
+    // Loopback packets carry an Ethernet header, the tunnel's carry none.
+    let network = if link == LOOPBACK_IFINDEX { ETH_HLEN } else { 0 };
+    let (next_header, transport) = match u16::from_be(protocol as u16) {
+        // Sockets build no extension headers unless asked by IPV6_HOPOPTS and the like, which are of no use to a SYN;
+        // what is not plain TCP after the fixed header cannot be vouched for by this program, and needs to be none.
+        ETH_P_IPV6 => (ctx.load::<u8>(network + 6), network + 40),
+        ETH_P_IP => match ctx.load::<u8>(network) {
+            Ok(first) => (ctx.load::<u8>(network + 9), network + usize::from(first & 0x0f) * 4),
+            Err(_) => return false,
+        },
+        _ => return false,
+    };
+    match next_header {
+        Ok(next) if u32::from(next) == IPPROTO_TCP => {}
+        // IPv6 extension headers (hop-by-hop, routing, fragment, destination options): a function could set them on
+        // its socket to hide the SYN behind. Nothing of ours sends any.
+        Ok(0 | 43 | 44 | 60) => return true,
+        _ => return false,
+    }
+    matches!(ctx.load::<u8>(transport + TCP_FLAGS), Ok(flags) if flags & (SYN | ACK) == SYN)
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// The kernel lends its GPL-only helpers by this.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
