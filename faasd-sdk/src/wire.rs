@@ -93,7 +93,9 @@ impl Record {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Self {
+    /// Reads a record; `bytes` holds at least [`RECORD_BYTES`].
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Self {
         let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         Self { id: long(0), accepted_ns: long(8), deadline_ns: long(16), attempt: word(24), flags: word(28) }

@@ -1,3 +1,6 @@
 //! The fence: every kernel interface and all unsafe code of the daemon. Each block says why it is sound.
 
+pub mod bpf;
 pub mod netns;
+pub mod scm;
+pub mod uring;

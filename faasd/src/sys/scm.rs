@@ -1,0 +1,248 @@
+//! Descriptors over unix sockets.
+//!
+//! [`Handoff`] is the message of the connection path: made once, filled and sent again and again without allocating.
+//! [`send`] and [`recv`] serve everything else. The crate `sendfd` was left aside: it neither batches into a buffer
+//! that io_uring can send nor tells that descriptors were lost (`MSG_CTRUNC`).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use faasd_sdk::wire::{self, CONNECTIONS_MAX, HEADER_BYTES, MESSAGE_BYTES_MAX, RECORD_BYTES, Record};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+
+/// The most descriptors that [`send`] and [`recv`] carry in one message.
+pub const DESCRIPTORS_MAX: usize = 16;
+
+/// The control buffer's size for a full message, in the words that align it.
+const CONTROL_WORDS: usize = 2 + CONNECTIONS_MAX / 2;
+
+/// One hand-off message with its descriptors, at a fixed place in memory: io_uring reads it while the kernel sends.
+#[derive(Debug)]
+pub struct Handoff {
+    parts: Box<Parts>,
+    count: usize,
+}
+
+#[derive(Debug)]
+#[repr(C)]
+struct Parts {
+    header: libc::msghdr,
+    vector: libc::iovec,
+    bytes: [u8; MESSAGE_BYTES_MAX],
+    /// A `cmsghdr` (two words on 64-bit systems) and the descriptors.
+    control: [u64; CONTROL_WORDS],
+}
+
+impl Handoff {
+    #[expect(unsafe_code, reason = "msghdr has private padding on some targets, so it has no literal")]
+    #[must_use]
+    pub fn new() -> Self {
+        let mut parts = Box::new(Parts {
+            // SAFETY: all-zero is the documented empty msghdr: null pointers with zero lengths.
+            header: unsafe { std::mem::zeroed() },
+            vector: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
+            bytes: [0; MESSAGE_BYTES_MAX],
+            control: [0; CONTROL_WORDS],
+        });
+        parts.vector.iov_base = parts.bytes.as_mut_ptr().cast();
+        parts.header.msg_iov = &raw mut parts.vector;
+        parts.header.msg_iovlen = 1;
+        Self { parts, count: 0 }
+    }
+
+    /// Empties the message.
+    pub fn clear(&mut self) {
+        self.count = 0;
+    }
+
+    /// Adds a connection; false when the message is full.
+    pub fn push(&mut self, record: &Record, connection: RawFd) -> bool {
+        if self.count == CONNECTIONS_MAX {
+            return false;
+        }
+        let at = HEADER_BYTES + self.count * RECORD_BYTES;
+        self.parts.bytes[at..at + RECORD_BYTES].copy_from_slice(&record.encode());
+        // Two descriptors a word, after the two words of the cmsghdr, in the machine's byte order.
+        let (word, half) = (2 + self.count / 2, self.count % 2);
+        let mut pair = self.parts.control[word].to_ne_bytes();
+        pair[half * 4..half * 4 + 4].copy_from_slice(&connection.to_ne_bytes());
+        self.parts.control[word] = u64::from_ne_bytes(pair);
+        self.count += 1;
+        true
+    }
+
+    /// How many connections are in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.count == CONNECTIONS_MAX
+    }
+
+    /// The connections and their records, in order.
+    pub fn connections(&self) -> impl ExactSizeIterator<Item = (Record, RawFd)> + '_ {
+        (0..self.count).map(|i| {
+            let at = HEADER_BYTES + i * RECORD_BYTES;
+            let pair = self.parts.control[2 + i / 2].to_ne_bytes();
+            let fd = RawFd::from_ne_bytes(std::array::from_fn(|byte| pair[(i % 2) * 4 + byte]));
+            (Record::decode(&self.parts.bytes[at..at + RECORD_BYTES]), fd)
+        })
+    }
+
+    /// Writes headers and lengths; the message is ready to be sent as it stands.
+    fn seal(&mut self) -> *const libc::msghdr {
+        let parts = &mut *self.parts;
+        parts.bytes[..HEADER_BYTES]
+            .copy_from_slice(&wire::header(wire::Kind::Connections, self.count as u16));
+        parts.vector.iov_len = HEADER_BYTES + self.count * RECORD_BYTES;
+        let rights = (self.count * size_of::<RawFd>()) as u32;
+        // CMSG_LEN and CMSG_SPACE only add constants; the header is two words: length, then level and type.
+        let header_bytes = 2 * size_of::<u64>();
+        parts.control[0] = (header_bytes + rights as usize) as u64;
+        let mut kind = [0; 8];
+        kind[..4].copy_from_slice(&libc::SOL_SOCKET.to_ne_bytes());
+        kind[4..].copy_from_slice(&libc::SCM_RIGHTS.to_ne_bytes());
+        parts.control[1] = u64::from_ne_bytes(kind);
+        parts.header.msg_control = parts.control.as_mut_ptr().cast();
+        parts.header.msg_controllen = (header_bytes + (rights as usize).next_multiple_of(8)) as _;
+        &raw const parts.header
+    }
+
+    /// Sends the message with plain `sendmsg(2)`, without waiting.
+    ///
+    /// # Errors
+    /// `EAGAIN` when the receiver has no room; otherwise those of `sendmsg(2)`.
+    #[expect(unsafe_code, reason = "rustix would allocate or copy the ancillary buffer for each call")]
+    pub fn send(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        let header = self.seal();
+        // SAFETY: `header` and all that it points to live in `self.parts`, which outlives the call; the lengths were
+        // just set to the filled parts.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), header, SEND_FLAGS) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The sealed message for io_uring. The pointer is good as long as `self` is neither dropped nor changed.
+    pub(super) fn sealed(&mut self) -> *const libc::msghdr {
+        self.seal()
+    }
+}
+
+impl Default for Handoff {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// A msghdr points into the same box, which moves between threads as a whole.
+#[expect(unsafe_code, reason = "the raw pointers in msghdr hide that the box owns what they point to")]
+// SAFETY: all pointers lead into the box itself.
+unsafe impl Send for Handoff {}
+
+/// How hand-off messages are sent: never waiting, never by signal.
+pub(super) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+
+/// Sends one message with descriptors.
+///
+/// # Errors
+/// Those of `sendmsg(2)`; `InvalidInput` for more than [`DESCRIPTORS_MAX`] descriptors.
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one message"));
+    }
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one message with up to [`CONNECTIONS_MAX`] descriptors, all close-on-exec.
+///
+/// # Errors
+/// Those of `recvmsg(2)`; `InvalidData` when bytes or descriptors were lost on the way.
+pub fn recv(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(CONNECTIONS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(bytes)],
+        &mut control,
+        flags | RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut descriptors = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            descriptors.extend(rights);
+        }
+    }
+    if message.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a message lost bytes or descriptors on its way; is the limit of open files (RLIMIT_NOFILE) too low?",
+        ));
+    }
+    Ok((message.bytes, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::os::fd::AsRawFd;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    #[test]
+    fn every_count_of_connections_arrives() {
+        let (ours, theirs) = pair();
+        let mut message = Handoff::new();
+        for count in [1, 2, 3, CONNECTIONS_MAX - 1, CONNECTIONS_MAX] {
+            message.clear();
+            for id in 0..count as u64 {
+                assert!(message.push(&Record { id, ..Record::default() }, ours.as_raw_fd()));
+            }
+            assert_eq!(message.is_full(), count == CONNECTIONS_MAX);
+            message.send(ours.as_fd()).unwrap();
+            let mut bytes = [0; MESSAGE_BYTES_MAX];
+            let (n, descriptors) = recv(&theirs, &mut bytes, RecvFlags::empty()).unwrap();
+            let read = wire::Message::parse(&bytes[..n]).unwrap();
+            assert_eq!((read.count(), descriptors.len()), (count, count));
+            assert!(read.records().map(|r| r.id).eq(0..count as u64));
+            assert!(message.connections().all(|(_, fd)| fd == ours.as_raw_fd()));
+        }
+        assert!(!message.push(&Record::default(), 0));
+    }
+
+    #[test]
+    fn a_full_receiver_is_told_at_once() {
+        let (ours, _theirs) = pair();
+        let mut message = Handoff::new();
+        message.push(&Record::default(), ours.as_raw_fd());
+        let full = (0..100_000).find_map(|_| message.send(ours.as_fd()).err()).unwrap();
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn lost_descriptors_are_an_error() {
+        let (ours, theirs) = pair();
+        let mut message = Handoff::new();
+        (0..2).for_each(|_| assert!(message.push(&Record::default(), ours.as_raw_fd())));
+        message.send(ours.as_fd()).unwrap();
+        let error = recv(&theirs, &mut [0; 4], RecvFlags::empty()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}
