@@ -59,7 +59,9 @@ pub struct Record {
 pub enum WireError {
     #[error("a message of {0} bytes is shorter than its header says")]
     Short(usize),
-    #[error("protocol version {0} is not {VERSION}: the function and faasd are too far apart; rebuild the function")]
+    #[error(
+        "protocol version {0} is not {VERSION}: the function and faasd are too far apart; rebuild the function"
+    )]
     Version(u16),
     #[error("message kind {0} is unknown")]
     Kind(u16),
@@ -118,7 +120,8 @@ impl<'a> Message<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, WireError> {
         let short = WireError::Short(bytes.len());
         let word = |at: usize| Some(u16::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]));
-        let [Some(version), Some(kind), Some(count), Some(record_bytes)] = [word(0), word(2), word(4), word(6)]
+        let [Some(version), Some(kind), Some(count), Some(record_bytes)] =
+            [word(0), word(2), word(4), word(6)]
         else {
             return Err(short);
         };
