@@ -1,1 +1,160 @@
+//! The hand-off lane: io_uring accepts a connection, the least loaded instance receives its descriptor, our copy is
+//! closed. No byte is read.
+//!
+//! Each acceptor is one thread with one ring, and each function belongs to one acceptor: nothing is shared, so
+//! nothing is locked, and once queues have grown to their working size nothing is allocated. The control plane speaks
+//! to an acceptor by a bounded queue of [`Command`]s and hears from it by a bounded queue of [`Event`]s; it never calls
+//! into it, and a connection never waits for it unless there is no instance.
+//!
+//! A function without an instance is not accepted from at all. Its connections wait in the kernel's own queue, where
+//! they cost us nothing and survive our death; the acceptor only watches for the first of them.
 
+mod acceptor;
+mod function;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use faasd_sdk::status::StatusPage;
+use rustix::event::EventfdFlags;
+use tokio::sync::mpsc::Sender;
+
+pub use stats::{LATENCY_BOUNDS_NS, Stats};
+
+/// Commands that may wait for one acceptor.
+const COMMANDS_MAX: usize = 4096;
+
+/// What the control plane tells an acceptor.
+#[derive(Debug)]
+pub enum Command {
+    /// Connections of a new function come in by `listener`.
+    AddFunction { slot: u32, listener: OwnedFd, stats: Arc<Stats> },
+    /// The function is gone: what waits is refused.
+    RemoveFunction { slot: u32 },
+    /// An instance takes connections from now on.
+    AddInstance { slot: u32, instance: Instance },
+    /// An instance gets no further connections. It keeps those that it was given.
+    DrainInstance { slot: u32, key: u32 },
+    /// An instance has ended: connections that it had not received go to another.
+    RemoveInstance { slot: u32, key: u32 },
+    /// No instance will come: what waits is refused.
+    Refuse { slot: u32 },
+    /// Accept nothing further, finish what is under way, end.
+    Stop,
+}
+
+impl Command {
+    fn slot(&self) -> u32 {
+        match self {
+            Self::AddFunction { slot, .. }
+            | Self::RemoveFunction { slot }
+            | Self::AddInstance { slot, .. }
+            | Self::DrainInstance { slot, .. }
+            | Self::RemoveInstance { slot, .. }
+            | Self::Refuse { slot } => *slot,
+            Self::Stop => 0,
+        }
+    }
+}
+
+/// An instance, as an acceptor sees it.
+#[derive(Debug)]
+pub struct Instance {
+    /// Unique among all instances of the daemon's life.
+    pub key: u32,
+    /// Our end of its socket pair.
+    pub socket: OwnedFd,
+    /// A duplicate of its own end, to read back what it did not live to receive.
+    pub receive_end: OwnedFd,
+    pub page: Arc<StatusPage>,
+}
+
+/// What an acceptor tells the control plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Connections wait, and no instance can take them. Told once, until an instance comes or they are refused.
+    Waiting { slot: u32 },
+}
+
+/// The running acceptors.
+#[derive(Debug)]
+pub struct Acceptors {
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    commands: SyncSender<Command>,
+    wake: OwnedFd,
+    handle: JoinHandle<()>,
+}
+
+impl Acceptors {
+    /// Starts `count` acceptors.
+    ///
+    /// # Errors
+    /// Those of `io_uring_setup(2)`, with the remedy where there is one, and of starting a thread.
+    pub fn start(count: usize, events: &Sender<Event>) -> io::Result<Self> {
+        let threads = (0..count.max(1))
+            .map(|number| {
+                let (commands, receiver) = sync_channel(COMMANDS_MAX);
+                let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+                let handle =
+                    acceptor::spawn(number, receiver, wake.try_clone()?, events.clone()).map_err(explain)?;
+                Ok(Thread { commands, wake, handle })
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { threads })
+    }
+
+    /// Passes a command to the acceptor that its function belongs to. Commands of one function arrive in order.
+    ///
+    /// # Errors
+    /// `BrokenPipe` if the acceptor has ended.
+    pub fn send(&self, command: Command) -> io::Result<()> {
+        let thread = &self.threads[command.slot() as usize % self.threads.len()];
+        thread.pass(command)
+    }
+
+    /// Stops accepting, lets what is under way arrive, and waits for the threads to end.
+    pub fn stop(self) {
+        for thread in self.threads {
+            let stopped = thread.pass(Command::Stop).is_err() || thread.handle.join().is_ok();
+            if !stopped {
+                tracing::error!("an acceptor ended by a panic");
+            }
+        }
+    }
+}
+
+impl Thread {
+    fn pass(&self, command: Command) -> io::Result<()> {
+        self.commands.send(command).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        // EAGAIN: the counter is at its limit, so it is awake already.
+        match rustix::io::write(&self.wake, &1u64.to_ne_bytes()) {
+            Err(e) if e != rustix::io::Errno::AGAIN => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Says what to do where io_uring is switched off.
+fn explain(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => io::Error::new(
+            error.kind(),
+            "io_uring is disabled here: run `sysctl -w kernel.io_uring_disabled=0`, or allow it in the container's \
+             seccomp profile",
+        ),
+        Some(libc::ENOSYS | libc::EINVAL) => {
+            io::Error::new(error.kind(), "this kernel's io_uring is too old: Linux 6.1 or later is needed")
+        }
+        _ => error,
+    }
+}

@@ -44,8 +44,9 @@ pub enum Completion {
     Ready { token: Token },
     /// A timer ran out.
     Elapsed { token: Token },
-    /// A message arrived, and our copies of its connections are closed.
-    Sent { token: Token, connections: usize },
+    /// A message arrived, and our copies of its connections are closed. `since` is when its first connection was
+    /// accepted ([`Record::accepted_ns`]).
+    Sent { token: Token, connections: usize, since: u64 },
     /// A message did not go; its connections come back.
     Unsent { token: Token, error: io::Error, connections: Vec<(Record, OwnedFd)> },
 }
@@ -211,6 +212,20 @@ impl Ring {
         self.push(&chain[..=count])
     }
 
+    /// Submits what was asked for, so that the descriptors it names may be closed.
+    ///
+    /// # Errors
+    /// Those of `io_uring_enter(2)`.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.ring.submission().is_empty() { Ok(()) } else { self.ring.submit().map(drop) }
+    }
+
+    /// Whether no message is on its way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.free.len() == MESSAGES_MAX
+    }
+
     /// Submits what was asked for, waits for at least one completion, and gives all that are there to `each`.
     ///
     /// # Errors
@@ -258,7 +273,11 @@ impl Ring {
         let message = self.slot(id);
         let token = message.token.take().unwrap_or(Token { slot: 0, key: 0 });
         let completion = match failed {
-            None => Completion::Sent { token, connections: message.handoff.len() },
+            None => Completion::Sent {
+                token,
+                connections: message.handoff.len(),
+                since: message.handoff.connections().next().map_or(0, |(record, _)| record.accepted_ns),
+            },
             Some(errno) => Completion::Unsent {
                 token,
                 error: io::Error::from_raw_os_error(errno),
@@ -347,7 +366,7 @@ mod tests {
             let (id, _) = message_of(&mut ring, count);
             ring.send(id, ours.as_fd(), TOKEN).unwrap();
             let sent = until(&mut ring, |c| match c {
-                Completion::Sent { token, connections } => Some((token, connections)),
+                Completion::Sent { token, connections, .. } => Some((token, connections)),
                 other => panic!("{other:?}"),
             });
             assert_eq!(sent, (TOKEN, count));
