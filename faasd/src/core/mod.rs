@@ -1,6 +1,7 @@
 //! Policy: what things are called, what is declared, what follows from an event. No I/O, no clock, no unsafe.
 
 pub mod address;
+pub mod invitation;
 pub mod name;
 pub mod paths;
 pub mod spec;
