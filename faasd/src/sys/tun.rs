@@ -5,6 +5,9 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use tokio::io::unix::AsyncFd;
 
 use super::netlink::LINK_NAME_BYTES_MAX;
 
@@ -40,6 +43,20 @@ impl Tun {
         // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq, which outlives the call.
         let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { fd: file.into() }) }
+    }
+
+    /// Registers the descriptor with the running tokio runtime.
+    ///
+    /// # Errors
+    /// Those of `epoll_ctl(2)`.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    #[expect(unsafe_code, reason = "tokio cannot check that a type keeps its descriptor")]
+    pub fn register(self: &Arc<Self>) -> io::Result<AsyncFd<Arc<Self>>> {
+        // SAFETY: a Tun owns one descriptor from its making to its end and always names that one; the Arc within
+        // the AsyncFd keeps it open for as long as it is registered.
+        unsafe { AsyncFd::register(Arc::clone(self)) }.map_err(io::Error::from)
     }
 
     /// Whether the interface, with its addresses and routes, stays when the descriptor is closed.

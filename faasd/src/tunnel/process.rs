@@ -26,7 +26,7 @@ use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
 use gotatun::udp::socket::UdpSocketFactory;
 use gotatun::x25519;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -175,7 +175,7 @@ type Question = (String, oneshot::Sender<String>);
 async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), ProcessError> {
     let fatal = || ProcessError::Fatal { name: args.name.clone() };
     let runtime = |source| ProcessError::Runtime { source };
-    let tun = Arc::new(AsyncFd::new(Arc::clone(tun)).map_err(runtime)?);
+    let tun = Arc::new(tun.register().map_err(runtime)?);
     let mtu = MtuWatcher::new(u16::try_from(args.mtu_bytes).unwrap_or(u16::MAX));
     let mut device: Gotatun = device::build()
         .with_default_udp()
@@ -449,7 +449,8 @@ impl IpRecv for Inbound {
         pool: &mut PacketBufPool,
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         while self.packets.is_empty() {
-            let mut ready = self.tun.readable().await?;
+            // The removal of the interface shows as an error alone.
+            let mut ready = self.tun.ready(Interest::READABLE | Interest::ERROR).await?;
             for _ in 0..PACKETS_PER_TURN_MAX {
                 let mut packet = pool.get();
                 match ready.try_io(|tun| Ok(rustix::io::read(tun.as_fd(), &mut packet[..])?)) {
