@@ -43,7 +43,9 @@ pub struct Invitation {
 /// Why a text is no invitation to act on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvitationError {
-    #[error("this is no invitation: one begins with '{MARK}'; `faas vpn invite NAME` on the server makes one")]
+    #[error(
+        "this is no invitation: one begins with '{MARK}'; `faas vpn invite NAME` on the server makes one"
+    )]
     Foreign,
     #[error("the invitation is damaged ({0}); copy it again, as one line")]
     Damaged(String),

@@ -257,8 +257,12 @@ async fn find(handle: &Handle, name: &str) -> io::Result<Option<Link>> {
 }
 
 fn read(message: &LinkMessage) -> Link {
-    let mut link =
-        Link { index: message.header.index, kind: None, mtu: 0, up: message.header.flags.contains(LinkFlags::Up) };
+    let mut link = Link {
+        index: message.header.index,
+        kind: None,
+        mtu: 0,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,

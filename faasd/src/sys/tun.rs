@@ -66,9 +66,8 @@ impl Tun {
     #[expect(unsafe_code, reason = "TUNSETPERSIST has no safe wrapper")]
     pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
         // SAFETY: the descriptor is open; TUNSETPERSIST takes its argument by value.
-        let done = unsafe {
-            libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(persistent))
-        };
+        let done =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETPERSIST, libc::c_ulong::from(persistent)) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

@@ -81,8 +81,7 @@ impl Interface for KernelInterface {
     }
 
     fn status(&self) -> Result<InterfaceStatus, Error> {
-        let device =
-            self.ns.run(|| Device::get(&self.link, Backend::Kernel)).map_err(self.error("read"))?;
+        let device = self.ns.run(|| Device::get(&self.link, Backend::Kernel)).map_err(self.error("read"))?;
         Ok(InterfaceStatus {
             listen_port: device.listen_port.unwrap_or(0),
             // The kernel reports a key of zeroes while none is set.

@@ -221,10 +221,7 @@ mod tests {
         let first = load_or_create(&dir).unwrap();
         let mode = |name| fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(PRIVATE_KEY_FILE), mode(PUBLIC_KEY_FILE)), (0o600, 0o644));
-        assert_eq!(
-            fs::read_to_string(dir.join(PUBLIC_KEY_FILE)).unwrap().trim(),
-            first.public().to_string()
-        );
+        assert_eq!(fs::read_to_string(dir.join(PUBLIC_KEY_FILE)).unwrap().trim(), first.public().to_string());
         fs::remove_file(dir.join(PUBLIC_KEY_FILE)).unwrap();
         assert_eq!(load_or_create(&dir).unwrap().public(), first.public());
         assert!(dir.join(PUBLIC_KEY_FILE).exists());

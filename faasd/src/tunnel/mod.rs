@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use crate::sys::netlink::{Link, Netlink, NetlinkError};
 use crate::sys::netns::NetNs;
 
+pub mod client;
+pub mod dns;
 pub mod interface;
 pub mod kernel;
 pub mod keys;
@@ -28,9 +30,7 @@ pub mod process;
 pub mod uapi;
 pub mod userspace;
 
-pub use interface::{
-    AllowedIp, Interface, InterfaceStatus, Kind, PeerChange, PeerConfig, PeerStatus,
-};
+pub use interface::{AllowedIp, Interface, InterfaceStatus, Kind, PeerChange, PeerConfig, PeerStatus};
 pub use keys::{PrivateKey, PublicKey};
 pub use userspace::{Launch, UserspaceInterface};
 
@@ -116,7 +116,9 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
     let netlink = Netlink::new(ns);
     let there = netlink.link(name)?;
     let interface: Box<dyn Interface> = match (existing(name, there.as_ref())?, setup.choice) {
-        (Some(Kind::Kernel), Choice::Auto | Choice::Kernel) => Box::new(kernel::KernelInterface::new(ns, name)?),
+        (Some(Kind::Kernel), Choice::Auto | Choice::Kernel) => {
+            Box::new(kernel::KernelInterface::new(ns, name)?)
+        }
         (Some(Kind::Userspace), Choice::Auto | Choice::Userspace) => Box::new(userspace::start(ns, setup)?),
         (there, choice) => {
             if there.is_some() {
@@ -127,7 +129,8 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
             make(ns, setup)?
         }
     };
-    if there.is_some() && interface.status()?.public_key.is_some_and(|key| key != setup.private_key.public()) {
+    if there.is_some() && interface.status()?.public_key.is_some_and(|key| key != setup.private_key.public())
+    {
         return Err(Error::Foreign { name: name.to_owned() });
     }
     interface.configure(setup.private_key, setup.listen_port)?;
@@ -135,6 +138,21 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
     netlink.add_address(name, setup.address, setup.bits)?;
     netlink.set_up(name)?;
     Ok(interface)
+}
+
+/// A handle on the interface, if it is up.
+///
+/// # Errors
+/// If the name is taken by something else.
+pub fn open(ns: &NetNs, name: &str, launch: &Launch) -> Result<Option<Box<dyn Interface>>, Error> {
+    Ok(match existing(name, Netlink::new(ns).link(name)?.as_ref())? {
+        None => None,
+        Some(Kind::Kernel) => Some(Box::new(kernel::KernelInterface::new(ns, name)?)),
+        Some(Kind::Userspace) => match userspace::find(name, &launch.socket_dir)? {
+            Some(found) => Some(Box::new(found)),
+            None => None,
+        },
+    })
 }
 
 /// Ends the tunnel process of the interface, if one runs, and removes the interface, if it is there.

@@ -29,7 +29,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::MTU_BYTES;
@@ -177,11 +177,15 @@ async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), 
     let runtime = |source| ProcessError::Runtime { source };
     let tun = Arc::new(tun.register().map_err(runtime)?);
     let mtu = MtuWatcher::new(u16::try_from(args.mtu_bytes).unwrap_or(u16::MAX));
+    let lost = Arc::new(Notify::new());
     let mut device: Gotatun = device::build()
         .with_default_udp()
         .udp_recv_buffer_size(UDP_BUFFER_BYTES)
         .udp_send_buffer_size(UDP_BUFFER_BYTES)
-        .with_ip_pair(Outbound { tun: Arc::clone(&tun) }, Inbound { tun, packets: Vec::new(), mtu })
+        .with_ip_pair(
+            Outbound { tun: Arc::clone(&tun) },
+            Inbound { tun, packets: Vec::new(), mtu, lost: Arc::clone(&lost) },
+        )
         .build()
         .await
         .map_err(|source| ProcessError::Device { source })?;
@@ -192,14 +196,19 @@ async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), 
     let (questions, mut asked) = mpsc::channel(CLIENTS_MAX);
     tokio::spawn(listen(listener, questions));
     tracing::info!(interface = args.name, "the tunnel process is ready");
+    // gotatun 0.10.2 takes the end of its own tasks at a change of key or port for a fatal error, and keeps that
+    // for good: after a second configuration only the interface's own failure counts.
+    let mut configurations = 0_u32;
     loop {
         tokio::select! {
-            () = device.wait() => return Err(fatal()),
+            () = lost.notified() => return Err(fatal()),
+            () = device.wait(), if configurations < 2 => return Err(fatal()),
             Some((text, reply)) = asked.recv() => {
-                let (answer, reached) = answer(&device, &text).await;
+                let answer = answer(&device, &text).await;
+                configurations = configurations.saturating_add(answer.configured.into());
                 // A client that went away needs no answer.
-                let _ = reply.send(answer);
-                greet(&device, reached).await;
+                let _ = reply.send(answer.text);
+                greet(&device, answer.reached).await;
             }
             _ = end.recv() => break,
             _ = interrupt.recv() => break,
@@ -273,25 +282,42 @@ async fn converse(mut stream: UnixStream, questions: &mpsc::Sender<Question>) ->
     }
 }
 
-/// The answer to a request, and the peers whose whereabouts it told.
-async fn answer(device: &Gotatun, text: &str) -> (String, Vec<x25519::PublicKey>) {
-    match Request::parse(text) {
-        Ok(Request::Get) => (status(device).await, Vec::new()),
-        Ok(Request::Set(set)) => match device.write(async |device| apply(device, &set).await).await {
-            Ok(Ok(reached)) => (uapi::write_errno(0), reached),
-            Ok(Err(errno)) => (uapi::write_errno(errno), Vec::new()),
-            Err(error) => {
-                tracing::error!(%error, "cannot apply a configuration");
-                let errno = match error {
-                    device::Error::Bind(e, _) | device::Error::IoError(e) => e.raw_os_error().map(|e| -e),
-                    _ => None,
-                };
-                (uapi::write_errno(errno.unwrap_or(REFUSED)), Vec::new())
-            }
-        },
+/// What a request led to.
+#[derive(Default)]
+struct Answer {
+    text: String,
+    /// The peers whose whereabouts it told.
+    reached: Vec<x25519::PublicKey>,
+    /// Whether it had the key, the port or the mark in it.
+    configured: bool,
+}
+
+impl Answer {
+    fn errno(errno: i32) -> Self {
+        Self { text: uapi::write_errno(errno), ..Self::default() }
+    }
+}
+
+async fn answer(device: &Gotatun, text: &str) -> Answer {
+    let set = match Request::parse(text) {
+        Ok(Request::Get) => return Answer { text: status(device).await, ..Answer::default() },
+        Ok(Request::Set(set)) => set,
         Err(error) => {
             tracing::warn!(%error, "refused a request");
-            (uapi::write_errno(REFUSED), Vec::new())
+            return Answer::errno(REFUSED);
+        }
+    };
+    let configured = set.private_key.is_some() || set.listen_port.is_some() || set.fwmark.is_some();
+    match device.write(async |device| apply(device, &set).await).await {
+        Ok(Ok(reached)) => Answer { reached, configured, ..Answer::errno(0) },
+        Ok(Err(errno)) => Answer { configured, ..Answer::errno(errno) },
+        Err(error) => {
+            tracing::error!(%error, "cannot apply a configuration");
+            let errno = match error {
+                device::Error::Bind(e, _) | device::Error::IoError(e) => e.raw_os_error().map(|e| -e),
+                _ => None,
+            };
+            Answer { configured, ..Answer::errno(errno.unwrap_or(REFUSED)) }
         }
     }
 }
@@ -424,6 +450,8 @@ struct Inbound {
     tun: Arc<AsyncFd<Arc<Tun>>>,
     packets: Vec<Packet<Ip>>,
     mtu: MtuWatcher,
+    /// Told when the interface cannot be read any more.
+    lost: Arc<Notify>,
 }
 
 impl IpSend for Outbound {
@@ -459,7 +487,10 @@ impl IpRecv for Inbound {
                         self.packets.extend(packet.try_into_ip());
                     }
                     // What was read before the failure is still good; the failure comes again.
-                    Ok(Err(e)) if self.packets.is_empty() => return Err(e),
+                    Ok(Err(e)) if self.packets.is_empty() => {
+                        self.lost.notify_one();
+                        return Err(e);
+                    }
                     Ok(Err(_)) | Err(_) => break,
                 }
             }
@@ -487,7 +518,8 @@ mod tests {
     #[test]
     fn the_command_line_reads_as_it_was_written() {
         for netns in [None, Some("/run/faasd/ingress".into())] {
-            let args = ProcessArgs { name: "wg0".into(), netns, socket_dir: "/run/x y".into(), mtu_bytes: 1280 };
+            let args =
+                ProcessArgs { name: "wg0".into(), netns, socket_dir: "/run/x y".into(), mtu_bytes: 1280 };
             let line = [OsString::from("tunnel")].into_iter().chain(args.to_args());
             assert_eq!(Program::parse_from(line).args, args);
         }

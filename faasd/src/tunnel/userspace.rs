@@ -90,9 +90,8 @@ pub fn start(ns: &NetNs, setup: &Setup<'_>) -> Result<UserspaceInterface, Error>
             reap(child, name);
             return Ok(found);
         }
-        let ended = child
-            .try_wait()
-            .map_err(|source| Error::Start { program: launch.program.clone(), source })?;
+        let ended =
+            child.try_wait().map_err(|source| Error::Start { program: launch.program.clone(), source })?;
         if let Some(status) = ended {
             // Somebody else may have started one at the same moment, and won.
             if let Some(found) = find(name, &launch.socket_dir)? {
@@ -140,12 +139,13 @@ fn said(log: Option<&mut (File, u64)>) -> String {
 /// Waits for the process on a thread of its own, so that it leaves no zombie if it ends before us.
 fn reap(mut child: Child, name: &str) {
     let interface = name.to_owned();
-    let spawned = std::thread::Builder::new().name("tunnel-reaper".into()).stack_size(64 << 10).spawn(
-        move || match child.wait() {
-            Ok(status) => tracing::warn!(interface, %status, "the tunnel process ended"),
-            Err(error) => tracing::debug!(interface, %error, "somebody else reaped the tunnel process"),
-        },
-    );
+    let spawned =
+        std::thread::Builder::new().name("tunnel-reaper".into()).stack_size(64 << 10).spawn(move || {
+            match child.wait() {
+                Ok(status) => tracing::warn!(interface, %status, "the tunnel process ended"),
+                Err(error) => tracing::debug!(interface, %error, "somebody else reaped the tunnel process"),
+            }
+        });
     if let Err(error) = spawned {
         tracing::debug!(%error, "no thread to reap the tunnel process");
     }
@@ -287,7 +287,6 @@ impl Interface for UserspaceInterface {
 
     fn status(&self) -> Result<InterfaceStatus, Error> {
         let answer = self.request("read", "get=1\n\n")?;
-        uapi::read_status(&answer)
-            .map_err(|source| Error::Protocol { name: self.name.clone(), source })
+        uapi::read_status(&answer).map_err(|source| Error::Protocol { name: self.name.clone(), source })
     }
 }
