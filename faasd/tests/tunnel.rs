@@ -542,12 +542,32 @@ fn an_invitation_is_redeemed_once() {
 fn the_process_ends_with_its_interface() {
     let bed = Bed::new();
     bed.serve();
+    // Set down and up again, it is still the same interface.
+    let first = pid(&bed.server, "wg0");
+    bed.ingress.succeeds("ip link set wg0 down");
+    bed.ingress.succeeds("ip link set wg0 up");
+    bed.serve();
+    assert_eq!(pid(&bed.server, "wg0"), first);
     let mut process = std::fs::File::open(format!("/proc/{}/stat", pid(&bed.server, "wg0"))).unwrap();
     bed.ingress.succeeds("ip link del wg0");
     eventually("the process ends", || process.read(&mut [0]).is_err());
     assert!(!bed.server.socket_dir.join("wg0.sock").exists());
-    // And the next start makes both again.
+    // And the next start makes both again, of which another namespace knows nothing.
     bed.serve();
+    let setup = Setup {
+        name: "wg0",
+        address: VPN_PREFIX.server(),
+        bits: 64,
+        private_key: &bed.server_key,
+        listen_port: PORT,
+        mtu_bytes: MTU_BYTES,
+        choice: Choice::Userspace,
+        launch: &bed.server,
+    };
+    let error = tunnel::bring_up(&bed.host.ns, &setup).unwrap_err();
+    assert!(matches!(error, tunnel::Error::Elsewhere { .. }), "{error}");
+    tunnel::take_down(&bed.host.ns, "wg0", &bed.server).unwrap();
+    assert!(userspace::find("wg0", &bed.server.socket_dir).unwrap().is_some());
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! A TUN interface: IP packets of a network namespace, read and written through a descriptor.
 
-use std::ffi::c_short;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -39,7 +38,7 @@ impl Tun {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as c_short;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
         // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq, which outlives the call.
         let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { fd: file.into() }) }

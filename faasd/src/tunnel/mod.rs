@@ -95,6 +95,8 @@ pub enum Error {
          else choose another name"
     )]
     Foreign { name: String },
+    #[error("a tunnel process of the name {name} serves another network namespace; choose another name")]
+    Elsewhere { name: String },
     #[error("cannot start the tunnel process {}", program.display())]
     Start { program: PathBuf, source: io::Error },
     #[error("the tunnel process of {name} ended at its start ({status}){said}")]
@@ -124,8 +126,10 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
             if there.is_some() {
                 tracing::warn!(interface = name, ?choice, "replacing the interface: sessions start anew");
             }
-            // Without a link there may still be a process, left by somebody who removed the link just now.
             take_down(ns, name, setup.launch)?;
+            if !userspace::gone(name, &setup.launch.socket_dir)? {
+                return Err(Error::Elsewhere { name: name.to_owned() });
+            }
             make(ns, setup)?
         }
     };
@@ -155,14 +159,16 @@ pub fn open(ns: &NetNs, name: &str, launch: &Launch) -> Result<Option<Box<dyn In
     })
 }
 
-/// Ends the tunnel process of the interface, if one runs, and removes the interface, if it is there.
+/// Ends the tunnel process of the interface, if one runs, and removes the interface, if it is there. A process
+/// whose interface is not in `ns` belongs to somebody else, or is about to end.
 ///
 /// # Errors
 /// If the link is not one of ours, or cannot be removed.
 pub fn take_down(ns: &NetNs, name: &str, launch: &Launch) -> Result<(), Error> {
     let netlink = Netlink::new(ns);
-    existing(name, netlink.link(name)?.as_ref())?;
-    userspace::stop(name, &launch.socket_dir)?;
+    if existing(name, netlink.link(name)?.as_ref())? == Some(Kind::Userspace) {
+        userspace::stop(name, &launch.socket_dir)?;
+    }
     Ok(netlink.delete_link(name)?)
 }
 

@@ -29,7 +29,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::MTU_BYTES;
@@ -177,14 +177,13 @@ async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), 
     let runtime = |source| ProcessError::Runtime { source };
     let tun = Arc::new(tun.register().map_err(runtime)?);
     let mtu = MtuWatcher::new(u16::try_from(args.mtu_bytes).unwrap_or(u16::MAX));
-    let lost = Arc::new(Notify::new());
     let mut device: Gotatun = device::build()
         .with_default_udp()
         .udp_recv_buffer_size(UDP_BUFFER_BYTES)
         .udp_send_buffer_size(UDP_BUFFER_BYTES)
         .with_ip_pair(
             Outbound { tun: Arc::clone(&tun) },
-            Inbound { tun, packets: Vec::new(), mtu, lost: Arc::clone(&lost) },
+            Inbound { tun: Arc::clone(&tun), packets: Vec::new(), mtu },
         )
         .build()
         .await
@@ -201,7 +200,8 @@ async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), 
     let mut configurations = 0_u32;
     loop {
         tokio::select! {
-            () = lost.notified() => return Err(fatal()),
+            // The removal of the interface, and nothing else, shows as an error condition.
+            _ = tun.ready(Interest::ERROR) => return Err(fatal()),
             () = device.wait(), if configurations < 2 => return Err(fatal()),
             Some((text, reply)) = asked.recv() => {
                 let answer = answer(&device, &text).await;
@@ -214,7 +214,8 @@ async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), 
             _ = interrupt.recv() => break,
         }
     }
-    device.stop().await;
+    // Its tasks end with the runtime at the latest.
+    let _ = timeout(Duration::from_secs(1), device.stop()).await;
     Ok(())
 }
 
@@ -450,8 +451,6 @@ struct Inbound {
     tun: Arc<AsyncFd<Arc<Tun>>>,
     packets: Vec<Packet<Ip>>,
     mtu: MtuWatcher,
-    /// Told when the interface cannot be read any more.
-    lost: Arc<Notify>,
 }
 
 impl IpSend for Outbound {
@@ -477,8 +476,7 @@ impl IpRecv for Inbound {
         pool: &mut PacketBufPool,
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         while self.packets.is_empty() {
-            // The removal of the interface shows as an error alone.
-            let mut ready = self.tun.ready(Interest::READABLE | Interest::ERROR).await?;
+            let mut ready = self.tun.readable().await?;
             for _ in 0..PACKETS_PER_TURN_MAX {
                 let mut packet = pool.get();
                 match ready.try_io(|tun| Ok(rustix::io::read(tun.as_fd(), &mut packet[..])?)) {
@@ -487,10 +485,7 @@ impl IpRecv for Inbound {
                         self.packets.extend(packet.try_into_ip());
                     }
                     // What was read before the failure is still good; the failure comes again.
-                    Ok(Err(e)) if self.packets.is_empty() => {
-                        self.lost.notify_one();
-                        return Err(e);
-                    }
+                    Ok(Err(e)) if self.packets.is_empty() => return Err(e),
                     Ok(Err(_)) | Err(_) => break,
                 }
             }

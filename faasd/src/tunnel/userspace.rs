@@ -65,6 +65,19 @@ pub fn find(name: &str, socket_dir: &Path) -> Result<Option<UserspaceInterface>,
     }
 }
 
+/// Whether no tunnel process of this name runs. One whose interface was removed a moment ago is given the time to
+/// end.
+pub(super) fn gone(name: &str, socket_dir: &Path) -> Result<bool, Error> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while find(name, socket_dir)?.is_some() {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(true)
+}
+
 /// Finds the tunnel process, or starts it and waits until it answers. It runs on when its starter ends or is
 /// killed.
 ///
