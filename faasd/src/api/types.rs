@@ -24,7 +24,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::core::address::Prefix;
+pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
 use crate::core::spec::FunctionSpec;
 
@@ -205,28 +205,6 @@ pub struct Invited {
 pub struct Join {
     /// The key that the client made and keeps, base64.
     pub public_key: String,
-}
-
-/// What an invitation carries, as JSON within base64url.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Invitation {
-    /// The form's version: 1.
-    pub v: u32,
-    pub name: String,
-    /// The client's address in the tunnel.
-    pub address: Ipv6Addr,
-    /// A key good for one exchange: the client's own replaces it.
-    pub private_key: String,
-    pub server_public_key: String,
-    /// `HOST:PORT`; an IPv6 host stands in brackets.
-    pub endpoint: String,
-    /// The server's address in the tunnel: DNS, join, metrics.
-    pub server: Ipv6Addr,
-    pub vpn_prefix: Prefix,
-    pub function_prefix: Prefix,
-    /// The port of `/v1/join` and `/metrics` on the server's address.
-    pub http_port: u16,
-    pub expires_at: Timestamp,
 }
 
 /// An error, after RFC 9457.

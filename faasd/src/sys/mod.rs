@@ -1,6 +1,8 @@
 //! The fence: every kernel interface and all unsafe code of the daemon. Each block says why it is sound.
 
 pub mod bpf;
+pub mod netlink;
 pub mod netns;
 pub mod scm;
+pub mod tun;
 pub mod uring;

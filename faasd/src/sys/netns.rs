@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::mount;
@@ -79,6 +80,24 @@ impl NetNs {
             move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))?;
             work()
         })
+    }
+
+    /// A second handle on the same namespace.
+    ///
+    /// # Errors
+    /// Those of `dup(2)`.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, path: self.path.clone() })
+    }
+
+    /// Whether the calling thread is in this namespace.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`.
+    pub fn is_current(&self) -> io::Result<bool> {
+        let ours = fs::metadata("/proc/thread-self/ns/net")?;
+        let this = self.file.metadata()?;
+        Ok((ours.dev(), ours.ino()) == (this.dev(), this.ino()))
     }
 
     /// Where the namespace was opened from.

@@ -1,0 +1,597 @@
+//! Two machines, played by network namespaces joined by a veth pair, and a tunnel between them that really runs.
+//!
+//! ```text
+//!  ingress: wg0 ┄┄┄ host: UDP, veth ─── veth: client, faas0
+//! ```
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
+use faasd::core::invitation::Invitation;
+use faasd::sys::netlink::Netlink;
+use faasd::sys::netns::NetNs;
+use faasd::tunnel::client::{self, ClientError, Connected, Options};
+use faasd::tunnel::dns::{Dns, DnsMode};
+use faasd::tunnel::{
+    self, AllowedIp, Choice, Interface, Kind, Launch, MTU_BYTES, PeerChange, PeerConfig, PrivateKey,
+    PublicKey, Setup, userspace,
+};
+
+const PORT: u16 = 51820;
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A namespace of this test alone, removed with it.
+struct Net {
+    ns: NetNs,
+    path: PathBuf,
+}
+
+impl Net {
+    fn new(dir: &Path, name: &str) -> Self {
+        let path = dir.join(name);
+        let ns = NetNs::open_or_create(&path).unwrap();
+        Netlink::new(&ns).set_up("lo").unwrap();
+        Self { ns, path }
+    }
+
+    /// Runs a command inside, without the mount namespace that `ip netns exec` makes.
+    fn command(&self, line: &str) -> Output {
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
+        self.ns.run(|| command.output()).unwrap()
+    }
+
+    fn succeeds(&self, line: &str) -> String {
+        let output = self.command(line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn listen(&self) -> TcpListener {
+        self.ns.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 8080))).unwrap()
+    }
+
+    fn dial(&self, address: Ipv6Addr) -> io::Result<TcpStream> {
+        let to = SocketAddr::from((address, 8080));
+        let stream = self.ns.run(|| TcpStream::connect_timeout(&to, DEADLINE))?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let _ = NetNs::unpin(&self.path);
+    }
+}
+
+/// The server's two namespaces and any number of clients', with keys and launches.
+struct Bed {
+    dir: tempfile::TempDir,
+    host: Net,
+    ingress: Net,
+    server_key: PrivateKey,
+    server: Launch,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("faas-tunnel-").tempdir().unwrap();
+        let host = Net::new(dir.path(), "host");
+        let ingress = Net::new(dir.path(), "ingress");
+        let server = launch(&dir.path().join("server"));
+        Self { dir, host, ingress, server_key: PrivateKey::generate(), server }
+    }
+
+    /// The server's interface: brought up in the ingress namespace by a daemon in the host's.
+    fn serve(&self) -> Box<dyn Interface> {
+        let setup = Setup {
+            name: "wg0",
+            address: VPN_PREFIX.server(),
+            bits: 64,
+            private_key: &self.server_key,
+            listen_port: PORT,
+            mtu_bytes: MTU_BYTES,
+            choice: Choice::Userspace,
+            launch: &self.server,
+        };
+        let interface = self.host.ns.run(|| Ok(tunnel::bring_up(&self.ingress.ns, &setup))).unwrap().unwrap();
+        let netlink = Netlink::new(&self.ingress.ns);
+        netlink.add_local_route(FUNCTION_PREFIX.network(), 64, "lo").unwrap();
+        interface
+    }
+
+    /// Another machine, from which the host is 10.9.n.1.
+    fn machine(&self, n: u8) -> Net {
+        let net = Net::new(self.dir.path(), &format!("client{n}"));
+        let peer = net.path.display();
+        self.host.succeeds(&format!("ip link add v{n} type veth peer name eth0 netns {peer}"));
+        self.host.succeeds(&format!("ip -4 addr add 10.9.{n}.1/24 dev v{n}"));
+        self.host.succeeds(&format!("ip link set v{n} up"));
+        net.succeeds(&format!("ip -4 addr add 10.9.{n}.2/24 dev eth0"));
+        net.succeeds("ip link set eth0 up");
+        net
+    }
+
+    fn client(&self, n: u8, server: &dyn Interface) -> Client<'_> {
+        let net = self.machine(n);
+        let launch = launch(&self.dir.path().join(format!("run{n}")));
+        let key = PrivateKey::generate();
+        let setup = Setup {
+            name: "faas0",
+            address: VPN_PREFIX.host(u64::from(n)),
+            bits: 64,
+            private_key: &key,
+            listen_port: 0,
+            mtu_bytes: MTU_BYTES,
+            choice: Choice::Userspace,
+            launch: &launch,
+        };
+        let interface = net.ns.run(|| Ok(tunnel::bring_up(&net.ns, &setup))).unwrap().unwrap();
+        Netlink::new(&net.ns).add_route(FUNCTION_PREFIX.network(), 64, "faas0").unwrap();
+        let client = Client { bed: self, n, net, key, launch, interface };
+        // Before the client's first packet, which it would repeat only after five seconds.
+        server.set_peer(client.peer()).unwrap();
+        client
+            .interface
+            .set_peer(PeerConfig {
+                public_key: self.server_key.public(),
+                allowed_ips: [VPN_PREFIX, FUNCTION_PREFIX]
+                    .map(|prefix| AllowedIp::new(prefix.network(), 64).unwrap())
+                    .into(),
+                endpoint: Some(([10, 9, n, 1], PORT).into()),
+                keepalive_s: Some(25),
+            })
+            .unwrap();
+        client
+    }
+}
+
+struct Client<'a> {
+    bed: &'a Bed,
+    n: u8,
+    net: Net,
+    key: PrivateKey,
+    launch: Launch,
+    interface: Box<dyn Interface>,
+}
+
+impl Client<'_> {
+    /// As the server knows it.
+    fn peer(&self) -> PeerConfig {
+        PeerConfig {
+            public_key: self.key.public(),
+            allowed_ips: vec![AllowedIp::host(VPN_PREFIX.host(u64::from(self.n)))],
+            endpoint: None,
+            keepalive_s: None,
+        }
+    }
+
+    /// A connection through the tunnel, and the server's end of it.
+    fn connect(&self) -> (TcpStream, TcpStream) {
+        let address = FUNCTION_PREFIX.host(u64::from(self.n));
+        let listener = self.bed.ingress.listen();
+        let stream = self.net.dial(address).unwrap();
+        let (served, from) = listener.accept().unwrap();
+        served.set_read_timeout(Some(DEADLINE)).unwrap();
+        served.set_nodelay(true).unwrap();
+        assert_eq!(from.ip(), VPN_PREFIX.host(u64::from(self.n)));
+        (stream, served)
+    }
+}
+
+impl Drop for Client<'_> {
+    fn drop(&mut self) {
+        let _ = tunnel::take_down(&self.net.ns, "faas0", &self.launch);
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = tunnel::take_down(&self.ingress.ns, "wg0", &self.server);
+    }
+}
+
+fn launch(socket_dir: &Path) -> Launch {
+    std::fs::create_dir(socket_dir).unwrap();
+    Launch {
+        socket_dir: socket_dir.to_owned(),
+        log: Some(socket_dir.join("log")),
+        ..Launch::new(env!("CARGO_BIN_EXE_faasd"))
+    }
+}
+
+/// There and back again.
+fn exchange((a, b): &mut (TcpStream, TcpStream), bytes: usize) {
+    let data: Vec<u8> = (0..bytes).map(|i| i as u8).collect();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| a.write_all(&data).unwrap());
+        let mut got = vec![0; bytes];
+        b.read_exact(&mut got).unwrap();
+        sender.join().unwrap();
+        assert_eq!(got, data);
+    });
+    b.write_all(b"ok").unwrap();
+    let mut got = [0; 2];
+    a.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"ok");
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    start.elapsed()
+}
+
+/// The process that listens on the interface's socket.
+fn pid(launch: &Launch, name: &str) -> i32 {
+    let stream =
+        std::os::unix::net::UnixStream::connect(launch.socket_dir.join(format!("{name}.sock"))).unwrap();
+    rustix::net::sockopt::socket_peercred(&stream).unwrap().pid.as_raw_nonzero().get()
+}
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+#[ignore = "needs root"]
+fn traffic_passes_and_the_address_is_the_peers() {
+    let bed = Bed::new();
+    let server = bed.serve();
+    assert_eq!((server.kind(), server.name()), (Kind::Userspace, "wg0"));
+    let start = Instant::now();
+    let client = bed.client(2, &*server);
+    println!("client up: {:?}", start.elapsed());
+    let start = Instant::now();
+    let mut connection = client.connect();
+    println!("first connection, handshake included: {:?}", start.elapsed());
+    exchange(&mut connection, 3 << 20);
+
+    let status = server.status().unwrap();
+    assert_eq!(status.listen_port, PORT);
+    assert_eq!(status.public_key, Some(bed.server_key.public()));
+    let [peer] = &status.peers[..] else { panic!("{status:?}") };
+    assert_eq!(peer.public_key, client.key.public());
+    assert_eq!(peer.endpoint.unwrap().ip(), Ipv6Addr::from_bits(0xffff_0a09_0202).to_canonical());
+    assert!(peer.last_handshake.is_some() && peer.rx_bytes > 3 << 20 && peer.tx_bytes > 0, "{peer:?}");
+    assert!(client.interface.status().unwrap().peers[0].last_handshake.is_some());
+
+    // What comes from an address that is not the peer's does not come out at the other end.
+    let forged = VPN_PREFIX.host(77);
+    Netlink::new(&client.net.ns).add_address("faas0", forged, 128).unwrap();
+    let served = bed.ingress.ns.run(|| UdpSocket::bind((VPN_PREFIX.server(), 9))).unwrap();
+    served.set_read_timeout(Some(DEADLINE)).unwrap();
+    for from in [forged, VPN_PREFIX.host(2)] {
+        let socket = client.net.ns.run(|| UdpSocket::bind((from, 0))).unwrap();
+        socket.send_to(b"x", (VPN_PREFIX.server(), 9)).unwrap();
+    }
+    assert_eq!(served.recv_from(&mut [0]).unwrap().1.ip(), VPN_PREFIX.host(2));
+}
+
+#[test]
+#[ignore = "needs root"]
+fn wg_shows_a_tunnel_that_is_ours() {
+    let name = format!("fw{}", std::process::id() % 100_000);
+    let dir = tempfile::tempdir().unwrap();
+    let net = Net::new(dir.path(), "net");
+    let launch = Launch::new(env!("CARGO_BIN_EXE_faasd"));
+    let key = PrivateKey::generate();
+    let setup = Setup {
+        name: &name,
+        address: VPN_PREFIX.server(),
+        bits: 64,
+        private_key: &key,
+        listen_port: 0,
+        mtu_bytes: MTU_BYTES,
+        choice: Choice::Userspace,
+        launch: &launch,
+    };
+    let interface = net.ns.run(|| Ok(tunnel::bring_up(&net.ns, &setup))).unwrap().unwrap();
+    let shown = net.succeeds(&format!("wg show {name} public-key"));
+    let peer = PrivateKey::generate().public();
+    // Somebody changes it by hand.
+    net.succeeds(&format!(
+        "wg set {name} peer {peer} allowed-ips fd00:faa5:0:100::9/128 persistent-keepalive 25"
+    ));
+    let status = interface.status().unwrap();
+    tunnel::take_down(&net.ns, &name, &launch).unwrap();
+    assert_eq!(shown.trim(), key.public().to_string());
+    assert_eq!(status.peers[0].public_key, peer);
+    assert_eq!(status.peers[0].keepalive_s, Some(25));
+    assert_eq!(Netlink::new(&net.ns).index(&name).unwrap(), None);
+    assert!(userspace::find(&name, &launch.socket_dir).unwrap().is_none());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn other_peers_come_and_go_unnoticed() {
+    let bed = Bed::new();
+    let server = bed.serve();
+    let client = bed.client(2, &*server);
+    let mut connection = client.connect();
+    exchange(&mut connection, 1000);
+    let handshake = |interface: &dyn Interface| {
+        let status = interface.status().unwrap();
+        status
+            .peers
+            .iter()
+            .find(|peer| peer.public_key == client.key.public())
+            .unwrap()
+            .last_handshake
+            .unwrap()
+    };
+    let before = handshake(&*server);
+    let others: Vec<PeerConfig> = (10..130)
+        .map(|n| PeerConfig {
+            public_key: PrivateKey::generate().public(),
+            allowed_ips: vec![AllowedIp::host(VPN_PREFIX.host(n))],
+            endpoint: None,
+            keepalive_s: None,
+        })
+        .collect();
+    let mut slowest = Duration::ZERO;
+    for round in 0..10 {
+        let mut wanted = vec![client.peer()];
+        wanted.extend_from_slice(&others[round * 10..]);
+        server.set_peers(&wanted).unwrap();
+        // The peer itself, said again: its session goes on too.
+        server.set_peer(client.peer()).unwrap();
+        assert_eq!(server.status().unwrap().peers.len(), wanted.len());
+        let start = Instant::now();
+        exchange(&mut connection, 10_000);
+        slowest = slowest.max(start.elapsed());
+    }
+    println!("slowest exchange among 10 rounds of changes: {slowest:?}");
+    let drift = |a: std::time::SystemTime, b: std::time::SystemTime| {
+        a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap()
+    };
+    // Derived from a duration, so it trembles; a new handshake would be a round later.
+    assert!(drift(before, handshake(&*server)) < Duration::from_millis(5), "the session was made anew");
+
+    // A peer that is removed is cut off, and its address can be given to another.
+    server.remove_peer(client.key.public()).unwrap();
+    let heir = PeerConfig { public_key: others[0].public_key, ..client.peer() };
+    server.set_peer(heir.clone()).unwrap();
+    let status = server.status().unwrap();
+    let owner = status.peers.iter().find(|peer| peer.allowed_ips == heir.allowed_ips).unwrap();
+    assert_eq!(owner.public_key, heir.public_key);
+    connection.1.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    connection.0.write_all(b"x").unwrap();
+    assert!(connection.1.read(&mut [0]).is_err());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_prefix_has_one_owner() {
+    let bed = Bed::new();
+    let server = bed.serve();
+    let config = |n: u64, ips: &[u64]| PeerConfig {
+        public_key: PrivateKey::from_bytes([n as u8; 32]).public(),
+        allowed_ips: ips.iter().map(|n| AllowedIp::host(VPN_PREFIX.host(*n))).collect(),
+        endpoint: None,
+        keepalive_s: None,
+    };
+    server.set_peer(config(1, &[2, 3])).unwrap();
+    server.set_peer(config(2, &[2])).unwrap();
+    let ips = |n: u64| {
+        let status = server.status().unwrap();
+        let key = config(n, &[]).public_key;
+        status.peers.iter().find(|peer| peer.public_key == key).unwrap().allowed_ips.clone()
+    };
+    assert_eq!(ips(1), config(1, &[3]).allowed_ips);
+    assert_eq!(ips(2), config(2, &[2]).allowed_ips);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_killed_tunnel_process_costs_no_connection() {
+    let bed = Bed::new();
+    let server = bed.serve();
+    let client = bed.client(2, &*server);
+    let mut connection = client.connect();
+    exchange(&mut connection, 1000);
+    let known = server.status().unwrap().peers[0].endpoint;
+
+    // The daemon starts again while the process runs: it finds it.
+    let first = pid(&bed.server, "wg0");
+    bed.serve();
+    assert_eq!(pid(&bed.server, "wg0"), first);
+    exchange(&mut connection, 1000);
+
+    kill(first);
+    eventually("the process is gone", || userspace::find("wg0", &bed.server.socket_dir).unwrap().is_none());
+    // The interface is still there, with what was given to it.
+    let addresses = bed.ingress.succeeds("ip -6 addr show dev wg0");
+    assert!(addresses.contains(&VPN_PREFIX.server().to_string()), "{addresses}");
+    let start = Instant::now();
+    let server = bed.serve();
+    server.set_peers(&[PeerConfig { endpoint: known, ..client.peer() }]).unwrap();
+    println!("restarted: {:?}", start.elapsed());
+    // The client speaks first, into a session that the server no longer has.
+    exchange(&mut connection, 1000);
+    println!("killed, restarted, first exchange done: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_ne!(pid(&bed.server, "wg0"), first);
+}
+
+/// The daemon's part in a join: the new key can shake hands before the answer, and has the address after it.
+fn accept_join(listener: &TcpListener, server: &dyn Interface, invited: PublicKey) -> PublicKey {
+    let (mut stream, from) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"}") {
+        let mut chunk = [0; 1024];
+        let n = stream.read(&mut chunk).unwrap();
+        assert_ne!(n, 0);
+        request.extend_from_slice(&chunk[..n]);
+    }
+    let request = String::from_utf8(request).unwrap();
+    assert!(request.starts_with("POST /v1/join HTTP/1.1\r\n"), "{request}");
+    let body = request.split_once("\r\n\r\n").unwrap().1;
+    let join: faasd::api::types::Join = serde_json::from_str(body).unwrap();
+    let IpAddr::V6(address) = from.ip() else { panic!("{from}") };
+    let key = join.public_key.parse().unwrap();
+    let peer = |allowed_ips| PeerConfig { public_key: key, allowed_ips, endpoint: None, keepalive_s: None };
+    server.set_peer(peer(vec![])).unwrap();
+    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+    drop(stream);
+    server
+        .update(&[PeerChange::Remove(invited), PeerChange::Set(peer(vec![AllowedIp::host(address)]))])
+        .unwrap();
+    key
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_invitation_is_redeemed_once() {
+    let bed = Bed::new();
+    let server = bed.serve();
+    let net = bed.machine(2);
+    let temporary = PrivateKey::generate();
+    server
+        .set_peer(PeerConfig {
+            public_key: temporary.public(),
+            allowed_ips: vec![AllowedIp::host(VPN_PREFIX.host(2))],
+            endpoint: None,
+            keepalive_s: None,
+        })
+        .unwrap();
+    let invitation = Invitation {
+        v: 1,
+        name: "laptop".into(),
+        address: VPN_PREFIX.host(2),
+        private_key: temporary.to_base64(),
+        server_public_key: bed.server_key.public().to_string(),
+        endpoint: format!("10.9.2.1:{PORT}"),
+        server: VPN_PREFIX.server(),
+        vpn_prefix: VPN_PREFIX,
+        function_prefix: FUNCTION_PREFIX,
+        http_port: 8080,
+        expires_at: jiff::Timestamp::MAX,
+    };
+    let options = |name: &str| Options {
+        name: client::INTERFACE.into(),
+        state_dir: bed.dir.path().join(name),
+        launch: launch(&bed.dir.path().join(format!("{name}-run"))),
+        choice: Choice::Userspace,
+        dns: DnsMode::None,
+    };
+    let own = options("own");
+    let run = |work: &(dyn Fn() -> Result<Connected, ClientError> + Sync)| net.ns.run(|| Ok(work())).unwrap();
+
+    assert!(matches!(run(&|| client::connect(&own)), Err(ClientError::NeverJoined)));
+    let listener = bed.ingress.listen();
+    let start = Instant::now();
+    let key = std::thread::scope(|scope| {
+        let key = scope.spawn(|| accept_join(&listener, &*server, temporary.public()));
+        let connected = run(&|| client::join(&invitation, &own)).unwrap();
+        println!("joined in {:?}, last handshake {:?}", start.elapsed(), connected.handshake);
+        assert_eq!((connected.address, connected.dns), (VPN_PREFIX.host(2), Dns::Untouched));
+        key.join().unwrap()
+    });
+    drop(listener);
+    let dial = || {
+        let listener = bed.ingress.listen();
+        let stream = net.dial(FUNCTION_PREFIX.host(1)).unwrap();
+        exchange(&mut (stream, listener.accept().unwrap().0), 1000);
+    };
+    dial();
+    let state = std::fs::read_to_string(own.state_dir.join("faas0.json")).unwrap();
+    assert!(!state.contains(&invitation.private_key), "the invitation's key is kept");
+    let mode = std::fs::metadata(own.state_dir.join("faas0.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let peers = server.status().unwrap().peers;
+    assert_eq!(peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>(), [key]);
+    assert!(matches!(run(&|| client::join(&invitation, &own)), Err(ClientError::RedeemedHere)));
+
+    // Away and back, without the invitation.
+    net.ns.run(|| Ok(client::disconnect(&own))).unwrap().unwrap();
+    assert_eq!(Netlink::new(&net.ns).index("faas0").unwrap(), None);
+    assert!(net.ns.run(|| Ok(client::status(&own))).unwrap().unwrap().interface.is_none());
+    let connected = run(&|| client::connect(&own)).unwrap();
+    println!("connected again, handshake {:?}", connected.handshake);
+    assert!(connected.handshake.is_some());
+    dial();
+    // A second time is no harm.
+    run(&|| client::connect(&own)).unwrap();
+    dial();
+    net.ns.run(|| Ok(client::disconnect(&own))).unwrap().unwrap();
+
+    // Somebody else who got hold of it comes too late, and is left with nothing.
+    let thief = options("thief");
+    let error = run(&|| client::join(&invitation, &thief)).unwrap_err();
+    assert!(error.to_string().contains("redeemed"), "{error}");
+    assert_eq!(Netlink::new(&net.ns).index("faas0").unwrap(), None);
+    assert!(!thief.state_dir.exists());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_process_ends_with_its_interface() {
+    let bed = Bed::new();
+    bed.serve();
+    // Set down and up again, it is still the same interface.
+    let first = pid(&bed.server, "wg0");
+    bed.ingress.succeeds("ip link set wg0 down");
+    bed.ingress.succeeds("ip link set wg0 up");
+    bed.serve();
+    assert_eq!(pid(&bed.server, "wg0"), first);
+    let mut process = std::fs::File::open(format!("/proc/{}/stat", pid(&bed.server, "wg0"))).unwrap();
+    bed.ingress.succeeds("ip link del wg0");
+    eventually("the process ends", || process.read(&mut [0]).is_err());
+    assert!(!bed.server.socket_dir.join("wg0.sock").exists());
+    // And the next start makes both again, of which another namespace knows nothing.
+    bed.serve();
+    let setup = Setup {
+        name: "wg0",
+        address: VPN_PREFIX.server(),
+        bits: 64,
+        private_key: &bed.server_key,
+        listen_port: PORT,
+        mtu_bytes: MTU_BYTES,
+        choice: Choice::Userspace,
+        launch: &bed.server,
+    };
+    let error = tunnel::bring_up(&bed.host.ns, &setup).unwrap_err();
+    assert!(matches!(error, tunnel::Error::Elsewhere { .. }), "{error}");
+    tunnel::take_down(&bed.host.ns, "wg0", &bed.server).unwrap();
+    assert!(userspace::find("wg0", &bed.server.socket_dir).unwrap().is_some());
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_is_not_ours_is_left_alone() {
+    let bed = Bed::new();
+    bed.ingress.succeeds("ip link add wg0 type veth peer name wg0x");
+    let setup = Setup {
+        name: "wg0",
+        address: VPN_PREFIX.server(),
+        bits: 64,
+        private_key: &bed.server_key,
+        listen_port: PORT,
+        mtu_bytes: MTU_BYTES,
+        choice: Choice::Auto,
+        launch: &bed.server,
+    };
+    let error = tunnel::bring_up(&bed.ingress.ns, &setup).unwrap_err().to_string();
+    assert!(error.contains("veth"), "{error}");
+    assert!(tunnel::take_down(&bed.ingress.ns, "wg0", &bed.server).is_err());
+    bed.ingress.succeeds("ip link del wg0");
+    bed.serve();
+    let other = PrivateKey::generate();
+    let error =
+        tunnel::bring_up(&bed.ingress.ns, &Setup { private_key: &other, ..setup }).unwrap_err().to_string();
+    assert!(error.contains("another key"), "{error}");
+}
