@@ -1,1 +1,4 @@
+//! The control plane: desired state, names, and what brings the machine there.
 
+pub mod records;
+pub mod store;

@@ -4,3 +4,4 @@ pub mod address;
 pub mod name;
 pub mod paths;
 pub mod spec;
+pub mod zone;
