@@ -442,3 +442,6 @@ fn parse<T: DeserializeOwned>(key: &str, found: &Versioned) -> Result<Stored<T>,
         .map_err(|source| StoreError::Value { key: key.to_owned(), source })?;
     Ok(Stored { record, version: found.version })
 }
+
+#[cfg(test)]
+mod tests;

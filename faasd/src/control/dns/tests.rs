@@ -194,7 +194,8 @@ async fn the_zone_answers_over_udp_and_tcp() {
 
 #[tokio::test]
 async fn the_question_comes_back_in_its_own_case() {
-    let Running { address, .. } = start(&alone());
+    let running = start(&alone());
+    let address = running.address;
     for name in ["hElLo.FaAs.", "nOnE.fAaS."] {
         let query = question(name, RecordType::AAAA).to_vec().unwrap();
         let answer = udp_raw(address, &query).await;
@@ -207,7 +208,8 @@ async fn the_question_comes_back_in_its_own_case() {
 
 #[tokio::test]
 async fn edns_is_answered_with_edns_and_capped() {
-    let Running { address, .. } = start(&alone());
+    let running = start(&alone());
+    let address = running.address;
     let plain = question("hello.faas.", RecordType::AAAA);
     assert!(both(address, &plain).await.edns.is_none());
     for (asked, told) in [(4096, 1232), (1232, 1232), (900, 900), (10, 512)] {
@@ -257,7 +259,8 @@ async fn what_is_not_served_is_refused_by_name() {
 
 #[tokio::test]
 async fn malformed_messages_do_no_harm() {
-    let Running { address, .. } = start(&alone());
+    let running = start(&alone());
+    let address = running.address;
     let query = question("hello.faas.", RecordType::AAAA);
     let mut cut = query.to_vec().unwrap();
     cut.truncate(20);
@@ -327,7 +330,8 @@ async fn what_udp_cannot_carry_is_marked_and_comes_over_tcp() {
         vec![answer]
     })
     .await;
-    let Running { address, .. } = start(&via(&[upstream]));
+    let running = start(&via(&[upstream]));
+    let address = running.address;
     let query = question("big.example.", RecordType::TXT);
     let short = udp(address, &query).await;
     assert!(short.metadata.truncation && short.answers.is_empty());
@@ -348,7 +352,8 @@ async fn a_dead_upstream_costs_only_the_first_query() {
     })
     .await;
     let good = upstream(|query| vec![a(&query, 2)]).await;
-    let Running { address, .. } = start(&via(&[silent, good]));
+    let running = start(&via(&[silent, good]));
+    let address = running.address;
     for _ in 0..5 {
         let answer = udp(address, &question("example.com.", RecordType::A)).await;
         assert_eq!(answer.answers[0].data, RData::A(A(Ipv4Addr::new(192, 0, 2, 2))));
@@ -396,7 +401,8 @@ async fn forged_answers_are_not_taken() {
         vec![other_id, other_name, no_response, a(&query, 1)]
     })
     .await;
-    let Running { address, .. } = start(&via(&[upstream]));
+    let running = start(&via(&[upstream]));
+    let address = running.address;
     let answer = udp(address, &question("example.com.", RecordType::A)).await;
     assert_eq!(answer.answers[0].data, RData::A(A(Ipv4Addr::new(192, 0, 2, 1))));
 }
@@ -411,7 +417,8 @@ async fn waiting_queries_are_bounded_and_do_not_hold_up_the_zone() {
     })
     .await;
     let config = DnsConfig { forwarded_max: 1, upstream_timeout: PATIENCE, ..via(&[silent]) };
-    let Running { address, .. } = start(&config);
+    let running = start(&config);
+    let address = running.address;
     let first = question("example.com.", RecordType::A);
     let socket = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
     socket.send_to(&first.to_vec().unwrap(), address).await.unwrap();
@@ -427,7 +434,8 @@ async fn waiting_queries_are_bounded_and_do_not_hold_up_the_zone() {
 async fn tcp_connections_are_bounded_and_time_out() {
     let config =
         DnsConfig { tcp_connections_max: 1, tcp_idle_timeout: Duration::from_millis(300), ..alone() };
-    let Running { address, .. } = start(&config);
+    let running = start(&config);
+    let address = running.address;
     let query = question("hello.faas.", RecordType::AAAA);
     let begun = Instant::now();
     let mut first = TcpStream::connect(address).await.unwrap();
@@ -485,7 +493,7 @@ fn too_many_upstreams_are_a_mistake() {
 /// The promise: deploy acknowledged to name answered within a millisecond, with 10,000 names.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_is_answered_at_once() {
-    let Running { address, zone, .. } = start(&alone());
+    let Running { address, zone, dns: _running } = start(&alone());
     let names = (0..10_000u64)
         .map(|i| (format!("f{i}").parse::<RecordName>().unwrap(), Ipv6Addr::from_bits(u128::from(i))));
     zone.store(Arc::new(Zone::new(ZoneSettings::new(SERVER), 1, names)));
