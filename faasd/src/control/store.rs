@@ -6,10 +6,12 @@
 //! Calls block for as long as the disk takes. Call writes from a thread that may block.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use redb::backends::FileBackend;
@@ -17,6 +19,8 @@ use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
     WriteTransaction,
 };
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -152,21 +156,16 @@ impl Embedded {
     /// # Errors
     /// [`StoreError::InUse`], [`StoreError::Damaged`], [`StoreError::Full`], [`StoreError::Format`], or `open(2)`'s.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let io = |operation| move |source| StoreError::Io { path: path.to_owned(), operation, source };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(io("open"))?;
         let store = Self { path: path.to_owned(), database: RwLock::new(None) };
-        let database = store.open_database(file)?;
-        store.prepare(&database)?;
-        // The file's own name must survive a power failure too.
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync the directory of"))?;
+        if !path.try_exists().map_err(|e| store.io("open", e))? {
+            let made = store.create();
+            // Another daemon may have been quicker and swept ours away; then it is its store that counts.
+            if !path.try_exists().map_err(|e| store.io("open", e))? {
+                made?;
+            }
+        }
+        let database = store.open_existing()?;
+        store.sweep();
         *store.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(store)
     }
@@ -174,6 +173,67 @@ impl Embedded {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Makes the store under another name and gives it its own once it is whole: redb cannot open a file whose
+    /// making was cut short.
+    fn create(&self) -> Result<(), StoreError> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.temporary(&format!("{}-{number}", std::process::id()));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(|e| self.io("make", e))?;
+        let made = self.fill(file).and_then(|()| {
+            File::open(&temporary).and_then(|file| file.sync_all()).map_err(|e| self.io("sync", e))?;
+            // Without replacing what another daemon may have made meanwhile.
+            match renameat_with(CWD, &temporary, CWD, &self.path, RenameFlags::NOREPLACE) {
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(e) => Err(self.io("name", e.into())),
+            }
+        });
+        // There is nothing left to remove if all went well.
+        let _ = fs::remove_file(&temporary);
+        made?;
+        File::open(self.dir()).and_then(|dir| dir.sync_all()).map_err(|e| self.io("sync the directory of", e))
+    }
+
+    /// Makes the tables, so that everyone else can rely on them.
+    fn fill(&self, file: File) -> Result<(), StoreError> {
+        let database = self.open_database(file)?;
+        let transaction = database.begin_write().map_err(|e| self.error(e))?;
+        transaction.open_table(DATA).map_err(|e| self.error(e))?;
+        {
+            let mut meta = transaction.open_table(META).map_err(|e| self.error(e))?;
+            meta.insert(META_FORMAT, FORMAT).map_err(|e| self.error(e))?;
+        }
+        transaction.commit().map_err(|e| self.error(e))
+    }
+
+    /// Opens the file and checks its layout. Never makes one: an empty store would undeploy everything.
+    fn open_existing(&self) -> Result<Database, StoreError> {
+        let file =
+            OpenOptions::new().read(true).write(true).open(&self.path).map_err(|e| self.io("open", e))?;
+        if file.metadata().map_err(|e| self.io("open", e))?.len() == 0 {
+            return Err(StoreError::Damaged {
+                path: self.path.clone(),
+                detail: "the file is empty".to_owned(),
+            });
+        }
+        let database = self.open_database(file)?;
+        let found = (|| {
+            let meta = database.begin_read()?.open_table(META)?;
+            Ok::<_, redb::Error>(meta.get(META_FORMAT)?.map(|found| found.value()))
+        })();
+        match found.map_err(|e| self.error(e))? {
+            Some(FORMAT) => Ok(database),
+            found => Err(StoreError::Format { path: self.path.clone(), found: found.unwrap_or(0) }),
+        }
     }
 
     fn open_database(&self, file: File) -> Result<Database, StoreError> {
@@ -185,20 +245,26 @@ impl Embedded {
             .map_err(|e| self.error(e))
     }
 
-    /// Makes the tables, so that reads can rely on them, and checks their layout.
-    fn prepare(&self, database: &Database) -> Result<(), StoreError> {
-        let transaction = database.begin_write().map_err(|e| self.error(e))?;
-        {
-            transaction.open_table(DATA).map_err(|e| self.error(e))?;
-            let mut meta = transaction.open_table(META).map_err(|e| self.error(e))?;
-            let found = meta.get(META_FORMAT).map_err(|e| self.error(e))?.map(|found| found.value());
-            match found {
-                Some(FORMAT) => return Ok(()),
-                Some(found) => return Err(StoreError::Format { path: self.path.clone(), found }),
-                None => meta.insert(META_FORMAT, FORMAT).map_err(|e| self.error(e))?,
-            };
+    /// Removes what daemons killed while making the store left behind. Whoever still makes one finds this one there.
+    fn sweep(&self) {
+        let prefix = self.temporary("");
+        for entry in fs::read_dir(self.dir()).into_iter().flatten().flatten() {
+            if entry.path().as_os_str().as_bytes().starts_with(prefix.as_os_str().as_bytes()) {
+                let _ = fs::remove_file(entry.path());
+            }
         }
-        transaction.commit().map_err(|e| self.error(e))
+    }
+
+    /// The name under which a store is made.
+    fn temporary(&self, suffix: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".new-");
+        name.push(suffix);
+        name.into()
+    }
+
+    fn dir(&self) -> &Path {
+        self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
     /// Runs `work` on the open database, and closes that after a failure of the disk.
@@ -232,12 +298,7 @@ impl Embedded {
     fn reopen(&self) -> Result<(), StoreError> {
         let mut open = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if open.is_none() {
-            // Not made anew if it is gone: an empty store would undeploy everything.
-            let file =
-                OpenOptions::new().read(true).write(true).open(&self.path).map_err(|source| {
-                    StoreError::Io { path: self.path.clone(), operation: "open", source }
-                })?;
-            *open = Some(self.open_database(file)?);
+            *open = Some(self.open_existing()?);
         }
         Ok(())
     }
@@ -266,6 +327,15 @@ impl Embedded {
         })
     }
 
+    fn io(&self, operation: &'static str, source: io::Error) -> StoreError {
+        let path = self.path.clone();
+        if is_full(&source) {
+            StoreError::Full { path, source }
+        } else {
+            StoreError::Io { path, operation, source }
+        }
+    }
+
     /// An error of redb's, with the file's name and what can be done.
     fn error(&self, error: impl Into<redb::Error>) -> StoreError {
         let path = self.path.clone();
@@ -273,14 +343,13 @@ impl Embedded {
             redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
                 StoreError::InUse { path }
             }
-            redb::Error::Io(source) if is_full(&source) => StoreError::Full { path, source },
             // What redb says of a file that never was one of its own.
             redb::Error::Io(source)
                 if matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
             {
                 StoreError::Damaged { path, detail: source.to_string() }
             }
-            redb::Error::Io(source) => StoreError::Io { path, operation: "read or write", source },
+            redb::Error::Io(source) => self.io("read or write", source),
             redb::Error::Corrupted(detail) => StoreError::Damaged { path, detail },
             error @ (redb::Error::RepairAborted
             | redb::Error::UpgradeRequired(_)

@@ -53,9 +53,9 @@ impl Replier {
         reply.metadata.recursion_available = self.forwarder.is_enabled();
         let outcome = match check(request) {
             Err(code) => reply.fail(code),
-            Ok(query) => match self.from_zone(query, &mut reply) {
+            Ok(query) => match self.answer_by_zone(query, &mut reply) {
                 Some(outcome) => outcome,
-                None => self.from_upstream(request, query, &mut reply).await,
+                None => self.answer_by_upstream(request, query, &mut reply).await,
             },
         };
         self.metrics.count(outcome);
@@ -63,7 +63,7 @@ impl Replier {
     }
 
     /// Fills in what the zone says; `None` if the name is not below it.
-    fn from_zone(&self, query: &Query, reply: &mut Reply) -> Option<Outcome> {
+    fn answer_by_zone(&self, query: &Query, reply: &mut Reply) -> Option<Outcome> {
         let kind = match query.query_type() {
             RecordType::AAAA => Kind::Aaaa,
             RecordType::SOA => Kind::Soa,
@@ -115,7 +115,7 @@ impl Replier {
     }
 
     /// Fills in what an upstream says.
-    async fn from_upstream(&self, request: &Request, query: &Query, reply: &mut Reply) -> Outcome {
+    async fn answer_by_upstream(&self, request: &Request, query: &Query, reply: &mut Reply) -> Outcome {
         let found = match self.forwarder.ask(request, query).await {
             Ok(found) => found,
             Err(ForwardError::Disabled) => return reply.fail(ResponseCode::Refused),

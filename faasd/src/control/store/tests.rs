@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -144,7 +144,7 @@ fn a_second_daemon_is_told_so() {
 #[test]
 fn what_is_no_store_is_left_alone() {
     let (_dir, path) = temporary();
-    for bytes in [b"not a database".to_vec(), vec![0; 1 << 16], b"x".repeat(1 << 16)] {
+    for bytes in [Vec::new(), b"not a database".to_vec(), vec![0; 1 << 16], b"x".repeat(1 << 16)] {
         fs::write(&path, &bytes).unwrap();
         let error = Embedded::open(&path).unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
@@ -233,25 +233,27 @@ impl Drop for Writer {
     }
 }
 
+fn start_writer(path: &Path, from: u64) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "control::store::tests::crash_writer", "--ignored", "--nocapture"])
+        .env(CRASH_FILE, path)
+        .env(CRASH_FROM, from.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 #[test]
 fn acknowledged_writes_survive_kills() {
     const KILLS: u64 = 30;
-    let (_dir, path) = temporary();
+    let (dir, path) = temporary();
     let random = RandomState::new();
     let mut model = BTreeMap::new();
     let mut done = 0;
     let mut revision = 0;
     let mut unacknowledged = 0;
     for round in 0..KILLS {
-        let mut writer = Writer(
-            Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "control::store::tests::crash_writer", "--ignored", "--nocapture"])
-                .env(CRASH_FILE, &path)
-                .env(CRASH_FROM, done.to_string())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap(),
-        );
+        let mut writer = Writer(start_writer(&path, done));
         let mut lines = BufReader::new(writer.0.stdout.take().unwrap()).lines().map(Result::unwrap);
         let acknowledged =
             |line: String| line.split_once("acknowledged ").map(|(_, i)| i.parse::<u64>().unwrap());
@@ -271,6 +273,7 @@ fn acknowledged_writes_survive_kills() {
         assert!(!writer.0.wait().unwrap().success());
 
         let store = Embedded::open(&path).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a half-made store was left behind");
         let found: BTreeMap<_, _> =
             store.list("").unwrap().into_iter().map(|(key, found)| (key, found.value)).collect();
         while last.is_some_and(|last| done <= last) {
@@ -289,6 +292,49 @@ fn acknowledged_writes_survive_kills() {
         revision = now;
     }
     println!("{KILLS} kills, {done} changes, {unacknowledged} done and not acknowledged");
+}
+
+#[test]
+fn a_store_is_made_whole_or_not_at_all() {
+    let random = RandomState::new();
+    for round in 0..20 {
+        let (dir, path) = temporary();
+        let mut writer = Writer(start_writer(&path, 0));
+        let pause = Duration::from_micros(random.hash_one(round) % 10_000);
+        // From the moment that a file of the store's, under either name, is there.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fs::read_dir(dir.path()).unwrap().next().is_none() {
+            assert!(Instant::now() < deadline, "the writer made no file");
+        }
+        std::thread::sleep(pause);
+        writer.0.kill().unwrap();
+        writer.0.wait().unwrap();
+        let store = Embedded::open(&path).unwrap();
+        store.put("after", b"", Expect::Any).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn of_several_that_make_the_store_one_gets_it() {
+    for _ in 0..20 {
+        let (dir, path) = temporary();
+        let stores: Vec<_> = std::thread::scope(|scope| {
+            let openers: Vec<_> = (0..4).map(|_| scope.spawn(|| Embedded::open(&path))).collect();
+            openers.into_iter().map(|opener| opener.join().unwrap()).collect()
+        });
+        assert_eq!(stores.iter().filter(|store| store.is_ok()).count(), 1, "{stores:?}");
+        assert_eq!(
+            stores.iter().filter(|s| matches!(s, Err(StoreError::InUse { .. }))).count(),
+            3,
+            "{stores:?}"
+        );
+        stores
+            .into_iter()
+            .flatten()
+            .for_each(|store| assert_eq!(store.put("a", b"", Expect::Absent).unwrap(), 1));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }
 
 /// Unmounts when dropped.
