@@ -212,11 +212,7 @@ impl FunctionSpec {
             return value("limits.pids", &limits.pids_max, "use 4 to 65536");
         }
         if !(4 << 10..=limits.memory_bytes).contains(&limits.tmp_bytes) {
-            return value(
-                "limits.tmp",
-                &limits.tmp_bytes,
-                "use 4KiB up to limits.memory, which it counts towards",
-            );
+            return value("limits.tmp", &limits.tmp_bytes, "use 4KiB up to limits.memory, which it counts towards");
         }
         if !(64..=1 << 20).contains(&limits.files_max) {
             return value("limits.files", &limits.files_max, "use 64 to 1048576");
@@ -235,11 +231,7 @@ impl FunctionSpec {
         }
         for (key, content) in &self.env {
             if key.is_empty() || key.contains(['=', '\0']) || content.contains('\0') {
-                return value(
-                    "env",
-                    key,
-                    "a variable's name is not empty and has no '='; neither part has a NUL",
-                );
+                return value("env", key, "a variable's name is not empty and has no '='; neither part has a NUL");
             }
             if content.len() > ENV_BYTES_MAX {
                 return value("env", key, "a variable holds at most 32 KiB");
