@@ -75,13 +75,15 @@ pub trait Store: Send + Sync {
     /// failure once it returned.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] if `expect` does not hold; limits; those of the medium. Nothing was written then.
+    /// [`StoreError::Conflict`] if `expect` does not hold; limits; those of the medium. Nothing was written then,
+    /// except that after [`StoreError::Io`] only reading the key tells.
     fn put(&self, key: &str, value: &[u8], expect: Expect) -> Result<u64, StoreError>;
 
     /// Deletes, and returns whether there was anything to delete.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] if `expect` does not hold; those of the medium. Nothing was deleted then.
+    /// [`StoreError::Conflict`] if `expect` does not hold; those of the medium. Nothing was deleted then, with the
+    /// same exception.
     fn delete(&self, key: &str, expect: Expect) -> Result<bool, StoreError>;
 
     /// The number of changes ever made. It never falls.
@@ -126,7 +128,7 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}", path.display())]
     Database { path: PathBuf, source: Box<redb::Error> },
 }
 
