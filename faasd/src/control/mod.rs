@@ -1,1 +1,5 @@
+//! The control plane: desired state, names, and what brings the machine there.
 
+pub mod dns;
+pub mod records;
+pub mod store;

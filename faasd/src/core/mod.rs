@@ -7,3 +7,4 @@ pub mod lifecycle;
 pub mod name;
 pub mod paths;
 pub mod spec;
+pub mod zone;
