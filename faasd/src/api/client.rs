@@ -24,7 +24,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, Image, Invite, Invited, PROBLEM_HEADER, Peers, Problem, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, Image, Invite, Invited, PROBLEM_HEADER, Peers, Problem,
+    Version,
 };
 use crate::core::name::FunctionName;
 
@@ -59,7 +60,9 @@ pub enum ClientError {
     Request(#[from] hyper::http::Error),
     #[error("faasd's answer is not understood: {0}; are faas and faasd of the same version? `faas version`")]
     Answer(String),
-    #[error("the archive has {bytes} bytes; at most {ARCHIVE_BYTES_MAX} are taken: list what is not needed in .faasignore")]
+    #[error(
+        "the archive has {bytes} bytes; at most {ARCHIVE_BYTES_MAX} are taken: list what is not needed in .faasignore"
+    )]
     TooLarge { bytes: u64 },
     #[error("{}", .0.title)]
     Problem(Problem),
@@ -161,7 +164,11 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn invoke(&self, name: &FunctionName, mut request: Request<Body>) -> Result<Response<Incoming>> {
+    pub async fn invoke(
+        &self,
+        name: &FunctionName,
+        mut request: Request<Body>,
+    ) -> Result<Response<Incoming>> {
         let path = request.uri().path_and_query().map_or("/", hyper::http::uri::PathAndQuery::as_str);
         let slash = if path.starts_with('/') { "" } else { "/" };
         let target = format!("/v1/functions/{name}/invoke{slash}{path}");
@@ -213,7 +220,8 @@ impl Client {
 
     /// Connects, and sends a request up to the head of its response.
     async fn send(&self, request: Request<Body>, limit: Duration) -> Result<Response<Incoming>> {
-        let stream = within(CONNECT, UnixStream::connect(&self.socket)).await?.map_err(|e| self.unreachable(e))?;
+        let stream =
+            within(CONNECT, UnixStream::connect(&self.socket)).await?.map_err(|e| self.unreachable(e))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Broken)?;
         // The connection's end shows in the request or in its body; it needs no second report.

@@ -7,8 +7,6 @@
 mod error;
 mod handlers;
 mod serve;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -29,9 +27,7 @@ use tracing::debug;
 pub use error::{ApiError, nearest};
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
-use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Image, Invite, Invited, Join, Peer, Version,
-};
+use crate::api::types::{ARCHIVE_BYTES_MAX, Deploy, Function, Image, Invite, Invited, Join, Peer, Version};
 use crate::core::name::FunctionName;
 
 /// The most uploads at a time: each may hold [`ARCHIVE_BYTES_MAX`] of disk.

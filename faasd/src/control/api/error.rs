@@ -128,7 +128,9 @@ pub fn nearest<'a>(wanted: &str, known: impl IntoIterator<Item = &'a str>) -> Op
     known
         .into_iter()
         .map(|name| (strsim::damerau_levenshtein(wanted, name), name))
-        .filter(|(distance, name)| *distance <= name.len().max(wanted.len()) / 3 + 1 && *distance < name.len())
+        .filter(|(distance, name)| {
+            *distance <= name.len().max(wanted.len()) / 3 + 1 && *distance < name.len()
+        })
         .min()
         .map(|(_, name)| name)
 }

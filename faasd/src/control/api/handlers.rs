@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
-use super::{ApiError, Api, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
+use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
 use crate::api::types::{
-    Deploy, Function, Functions, Image, INVITE_MS, Invite, Invited, JSON_BYTES_MAX, Join, LOG_LINES_MAX,
+    Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, JSON_BYTES_MAX, Join, LOG_LINES_MAX,
     PROBLEM_HEADER, Peers, Version,
 };
 use crate::core::name::FunctionName;
@@ -99,7 +99,10 @@ pub(super) async fn deploy(
     let deploy: Deploy = json(&headers, body).await?;
     deploy.spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
     if !is_digest(&deploy.image) {
-        return Err(ApiError::invalid(format!("'{}' is no digest; write sha256: and 64 digits", deploy.image)));
+        return Err(ApiError::invalid(format!(
+            "'{}' is no digest; write sha256: and 64 digits",
+            deploy.image
+        )));
     }
     let deadlines = &deploy.spec.deadlines;
     let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;
@@ -143,7 +146,9 @@ fn lines(query: &str) -> Result<usize> {
         .strip_prefix("lines=")
         .and_then(|n| n.parse().ok())
         .filter(|n| (1..=LOG_LINES_MAX).contains(n))
-        .ok_or_else(|| ApiError::invalid(format!("'?{query}' is not understood; write ?lines=1 to {LOG_LINES_MAX}")))
+        .ok_or_else(|| {
+            ApiError::invalid(format!("'?{query}' is not understood; write ?lines=1 to {LOG_LINES_MAX}"))
+        })
 }
 
 pub(super) async fn invoke(
@@ -176,7 +181,9 @@ pub(super) async fn peers(State(api): State<Api>) -> Result<Json<Peers>> {
 pub(super) async fn invite(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Json<Invited>> {
     let invite: Invite = json(&headers, body).await?;
     if !INVITE_MS.contains(&invite.expires_in_ms) {
-        return Err(ApiError::invalid("an invitation is good for a minute at least, and for 30 days at most"));
+        return Err(ApiError::invalid(
+            "an invitation is good for a minute at least, and for 30 days at most",
+        ));
     }
     within(QUICK, "the invitation", api.service.invite(invite)).await.map(Json)
 }
@@ -221,7 +228,8 @@ fn parse_name(name: &str) -> Result<FunctionName> {
 /// Reads a JSON body. Its media type must say so: a browser then asks before it sends one from a foreign page, and a
 /// page that a peer looks at cannot join in the peer's stead.
 async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T> {
-    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if media_type.split(';').next().map(str::trim) != Some("application/json") {
         return Err(ApiError::MediaType);
     }
@@ -233,7 +241,8 @@ async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T>
         }
         Err(e) => return Err(ApiError::invalid(format!("the request broke off: {e}"))),
     };
-    serde_json::from_slice(&bytes).map_err(|e| ApiError::invalid(format!("the request is not understood: {e}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|e| ApiError::invalid(format!("the request is not understood: {e}")))
 }
 
 async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -162,12 +162,8 @@ async fn serve<S>(
     }
 }
 
-async fn connection<S>(
-    stream: S,
-    source: Option<Source>,
-    router: Router,
-    mut stopped: watch::Receiver<bool>,
-) where
+async fn connection<S>(stream: S, source: Option<Source>, router: Router, mut stopped: watch::Receiver<bool>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let router = TowerToHyperService::new(router);
