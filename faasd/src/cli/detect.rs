@@ -103,13 +103,14 @@ fn fd(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
         let text = format!("the program {command} is outside of {}", dir.display());
         return Err(Failure::new(Exit::Data, text).hint("only what is inside the directory is deployed"));
     }
-    let path = dir.join(program);
+    let program: PathBuf = program.components().filter(|part| *part != Component::CurDir).collect();
+    let path = dir.join(&program);
     let metadata = match fs::metadata(&path) {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let failure = Failure::new(Exit::NoInput, format!("the program {} is not there", path.display()));
             return Err(if dir.join("Cargo.toml").exists() {
-                failure.hint(format!("build it first: `{}`", build_command(dir, program)))
+                failure.hint(format!("build it first: `{}`", build_command(dir, &program)))
             } else {
                 failure.hint(format!("`command` in {FILE_NAME} is relative to the function's directory"))
             });
@@ -120,14 +121,12 @@ fn fd(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
         let text = format!("{} is no program that can be run", path.display());
         return Err(Failure::new(Exit::Data, text).hint(format!("`chmod +x {}`", path.display())));
     }
-    let program = program.components().filter(|part| *part != Component::CurDir).collect();
     Ok(Detected { spec, why, warning: None, program: Some(program) })
 }
 
 /// The cargo call that would make `target/[TRIPLE/]PROFILE/NAME`.
 fn build_command(dir: &Path, program: &Path) -> String {
-    let parts: Vec<&str> =
-        program.iter().filter_map(|part| part.to_str()).filter(|part| *part != ".").collect();
+    let parts: Vec<&str> = program.iter().filter_map(|part| part.to_str()).collect();
     let mut command = String::from("cargo build");
     let (profile, triple) = match parts.as_slice() {
         ["target", triple, profile, _] => (*profile, Some(*triple)),

@@ -43,8 +43,9 @@ struct Cli {
 }
 
 const EXIT_HELP: &str = "\
-Exit codes: 0 ok, 1 the operation failed, 64 usage, 65 a file's content, 66 no such file, 69 faasd cannot be
-reached, 73 a file is in the way, 74 input or output, 76 protocol, 77 permission.
+Exit codes: 0 ok, 1 the operation failed, 64 usage, 65 a file's content, 66 no such file,
+69 faasd cannot be reached, 73 a file is in the way, 74 input or output, 76 protocol,
+77 permission.
 
 `faas VERB --help` has examples.";
 
@@ -54,15 +55,15 @@ struct Global {
     #[arg(long, global = true, value_name = "PATH", env = "FAAS_SOCKET", default_value = SOCKET)]
     #[arg(help_heading = "Global options")]
     socket: PathBuf,
-    /// When to use colour; NO_COLOR is honoured
+    /// Colour: auto (on a terminal, unless NO_COLOR is set), always or never
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
+    #[arg(hide_possible_values = true)]
     color: When,
 }
 
-/// When output has colour.
+/// When output has colour: `Auto` is on a terminal, unless NO_COLOR is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum When {
-    /// On a terminal, unless NO_COLOR is set
     #[default]
     Auto,
     Always,
@@ -73,7 +74,7 @@ pub enum When {
 #[derive(Clone, Copy, Debug, Args)]
 struct Output {
     /// table is for people, json is the API's own shapes
-    #[arg(short, long = "output", value_name = "FORMAT", default_value = "table")]
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "table")]
     format: Format,
 }
 
@@ -190,7 +191,7 @@ fn help_template(command: &clap::Command) -> String {
             let _ = writeln!(text, "  {literal}{verb:<12}{literal:#} {about}");
         }
     }
-    text.push_str("\n{options}{after-help}");
+    let _ = write!(text, "\n{style}Options:{style:#}\n{{options}}{{after-help}}");
     text
 }
 

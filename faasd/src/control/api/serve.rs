@@ -19,7 +19,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
@@ -86,7 +86,7 @@ pub async fn serve_unix(
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let listener = UnixListener::from_std(listener)?;
-    serve(async || listener.accept().await.map(|(stream, _)| (stream, None)), router, stop).await;
+    serve(listener, router, stop).await;
     Ok(())
 }
 
@@ -101,11 +101,7 @@ pub async fn serve_tunnel(
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let accept = async || {
-        let (stream, peer) = listener.accept().await?;
-        Ok((stream, Some(Source(ipv6(peer)))))
-    };
-    serve(accept, router, stop).await;
+    serve(listener, router, stop).await;
     Ok(())
 }
 
@@ -116,13 +112,31 @@ fn ipv6(peer: SocketAddr) -> Ipv6Addr {
     }
 }
 
-async fn serve<S>(
-    accept: impl AsyncFn() -> io::Result<(S, Option<Source>)>,
-    router: Router,
-    stop: impl Future<Output = ()>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+/// A listener of either kind.
+trait Accept: Send + Sync {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<Source>)>> + Send;
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, Option<Source>)> {
+        Ok((Self::accept(self).await?.0, None))
+    }
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<Source>)> {
+        let (stream, peer) = Self::accept(self).await?;
+        Ok((stream, Some(Source(ipv6(peer)))))
+    }
+}
+
+async fn serve(listener: impl Accept, router: Router, stop: impl Future<Output = ()>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (stopping, stopped) = watch::channel(false);
     let mut stop = pin!(stop);
@@ -130,7 +144,7 @@ async fn serve<S>(
         let next = async {
             // The permit comes first: a connection that cannot be served yet is not accepted yet.
             let permit = Arc::clone(&room).acquire_owned().await.ok();
-            (permit, accept().await)
+            (permit, listener.accept().await)
         };
         let (permit, accepted) = tokio::select! {
             () = &mut stop => break,
@@ -153,7 +167,7 @@ async fn serve<S>(
             }
         }
     }
-    drop(accept);
+    drop(listener);
     stopping.send_replace(true);
     // Every permit back means every connection closed.
     let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
