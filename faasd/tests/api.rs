@@ -1,5 +1,7 @@
 //! The real client against the real router, over a real socket.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fake;
 
 use std::io::{Read, Write};
@@ -95,8 +97,7 @@ async fn problems_arrive_as_they_were_meant() {
     let Err(ClientError::Problem(found)) = client.deploy(&name("hello"), &request).await else { panic!() };
     assert_eq!((found.status, found.detail.as_deref()), (500, Some("exit status 3")));
 
-    let mut spec = FunctionSpec::default();
-    spec.port = 0;
+    let spec = FunctionSpec { port: 0, ..FunctionSpec::default() };
     let error = client.deploy(&name("hello"), &Deploy { image, spec }).await.unwrap_err();
     assert_eq!(problem(error).0, 400, "a declaration is checked before the service sees it");
     let request = Deploy { image: "latest".into(), spec: FunctionSpec::default() };

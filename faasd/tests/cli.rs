@@ -1,5 +1,7 @@
 //! `faas` as people run it: the program itself, against a daemon without a machine under it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod fake;
 
 use std::fs;
@@ -116,6 +118,7 @@ fn usage_errors_suggest_and_exit_with_64() {
     faas.fails(&["invoke", "x", "-H", "none"], 64, "NAME: VALUE");
     faas.fails(&["vpn", "invite", "x", "--expires", "soon"], 64, "24h");
     faas.fails(&[], 64, "Functions:");
+    faas.fails(&["vpn"], 64, "invite");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use exit::{Exit, Failure};
@@ -118,9 +119,14 @@ pub struct Context {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let when = color_of(&args);
-    let parsed = command(when).try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed =
+        command(when).try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
+        Err(e) if e.kind() == ErrorKind::MissingSubcommand => {
+            help_for(&args, when);
+            return Exit::Usage.into();
+        }
         Err(e) => {
             // Help and version are for stdout and no error; clap knows.
             let printed = e.print().is_ok();
@@ -176,6 +182,20 @@ pub fn command(color: When) -> clap::Command {
     });
     let template = help_template(&command);
     command.help_template(template)
+}
+
+/// Shows the verbs to somebody who gave none. clap's own switch for this stays silent once an option has a value from
+/// the environment.
+fn help_for(args: &[OsString], when: When) {
+    let mut found = command(when);
+    found.build();
+    for arg in args.iter().skip(1) {
+        if let Some(verb) = found.find_subcommand(arg) {
+            found = verb.clone();
+        }
+    }
+    let help = found.render_help();
+    Ui::new(when).help(&help);
 }
 
 /// clap lists the verbs in one heap; this writes them in [`GROUPS`].

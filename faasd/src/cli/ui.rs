@@ -114,6 +114,12 @@ impl Ui {
         let _ = writeln!(io::stderr(), "{text}");
     }
 
+    /// Shows help to somebody who did not ask for it.
+    pub fn help(&self, help: &clap::builder::StyledStr) {
+        let text = if self.color_stderr { help.ansi().to_string() } else { help.to_string() };
+        self.note(text.trim_end());
+    }
+
     /// Says something that may become a failure.
     pub fn warn(&self, text: &str) {
         let (on, off) = if self.color_stderr { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };

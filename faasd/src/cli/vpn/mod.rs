@@ -16,6 +16,7 @@ const INTERFACE: &str = "faas0";
 
 /// Let machines in, and join from one
 #[derive(Debug, Args)]
+#[command(disable_help_subcommand = true)]
 #[command(after_help = "Examples:
   faas vpn invite laptop                          on the server
   sudo faas vpn connect INVITATION                on the laptop

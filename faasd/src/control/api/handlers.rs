@@ -22,6 +22,10 @@ use crate::core::name::FunctionName;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
+/// How much of a refused upload is read so that the client gets to read the refusal, and for how long.
+const DISCARD_BYTES_MAX: usize = 64 << 20;
+const DISCARD: Duration = Duration::from_secs(5);
+
 /// The lines of a log when nobody says how many.
 const LOG_LINES: usize = 100;
 
@@ -56,9 +60,10 @@ pub(super) async fn add_image(State(api): State<Api>, body: Body) -> Result<Json
 /// Writes a body to a file that is removed when the returned path is dropped.
 async fn spool(spool: &Spool, body: Body) -> Result<tempfile::TempPath> {
     let limit_bytes = spool.archive_bytes_max;
-    let too_large = || ApiError::TooLarge { what: "the archive", limit_bytes };
+    let too_large = ApiError::TooLarge { what: "the archive", limit_bytes };
     if body.size_hint().lower() > limit_bytes {
-        return Err(too_large());
+        discard(body).await;
+        return Err(too_large);
     }
     let failed = |e: std::io::Error| ApiError::Failed {
         title: format!("cannot write the upload to {}", spool.dir.display()),
@@ -78,7 +83,8 @@ async fn spool(spool: &Spool, body: Body) -> Result<tempfile::TempPath> {
         let Ok(data) = frame.into_data() else { continue };
         received += data.len() as u64;
         if received > limit_bytes {
-            return Err(too_large());
+            discard(body).await;
+            return Err(too_large);
         }
         file.write_all(&data).await.map_err(failed)?;
     }
@@ -87,6 +93,22 @@ async fn spool(spool: &Spool, body: Body) -> Result<tempfile::TempPath> {
         return Err(ApiError::invalid("the archive is empty"));
     }
     Ok(path)
+}
+
+/// Reads on for a while what will not be used: a client that still writes when the connection closes sees a broken
+/// pipe in place of the answer.
+async fn discard(mut body: Body) {
+    let mut discarded = 0;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            discarded += frame.data_ref().map_or(0, |data| data.len());
+            if discarded > DISCARD_BYTES_MAX {
+                break;
+            }
+        }
+    };
+    // Whether it came to an end makes no difference to the answer.
+    let _ = tokio::time::timeout(DISCARD, reading).await;
 }
 
 pub(super) async fn deploy(
