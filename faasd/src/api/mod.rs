@@ -1,3 +1,4 @@
 //! The API's shapes, and the client that every `faas` verb uses.
 
+pub mod client;
 pub mod types;

@@ -28,6 +28,25 @@ pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
 use crate::core::spec::FunctionSpec;
 
+/// The most bytes of an uploaded archive. The client looks before it sends, the daemon while it receives.
+pub const ARCHIVE_BYTES_MAX: u64 = 256 << 20;
+
+/// The most bytes of a JSON request.
+pub const JSON_BYTES_MAX: usize = 64 << 10;
+
+/// The most lines of a log in one response.
+pub const LOG_LINES_MAX: usize = 10_000;
+
+/// How long an invitation may be good for: a minute to thirty days.
+pub const INVITE_MS: std::ops::RangeInclusive<u64> = 60_000..=30 * 86_400_000;
+
+/// The media type of a [`Problem`].
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+
+/// Marks the daemon's own problems among the responses to an invocation, where a function may answer with any status
+/// and media type. Functions cannot set it: the daemon takes it out of what they send.
+pub const PROBLEM_HEADER: &str = "faasd-problem";
+
 /// The daemon, and what it found to work with.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Version {

@@ -1,0 +1,354 @@
+//! The client: one method a route, one connection a request.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
+use hyper::client::conn::http1;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::request::Builder;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::types::{
+    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, Image, Invite, Invited, PROBLEM_HEADER, Peers, Problem,
+    Version,
+};
+use crate::core::name::FunctionName;
+
+/// The default place of the daemon's socket.
+pub const SOCKET: &str = "/run/faasd/faasd.sock";
+
+/// The most bytes of a response that is read into memory: 10,000 functions with their instances fit.
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
+
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Each wait is a little longer than the daemon's own, whose error says more.
+const MARGIN: Duration = Duration::from_secs(5);
+const QUICK: Duration = Duration::from_secs(30);
+const UPLOAD: Duration = Duration::from_secs(600);
+const INVOKE: Duration = Duration::from_secs(300);
+const REMOVE: Duration = Duration::from_secs(660);
+const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
+
+/// Why there is no answer, or a bad one.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("cannot reach faasd at {}: is it running? `systemctl start faasd`", .socket.display())]
+    Unreachable { socket: PathBuf, source: io::Error },
+    #[error("may not open {}: {}", .socket.display(), who(.group.as_deref()))]
+    Permission { socket: PathBuf, group: Option<String> },
+    #[error("faasd did not answer within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    #[error("the connection to faasd broke off: is it still running? `systemctl status faasd`")]
+    Broken(#[source] hyper::Error),
+    #[error("the request cannot be written: {0}")]
+    Request(#[from] hyper::http::Error),
+    #[error("faasd's answer is not understood: {0}; are faas and faasd of the same version? `faas version`")]
+    Answer(String),
+    #[error(
+        "the archive has {bytes} bytes; at most {ARCHIVE_BYTES_MAX} are taken: list what is not needed in .faasignore"
+    )]
+    TooLarge { bytes: u64 },
+    #[error("{}", .0.title)]
+    Problem(Problem),
+}
+
+fn who(group: Option<&str>) -> String {
+    match group {
+        None | Some("root") => "run this as root".to_owned(),
+        Some(group) => format!(
+            "run this as root, or join the group '{group}' (`sudo usermod -aG {group} $USER`, then log in again)"
+        ),
+    }
+}
+
+type Result<T> = std::result::Result<T, ClientError>;
+
+/// What a request carries.
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+/// A client of one daemon. It holds nothing open between requests.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self { socket: socket.into() }
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// # Errors
+    /// [`ClientError`], as for every other method.
+    pub async fn version(&self) -> Result<Version> {
+        self.get("/v1/version").await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn functions(&self) -> Result<Functions> {
+        self.get("/v1/functions").await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn function(&self, name: &FunctionName) -> Result<Function> {
+        self.get(&format!("/v1/functions/{name}")).await
+    }
+
+    /// Uploads a tar archive of `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn add_image(
+        &self,
+        archive: impl AsyncRead + Send + Unpin + 'static,
+        bytes: u64,
+    ) -> Result<Image> {
+        if bytes > ARCHIVE_BYTES_MAX {
+            return Err(ClientError::TooLarge { bytes });
+        }
+        let request = build(Method::POST, "/v1/images")
+            .header(CONTENT_TYPE, "application/x-tar")
+            .body(ReadBody::new(archive, Some(bytes)).boxed_unsync())?;
+        self.ask(request, UPLOAD).await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn deploy(&self, name: &FunctionName, deploy: &Deploy) -> Result<Function> {
+        let deadlines = &deploy.spec.deadlines;
+        let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;
+        self.ask(json(Method::PUT, &format!("/v1/functions/{name}"), deploy)?, limit).await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove(&self, name: &FunctionName) -> Result<()> {
+        let request = build(Method::DELETE, &format!("/v1/functions/{name}")).body(empty())?;
+        self.bytes(request, REMOVE).await.map(drop)
+    }
+
+    /// The last lines of a function's log.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Bytes> {
+        let request = build(Method::GET, &format!("/v1/functions/{name}/logs?lines={lines}")).body(empty())?;
+        self.bytes(request, QUICK).await
+    }
+
+    /// Sends a request to a function. `request` has the function's own path and query. The response is the
+    /// function's, whatever its status; only the daemon's own problems are errors.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn invoke(
+        &self,
+        name: &FunctionName,
+        mut request: Request<Body>,
+    ) -> Result<Response<Incoming>> {
+        let path = request.uri().path_and_query().map_or("/", hyper::http::uri::PathAndQuery::as_str);
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        let target = format!("/v1/functions/{name}/invoke{slash}{path}");
+        *request.uri_mut() = target.parse().map_err(hyper::http::Error::from)?;
+        request.headers_mut().entry(HOST).or_insert_with(|| {
+            HeaderValue::try_from(format!("{name}.faas")).unwrap_or(HeaderValue::from_static("localhost"))
+        });
+        let response = self.send(request, INVOKE).await?;
+        if response.headers().contains_key(PROBLEM_HEADER) {
+            return Err(problem(response.status(), &collect(response.into_body(), QUICK).await?));
+        }
+        Ok(response)
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn peers(&self) -> Result<Peers> {
+        self.get("/v1/peers").await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn invite(&self, invite: &Invite) -> Result<Invited> {
+        self.ask(json(Method::POST, "/v1/peers", invite)?, QUICK).await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revoke(&self, name: &FunctionName) -> Result<()> {
+        let request = build(Method::DELETE, &format!("/v1/peers/{name}")).body(empty())?;
+        self.bytes(request, QUICK).await.map(drop)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.ask(build(Method::GET, path).body(empty())?, QUICK).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, request: Request<Body>, limit: Duration) -> Result<T> {
+        let bytes = self.bytes(request, limit).await?;
+        serde_json::from_slice(&bytes).map_err(|e| ClientError::Answer(e.to_string()))
+    }
+
+    async fn bytes(&self, request: Request<Body>, limit: Duration) -> Result<Bytes> {
+        let response = self.send(request, limit).await?;
+        let status = response.status();
+        let bytes = collect(response.into_body(), QUICK).await?;
+        if status.is_success() { Ok(bytes) } else { Err(problem(status, &bytes)) }
+    }
+
+    /// Connects, and sends a request up to the head of its response.
+    async fn send(&self, request: Request<Body>, limit: Duration) -> Result<Response<Incoming>> {
+        let stream =
+            within(CONNECT, UnixStream::connect(&self.socket)).await?.map_err(|e| self.unreachable(e))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Broken)?;
+        // The connection's end shows in the request or in its body; it needs no second report.
+        tokio::spawn(connection);
+        within(limit + MARGIN, sender.send_request(request)).await?.map_err(ClientError::Broken)
+    }
+
+    fn unreachable(&self, source: io::Error) -> ClientError {
+        let socket = self.socket.clone();
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            // When even the directory is closed to us, its group is the one to join.
+            let gid = [Some(socket.as_path()), socket.parent()]
+                .into_iter()
+                .flatten()
+                .find_map(|path| std::fs::metadata(path).ok())
+                .map(|metadata| nix::unistd::Gid::from_raw(metadata.gid()));
+            let group = gid.and_then(|gid| nix::unistd::Group::from_gid(gid).ok().flatten());
+            return ClientError::Permission { socket, group: group.map(|group| group.name) };
+        }
+        ClientError::Unreachable { socket, source }
+    }
+}
+
+fn build(method: Method, path: &str) -> Builder {
+    Request::builder().method(method).uri(path).header(HOST, "faasd")
+}
+
+fn json(method: Method, path: &str, value: &impl Serialize) -> Result<Request<Body>> {
+    let bytes = serde_json::to_vec(value).map_err(|e| ClientError::Answer(e.to_string()))?;
+    Ok(build(method, path).header(CONTENT_TYPE, "application/json").body(full(bytes))?)
+}
+
+/// A request without a body.
+#[must_use]
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A request's body from memory.
+#[must_use]
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A request's body as it is read, of `bytes` bytes or, unknown, in chunks.
+#[must_use]
+pub fn streamed(reader: impl AsyncRead + Send + Unpin + 'static, bytes: Option<u64>) -> Body {
+    ReadBody::new(reader, bytes).boxed_unsync()
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T> {
+    timeout(limit, work).await.map_err(|_| ClientError::TimedOut(limit))
+}
+
+async fn collect(body: Incoming, limit: Duration) -> Result<Bytes> {
+    match within(limit, Limited::new(body, RESPONSE_BYTES_MAX).collect()).await? {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => {
+            Err(ClientError::Answer(format!("it is longer than {RESPONSE_BYTES_MAX} bytes")))
+        }
+        Err(e) => Err(match e.downcast::<hyper::Error>() {
+            Ok(e) => ClientError::Broken(*e),
+            Err(e) => ClientError::Answer(e.to_string()),
+        }),
+    }
+}
+
+/// Reads a problem; what is none (another server behind the socket?) is told by its status.
+fn problem(status: StatusCode, bytes: &[u8]) -> ClientError {
+    match serde_json::from_slice::<Problem>(bytes) {
+        Ok(problem) => ClientError::Problem(problem),
+        Err(_) => ClientError::Answer(format!("status {status} without a reason")),
+    }
+}
+
+/// A body that is read while it is sent.
+struct ReadBody<R> {
+    reader: R,
+    /// What is still to come, when that is known.
+    left: Option<u64>,
+    buffer: Box<[u8]>,
+}
+
+impl<R> ReadBody<R> {
+    const CHUNK_BYTES: usize = 64 << 10;
+
+    fn new(reader: R, bytes: Option<u64>) -> Self {
+        Self { reader, left: bytes, buffer: vec![0; Self::CHUNK_BYTES].into() }
+    }
+}
+
+impl<R> fmt::Debug for ReadBody<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReadBody").field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+impl<R: AsyncRead + Unpin> HttpBody for ReadBody<R> {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        if this.left == Some(0) {
+            return Poll::Ready(None);
+        }
+        let mut read = ReadBuf::new(&mut this.buffer);
+        ready!(Pin::new(&mut this.reader).poll_read(cx, &mut read))?;
+        let mut data = read.filled();
+        if let Some(left) = &mut this.left {
+            data = &data[..data.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
+            if data.is_empty() {
+                let text = "the file became shorter while it was sent";
+                return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))));
+            }
+            *left -= data.len() as u64;
+        } else if data.is_empty() {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(data)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

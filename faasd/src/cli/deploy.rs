@@ -1,0 +1,144 @@
+//! `faas deploy`
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use comfy_table::Cell;
+
+use super::describe::url;
+use super::detect::{Detected, detect};
+use super::pack::pack;
+use super::ui::{printable, size, state_cell, took};
+use super::{Context, Exit, Failure, Format, Output};
+use crate::api::types;
+use crate::core::name::FunctionName;
+
+/// Deploy a directory as a function
+///
+/// The directory's faas.toml says how it is run; without one, a handler.py with a function `handle` is looked for.
+/// What .faasignore lists is not sent, nor are .git, __pycache__, node_modules and cargo's target.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  faas deploy                     this directory, under its own name
+  faas deploy ./services/hello    that directory, under its own name
+  faas deploy hello               this directory, as hello
+  faas deploy hello src/hello     that directory, as hello")]
+pub struct Deploy {
+    /// The function [default: the directory's name]
+    name: Option<String>,
+    /// The directory [default: .]
+    dir: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Deploy {
+    pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        let ui = &context.ui;
+        let (name, dir) = target(self.name, self.dir)?;
+        let detected = detect(&dir).map_err(|failure| elsewhere(failure, &name, &dir))?;
+        ui.note(&printable(&detected.why));
+        if let Some(warning) = &detected.warning {
+            ui.warn(warning);
+        }
+        let Detected { spec, program, .. } = detected;
+        let packed = pack(&dir, program.as_deref())?;
+
+        let began = Instant::now();
+        let bar = ui.bar("uploading", packed.bytes);
+        let archive = bar.wrap_async_read(tokio::fs::File::from_std(packed.archive));
+        let image = context.client.add_image(archive, packed.bytes).await;
+        bar.finish_and_clear();
+        let image = image?;
+        let uploaded = began.elapsed();
+
+        let spinner = ui.spinner(format!("starting {name}"));
+        let function = context.client.deploy(&name, &types::Deploy { image: image.digest, spec }).await;
+        spinner.finish_and_clear();
+        let function = function.map_err(|e| {
+            let failure = Failure::from(e);
+            // What a function wrote before it failed usually says why.
+            if failure.exit == Exit::Failed && failure.hint.is_none() {
+                failure.hint(format!("`faas logs {name}` may say more"))
+            } else {
+                failure
+            }
+        })?;
+        if self.output.format == Format::Json {
+            return ui.json(&function);
+        }
+        let sent = format!("{}, {} unpacked, {} files", function.image, size(image.bytes), packed.files);
+        report(context, &function, &sent, uploaded, began.elapsed())
+    }
+}
+
+fn report(
+    context: &Context,
+    function: &types::Function,
+    sent: &str,
+    uploaded: Duration,
+    all: Duration,
+) -> Result<(), Failure> {
+    let times = format!("{} (upload {}, start {})", took(all), took(uploaded), took(all - uploaded));
+    context.ui.pairs([
+        ("name", Cell::new(&function.name)),
+        ("state", state_cell(function.state.as_str())),
+        ("revision", Cell::new(function.revision)),
+        ("address", Cell::new(function.address)),
+        ("url", Cell::new(url(function))),
+        ("code", Cell::new(sent)),
+        ("took", Cell::new(times)),
+    ])
+}
+
+/// What the two optional arguments mean. One that is no name but a path is the directory.
+fn target(name: Option<String>, dir: Option<PathBuf>) -> Result<(FunctionName, PathBuf), Failure> {
+    let is_path = |text: &String| text.contains('/') || text == "." || text == "..";
+    let (name, dir) = match (name, dir) {
+        (Some(path), None) if is_path(&path) => (None, PathBuf::from(path)),
+        (name, dir) => (name, dir.unwrap_or_else(|| ".".into())),
+    };
+    let named = match name {
+        Some(name) => name,
+        None => {
+            let whole = dir.canonicalize().map_err(|e| {
+                Failure::file("use", &dir, &e)
+                    .hint("name the directory that holds the function: `faas deploy NAME DIR`")
+            })?;
+            whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        }
+    };
+    let name = named.parse().map_err(|e: crate::core::name::NameError| {
+        Failure::new(Exit::Usage, e.to_string()).hint("give the function a name: `faas deploy NAME DIR`")
+    })?;
+    Ok((name, dir))
+}
+
+/// `faas deploy hello` beside a directory "hello" usually means that directory.
+fn elsewhere(failure: Failure, name: &FunctionName, dir: &Path) -> Failure {
+    let beside = Path::new(name.as_str());
+    if dir == Path::new(".") && failure.exit == Exit::NoInput && detect(beside).is_ok() {
+        return failure.hint(format!("there is a function in {name}: `faas deploy ./{name}`"));
+    }
+    failure
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_argument_is_a_name_or_a_path() {
+        let made = tempfile::tempdir().unwrap();
+        let hello = made.path().join("hello");
+        std::fs::create_dir(&hello).unwrap();
+        let path = hello.to_str().unwrap().to_owned();
+        let (name, dir) = target(Some(path.clone()), None).unwrap();
+        assert_eq!((name.as_str(), dir), ("hello", hello));
+        let (name, dir) = target(Some("x".into()), None).unwrap();
+        assert_eq!((name.as_str(), dir), ("x", PathBuf::from(".")));
+        assert_eq!(target(Some("Not_It".into()), None).unwrap_err().exit, Exit::Usage);
+        assert_eq!(target(Some(path + "/nothing"), None).unwrap_err().exit, Exit::NoInput);
+    }
+}

@@ -1,0 +1,127 @@
+//! `faas describe`
+
+use clap::Args;
+use comfy_table::Cell;
+use jiff::Timestamp;
+
+use super::ago::relative;
+use super::ui::{printable, size, state_cell};
+use super::{Context, Failure, Format, Output};
+use crate::api::types::Function;
+use crate::core::name::FunctionName;
+use crate::core::spec::Contract;
+
+/// Show everything about a function
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  faas describe hello\n  faas describe hello -o json | jq .connections")]
+pub struct Describe {
+    /// The function
+    name: FunctionName,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Describe {
+    pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        let function = context.client.function(&self.name).await?;
+        if self.output.format == Format::Json {
+            return context.ui.json(&function);
+        }
+        let ui = &context.ui;
+        let now = Timestamp::now();
+        ui.pairs(summary(&function, now))?;
+        ui.print(&format!("\n{}\n", ui.bold("Connections")))?;
+        let counts = &function.connections;
+        ui.pairs([
+            ("  steered", Cell::new(counts.steered)),
+            ("  accepted", Cell::new(counts.accepted)),
+            ("  handed off", Cell::new(counts.handed_off)),
+            ("  requeued", Cell::new(counts.requeued)),
+            ("  refused", Cell::new(counts.refused)),
+        ])?;
+        ui.print(&format!("\n{}\n", ui.bold("Instances")))?;
+        if function.instances.is_empty() {
+            return ui.print("  none; the next connection starts one\n");
+        }
+        let rows = function.instances.iter().map(|instance| {
+            vec![
+                Cell::new(format!("  {}", instance.id)),
+                state_cell(instance.phase.as_str()),
+                Cell::new(instance.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string())),
+                Cell::new(instance.revision),
+                Cell::new(instance.in_flight),
+                Cell::new(relative(instance.started_at, now)),
+                Cell::new(if instance.adopted { "yes" } else { "no" }),
+            ]
+        });
+        ui.table(["  ID", "PHASE", "PID", "REVISION", "IN FLIGHT", "STARTED", "ADOPTED"], rows)
+    }
+}
+
+fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
+    let spec = &function.spec;
+    let limits = &spec.limits;
+    let runs = match spec.contract {
+        Contract::Handler => {
+            let (file, handler) = spec.handler_parts();
+            format!("{handler} in {file}")
+        }
+        Contract::Fd => spec.command.join(" "),
+    };
+    let mut pairs = vec![
+        ("name", Cell::new(&function.name)),
+        ("state", state_cell(function.state.as_str())),
+        ("url", Cell::new(url(function))),
+        ("address", Cell::new(function.address)),
+        (
+            "revision",
+            Cell::new(format!("{}, deployed {}", function.revision, relative(function.deployed_at, now))),
+        ),
+        ("code", Cell::new(&function.image)),
+        ("contract", Cell::new(spec.contract.as_str())),
+        ("runs", Cell::new(printable(&runs))),
+        ("lane", Cell::new(lane(spec.contract))),
+        (
+            "memory",
+            Cell::new(format!(
+                "{}, of it up to {} in /tmp",
+                size(limits.memory_bytes),
+                size(limits.tmp_bytes)
+            )),
+        ),
+        ("cpu", Cell::new(format!("{} cores", limits.cpu_cores))),
+        ("processes", Cell::new(limits.pids_max)),
+        ("files", Cell::new(limits.files_max)),
+        ("instances", Cell::new(format!("at least {}", spec.scale.min))),
+        (
+            "deadlines",
+            Cell::new(format!("start {} ms, drain {} ms", spec.deadlines.start_ms, spec.deadlines.drain_ms)),
+        ),
+    ];
+    if !spec.env.is_empty() {
+        // Values may be secret, and a screen is seen by others; `-o json` has them.
+        let names: Vec<&str> = spec.env.keys().map(String::as_str).collect();
+        pairs.push(("environment", Cell::new(printable(&names.join(", ")))));
+    }
+    if let Some(reason) = &function.reason {
+        pairs.insert(2, ("reason", Cell::new(printable(reason))));
+    }
+    pairs
+}
+
+/// How a connection travels from the client to the code.
+const fn lane(contract: Contract) -> &'static str {
+    match contract {
+        Contract::Handler => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the runner",
+        Contract::Fd => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the program",
+    }
+}
+
+/// Where the function answers.
+#[must_use]
+pub fn url(function: &Function) -> String {
+    match function.spec.port {
+        80 => format!("http://{}.faas/", function.name),
+        port => format!("http://{}.faas:{port}/", function.name),
+    }
+}

@@ -1,0 +1,215 @@
+//! What a directory holds, found out before anything is sent: every mistake that can be seen here is told here.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use super::{Exit, Failure};
+use crate::core::spec::{Contract, FILE_NAME, FunctionSpec, SpecError};
+
+/// What will be deployed, and why it is taken for that.
+#[derive(Debug, PartialEq)]
+pub struct Detected {
+    pub spec: FunctionSpec,
+    /// A sentence for people.
+    pub why: String,
+    /// Something that looks wrong but need not be.
+    pub warning: Option<String>,
+    /// The program, relative to the directory: it is packed whatever the ignore files say.
+    pub program: Option<PathBuf>,
+}
+
+/// Looks at a directory.
+///
+/// # Errors
+/// [`Failure`] with the remedy.
+pub fn detect(dir: &Path) -> Result<Detected, Failure> {
+    if !dir.is_dir() {
+        let hint = "name the directory that holds the function: `faas deploy NAME DIR`";
+        return Err(
+            Failure::new(Exit::NoInput, format!("there is no directory {}", dir.display())).hint(hint)
+        );
+    }
+    let file = dir.join(FILE_NAME);
+    let (spec, declared) = match fs::read_to_string(&file) {
+        Ok(text) => (read(&text).map_err(|e| Failure::new(Exit::Data, e.to_string()))?, true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (FunctionSpec::default(), false),
+        Err(e) => return Err(Failure::file("read", &file, &e)),
+    };
+    match spec.contract {
+        Contract::Handler => handler(dir, spec, declared),
+        Contract::Fd => fd(dir, spec),
+    }
+}
+
+/// Reads `faas.toml`. A `command` alone says which contract is meant.
+fn read(text: &str) -> Result<FunctionSpec, SpecError> {
+    match FunctionSpec::from_toml(text) {
+        Err(SpecError::Misplaced("command", _)) if !has_contract(text) => {
+            FunctionSpec::from_toml(&format!("contract = \"fd\"\n{text}"))
+        }
+        other => other,
+    }
+}
+
+fn has_contract(text: &str) -> bool {
+    text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("contract"))
+}
+
+fn handler(dir: &Path, spec: FunctionSpec, declared: bool) -> Result<Detected, Failure> {
+    let (file, function) = spec.handler_parts();
+    let path = dir.join(file);
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(no_handler(dir, file, declared)),
+        Err(e) => return Err(Failure::file("read", &path, &e)),
+    };
+    let why = match (&spec.handler, declared) {
+        (Some(_), _) => format!("python handler: {FILE_NAME} names {file}:{function}"),
+        (None, true) => format!("python handler: {FILE_NAME} has no `command`, and there is {file}"),
+        (None, false) => format!("python handler: there is {file}"),
+    };
+    // It may be imported or assigned, so this is no proof.
+    let warning = (!text.contains(function)).then(|| format!("{file} does not mention `{function}`"));
+    Ok(Detected { why, warning, program: None, spec })
+}
+
+fn no_handler(dir: &Path, file: &str, declared: bool) -> Failure {
+    if dir.join("Cargo.toml").exists() {
+        let text = format!("{} is a Rust project without `command` in {FILE_NAME}", dir.display());
+        let hint = "build it (`cargo build --release`) and name the program in faas.toml:\n\
+                    contract = \"fd\"\ncommand = [\"./target/release/NAME\"]";
+        return Failure::new(Exit::NoInput, text).hint(hint);
+    }
+    let text = if declared {
+        format!("{} has no {file}, which its {FILE_NAME} needs", dir.display())
+    } else {
+        format!("{} holds no function: neither {file} nor {FILE_NAME} is there", dir.display())
+    };
+    Failure::new(Exit::NoInput, text)
+        .hint("write `handle` in handler.py, or name another in faas.toml: handler = \"FILE.py:FUNCTION\"")
+}
+
+fn fd(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
+    let command = spec.command.first().map_or("", String::as_str);
+    let why = format!("program: {FILE_NAME} has `command`, {}", spec.command.join(" "));
+    let program = Path::new(command);
+    // An absolute path, or a name that is looked up, is inside the container and not here.
+    if program.is_absolute() || !command.contains('/') {
+        return Ok(Detected { spec, why, warning: None, program: None });
+    }
+    if program.components().any(|part| part == Component::ParentDir) {
+        let text = format!("the program {command} is outside of {}", dir.display());
+        return Err(Failure::new(Exit::Data, text).hint("only what is inside the directory is deployed"));
+    }
+    let program: PathBuf = program.components().filter(|part| *part != Component::CurDir).collect();
+    let path = dir.join(&program);
+    let metadata = match fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let failure = Failure::new(Exit::NoInput, format!("the program {} is not there", path.display()));
+            return Err(if dir.join("Cargo.toml").exists() {
+                failure.hint(format!("build it first: `{}`", build_command(dir, &program)))
+            } else {
+                failure.hint(format!("`command` in {FILE_NAME} is relative to the function's directory"))
+            });
+        }
+        Err(e) => return Err(Failure::file("use", &path, &e)),
+    };
+    if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+        let text = format!("{} is no program that can be run", path.display());
+        return Err(Failure::new(Exit::Data, text).hint(format!("`chmod +x {}`", path.display())));
+    }
+    Ok(Detected { spec, why, warning: None, program: Some(program) })
+}
+
+/// The cargo call that would make `target/[TRIPLE/]PROFILE/NAME`.
+fn build_command(dir: &Path, program: &Path) -> String {
+    let parts: Vec<&str> = program.iter().filter_map(|part| part.to_str()).collect();
+    let mut command = String::from("cargo build");
+    let (profile, triple) = match parts.as_slice() {
+        ["target", triple, profile, _] => (*profile, Some(*triple)),
+        ["target", profile, _] => (*profile, None),
+        _ => ("release", None),
+    };
+    match profile {
+        "debug" => {}
+        "release" => command.push_str(" --release"),
+        other => command.push_str(&format!(" --profile {other}")),
+    }
+    if let Some(triple) = triple {
+        command.push_str(&format!(" --target {triple}"));
+    }
+    if dir != Path::new(".") {
+        command.push_str(&format!(" --manifest-path {}", dir.join("Cargo.toml").display()));
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_handler_is_found() {
+        let found = detect(dir(&[("handler.py", "def handle(e, c): ...")]).path()).unwrap();
+        assert_eq!((found.why.as_str(), found.warning), ("python handler: there is handler.py", None));
+        let found = detect(dir(&[("handler.py", "def other(e, c): ...")]).path()).unwrap();
+        assert!(found.warning.unwrap().contains("`handle`"));
+    }
+
+    #[test]
+    fn a_command_means_a_program() {
+        let made = dir(&[("faas.toml", "command = ['./target/release/x', '-v']"), ("target/release/x", "")]);
+        assert_eq!(detect(made.path()).unwrap_err().exit, Exit::Data, "it cannot be run yet");
+        let program = made.path().join("target/release/x");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let found = detect(made.path()).unwrap();
+        assert_eq!(found.spec.contract, Contract::Fd);
+        assert_eq!(found.program.as_deref(), Some(Path::new("target/release/x")));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_remedy() {
+        for (files, exit, message, hint) in [
+            (vec![], Exit::NoInput, "holds no function", "handler.py"),
+            (vec![("faas.toml", "handler = 'a.py:f'")], Exit::NoInput, "no a.py", "FILE.py:FUNCTION"),
+            (vec![("Cargo.toml", "")], Exit::NoInput, "Rust project", "cargo build --release"),
+            (
+                vec![
+                    ("Cargo.toml", ""),
+                    ("faas.toml", "command = ['./target/x86_64-unknown-linux-musl/release/x']"),
+                ],
+                Exit::NoInput,
+                "is not there",
+                "cargo build --release --target x86_64-unknown-linux-musl --manifest-path",
+            ),
+            (vec![("faas.toml", "command = ['./x']")], Exit::NoInput, "is not there", "relative to"),
+            (vec![("faas.toml", "command = ['../x']")], Exit::Data, "outside", "inside"),
+            (vec![("faas.toml", "comand = ['x']")], Exit::Data, "did you mean `command`", ""),
+            (
+                vec![("faas.toml", "contract = 'handler'\ncommand = ['x']")],
+                Exit::Data,
+                "contract `fd` alone",
+                "",
+            ),
+        ] {
+            let failure = detect(dir(&files).path()).unwrap_err();
+            assert_eq!(failure.exit, exit, "{files:?}: {failure}");
+            assert!(failure.message.contains(message), "{files:?}: {failure}");
+            assert!(failure.hint.unwrap_or_default().contains(hint), "{files:?}");
+        }
+        assert_eq!(detect(Path::new("/nonexistent")).unwrap_err().exit, Exit::NoInput);
+    }
+}

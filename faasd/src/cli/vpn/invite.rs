@@ -1,0 +1,49 @@
+//! `faas vpn invite`
+
+use clap::Args;
+use jiff::Timestamp;
+
+use crate::api::types;
+use crate::cli::ago::{parse_ms, relative};
+use crate::cli::{Context, Failure, Format, Output};
+use crate::core::name::FunctionName;
+
+/// Make an invitation for a machine: a text, good once
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  faas vpn invite laptop
+  faas vpn invite laptop --expires 1h --endpoint vpn.example.org:51820
+  faas vpn invite laptop | ssh laptop sudo faas vpn connect -
+
+Whoever has the invitation can join in the machine's stead until it has: send it by a way you trust.")]
+pub struct Invite {
+    /// The machine's name
+    name: FunctionName,
+    /// How long it is good for: 90s, 30m, 24h, 7d
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_ms)]
+    expires: u64,
+    /// Where the machine reaches this server [default: the daemon's setting]
+    #[arg(long, value_name = "HOST:PORT")]
+    endpoint: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Invite {
+    pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        let invite = types::Invite { name: self.name, expires_in_ms: self.expires, endpoint: self.endpoint };
+        let invited = context.client.invite(&invite).await?;
+        if self.output.format == Format::Json {
+            return context.ui.json(&invited);
+        }
+        // The invitation alone is the result, so that it can be piped.
+        context.ui.print(&format!("{}\n", invited.invitation))?;
+        context.ui.note(&format!(
+            "{} gets {}; the invitation expires {}. There: sudo faas vpn connect INVITATION",
+            invited.name,
+            invited.address,
+            relative(invited.expires_at, Timestamp::now())
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! The API's server side: routes, limits and errors. What is done about a request is a [`Service`]'s business.
+//!
+//! There are two routers. [`local`] is for whoever may open the unix socket, and can do everything. [`tunnel`] is for
+//! peers: it has two routes, and takes the source address of a connection, which WireGuard has bound to a key, for the
+//! caller's identity.
+
+mod error;
+mod handlers;
+mod serve;
+
+use std::io;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use tokio::sync::Semaphore;
+use tracing::debug;
+
+pub use error::{ApiError, nearest};
+pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
+
+use crate::api::types::{ARCHIVE_BYTES_MAX, Deploy, Function, Image, Invite, Invited, Join, Peer, Version};
+use crate::core::name::FunctionName;
+
+/// The most uploads at a time: each may hold [`ARCHIVE_BYTES_MAX`] of disk.
+pub const UPLOADS_MAX: usize = 4;
+
+/// How long a request may take that only looks something up or changes a record.
+pub const QUICK: Duration = Duration::from_secs(30);
+
+/// How long an upload may take, unpacking included.
+pub const UPLOAD: Duration = Duration::from_secs(600);
+
+/// How long a function may take until its response begins. The body may then take as long as it likes.
+pub const INVOKE: Duration = Duration::from_secs(300);
+
+/// How long removing a function may take: its longest drain, and the rest.
+pub const REMOVE: Duration = Duration::from_secs(660);
+
+/// What a deploy may take beyond the function's own deadlines.
+pub const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
+
+/// The daemon, as the API sees it.
+///
+/// Any of these futures is dropped when its time is up or the client hangs up: work that must not stop half-way
+/// belongs in a task of its own.
+#[async_trait]
+pub trait Service: Send + Sync + 'static {
+    async fn version(&self) -> Version;
+    async fn functions(&self) -> Result<Vec<Function>, ApiError>;
+    async fn function(&self, name: &FunctionName) -> Result<Function, ApiError>;
+    /// Takes in the code in a tar archive. The file is removed when this returns.
+    async fn add_image(&self, archive: &Path) -> Result<Image, ApiError>;
+    /// Returns once an instance is ready (or at once, for a function that keeps none).
+    async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
+    /// Returns once the function's instances are gone.
+    async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
+    /// The last `lines` lines, oldest first.
+    async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError>;
+    /// Sends a request to the function. Its URI is the path and query that the function shall see.
+    async fn invoke(&self, name: &FunctionName, request: Request) -> Result<Response, ApiError>;
+    async fn peers(&self) -> Result<Vec<Peer>, ApiError>;
+    async fn invite(&self, invite: Invite) -> Result<Invited, ApiError>;
+    async fn revoke(&self, name: &FunctionName) -> Result<(), ApiError>;
+    /// Replaces the key of the peer whose address `source` is, if its invitation is still open.
+    async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError>;
+    /// Every metric in Prometheus's text format.
+    async fn metrics(&self) -> String;
+}
+
+/// Where a request through the tunnel came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Source(pub Ipv6Addr);
+
+/// Where uploads wait until they are unpacked, and how large they may be.
+#[derive(Debug)]
+pub struct Spool {
+    dir: PathBuf,
+    archive_bytes_max: u64,
+    room: Semaphore,
+}
+
+impl Spool {
+    /// Makes the directory, and empties it of what an earlier daemon left.
+    ///
+    /// # Errors
+    /// Those of `mkdir(2)` and `unlink(2)`.
+    pub fn open(dir: PathBuf) -> io::Result<Self> {
+        match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        std::fs::create_dir_all(&dir)?;
+        Ok(Self { dir, archive_bytes_max: ARCHIVE_BYTES_MAX, room: Semaphore::new(UPLOADS_MAX) })
+    }
+
+    /// Sets a lower limit than [`ARCHIVE_BYTES_MAX`], for a machine with little disk.
+    #[must_use]
+    pub fn with_archive_bytes_max(mut self, bytes: u64) -> Self {
+        self.archive_bytes_max = bytes.min(ARCHIVE_BYTES_MAX);
+        self
+    }
+}
+
+#[derive(Clone)]
+struct Api {
+    service: Arc<dyn Service>,
+    spool: Arc<Spool>,
+}
+
+/// The routes of the unix socket.
+pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
+    use handlers as h;
+    let routes = Router::new()
+        .route("/v1/version", get(h::version))
+        .route("/v1/functions", get(h::functions))
+        .route("/v1/images", post(h::add_image))
+        .route("/v1/functions/{name}", get(h::function).put(h::deploy).delete(h::remove))
+        .route("/v1/functions/{name}/logs", get(h::logs))
+        .route("/v1/functions/{name}/invoke", any(h::invoke))
+        .route("/v1/functions/{name}/invoke/", any(h::invoke))
+        .route("/v1/functions/{name}/invoke/{*path}", any(h::invoke))
+        .route("/v1/peers", get(h::peers).post(h::invite))
+        .route("/v1/peers/{name}", axum::routing::delete(h::revoke));
+    finish(routes, Api { service, spool: Arc::new(spool) })
+}
+
+/// The routes of the tunnel's own address.
+pub fn tunnel(service: Arc<dyn Service>) -> Router {
+    use handlers as h;
+    let routes = Router::new().route("/metrics", get(h::metrics)).route("/v1/join", post(h::join));
+    finish(routes, service)
+}
+
+fn finish<S: Clone + Send + Sync + 'static>(routes: Router<S>, state: S) -> Router {
+    routes
+        .method_not_allowed_fallback(handlers::no_method)
+        .fallback(handlers::no_route)
+        .layer(middleware::from_fn(trace))
+        // Bodies are bounded where they are read: an archive's limit is not that of a record.
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(state)
+}
+
+async fn trace(request: Request<Body>, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let began = Instant::now();
+    let response = next.run(request).await;
+    debug!(%method, path, status = response.status().as_u16(), elapsed = ?began.elapsed(), "API request");
+    response
+}

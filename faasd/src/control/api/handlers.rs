@@ -1,0 +1,304 @@
+//! One function a route: read what was sent within its limits, call the service within its time, write the answer.
+
+use std::future::Future;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, HttpBody};
+use axum::extract::{Extension, OriginalUri, Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header, uri::PathAndQuery};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use tokio::io::AsyncWriteExt;
+
+use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
+use crate::api::types::{
+    Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, JSON_BYTES_MAX, Join, LOG_LINES_MAX,
+    PROBLEM_HEADER, Peers, Version,
+};
+use crate::core::name::FunctionName;
+
+type Result<T> = std::result::Result<T, ApiError>;
+
+/// How much of a refused upload is read so that the client gets to read the refusal, and for how long.
+const DISCARD_BYTES_MAX: usize = 64 << 20;
+const DISCARD: Duration = Duration::from_secs(5);
+
+/// The lines of a log when nobody says how many.
+const LOG_LINES: usize = 100;
+
+pub(super) async fn version(State(api): State<Api>) -> Result<Json<Version>> {
+    let version = async { Ok(api.service.version().await) };
+    within(QUICK, "looking up the version", version).await.map(Json)
+}
+
+pub(super) async fn functions(State(api): State<Api>) -> Result<Json<Functions>> {
+    let functions = within(QUICK, "listing the functions", api.service.functions()).await?;
+    Ok(Json(Functions { functions }))
+}
+
+pub(super) async fn function(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Function>> {
+    let name = parse_name(&name)?;
+    within(QUICK, "looking up the function", api.service.function(&name)).await.map(Json)
+}
+
+pub(super) async fn add_image(State(api): State<Api>, body: Body) -> Result<Json<Image>> {
+    let _room = api.spool.room.try_acquire().map_err(|_| ApiError::Unavailable {
+        title: "too many uploads run already".into(),
+        detail: Some("try again in a few seconds".into()),
+    })?;
+    within(UPLOAD, "the upload", async {
+        let archive = spool(&api.spool, body).await?;
+        api.service.add_image(&archive).await
+    })
+    .await
+    .map(Json)
+}
+
+/// Writes a body to a file that is removed when the returned path is dropped.
+async fn spool(spool: &Spool, body: Body) -> Result<tempfile::TempPath> {
+    let limit_bytes = spool.archive_bytes_max;
+    let too_large = ApiError::TooLarge { what: "the archive", limit_bytes };
+    if body.size_hint().lower() > limit_bytes {
+        discard(body).await;
+        return Err(too_large);
+    }
+    let failed = |e: std::io::Error| ApiError::Failed {
+        title: format!("cannot write the upload to {}", spool.dir.display()),
+        detail: Some(e.to_string()),
+    };
+    let (file, path) = tempfile::Builder::new()
+        .prefix("upload-")
+        .suffix(".tar")
+        .tempfile_in(&spool.dir)
+        .map_err(failed)?
+        .into_parts();
+    let mut file = tokio::fs::File::from_std(file);
+    let mut body = body;
+    let mut received = 0u64;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| ApiError::invalid(format!("the upload broke off: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        received += data.len() as u64;
+        if received > limit_bytes {
+            discard(body).await;
+            return Err(too_large);
+        }
+        file.write_all(&data).await.map_err(failed)?;
+    }
+    file.flush().await.map_err(failed)?;
+    if received == 0 {
+        return Err(ApiError::invalid("the archive is empty"));
+    }
+    Ok(path)
+}
+
+/// Reads on for a while what will not be used: a client that still writes when the connection closes sees a broken
+/// pipe in place of the answer.
+async fn discard(mut body: Body) {
+    let mut discarded = 0;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            discarded += frame.data_ref().map_or(0, |data| data.len());
+            if discarded > DISCARD_BYTES_MAX {
+                break;
+            }
+        }
+    };
+    // Whether it came to an end makes no difference to the answer.
+    let _ = tokio::time::timeout(DISCARD, reading).await;
+}
+
+pub(super) async fn deploy(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Function>> {
+    let name = parse_name(&name)?;
+    let deploy: Deploy = json(&headers, body).await?;
+    deploy.spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
+    if !is_digest(&deploy.image) {
+        return Err(ApiError::invalid(format!(
+            "'{}' is no digest; write sha256: and 64 digits",
+            deploy.image
+        )));
+    }
+    let deadlines = &deploy.spec.deadlines;
+    let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;
+    within(limit, "the deploy", api.service.deploy(name, deploy)).await.map(Json)
+}
+
+fn is_digest(image: &str) -> bool {
+    image
+        .strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode> {
+    let name = parse_name(&name)?;
+    within(REMOVE, "removing the function", api.service.remove(&name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn logs(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response> {
+    let name = parse_name(&name)?;
+    let lines = lines(query.as_deref().unwrap_or_default())?;
+    let lines = within(QUICK, "reading the log", api.service.logs(&name, lines)).await?;
+    let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
+    for line in lines {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+/// The query of a log: `lines=N` or nothing.
+fn lines(query: &str) -> Result<usize> {
+    if query.is_empty() {
+        return Ok(LOG_LINES);
+    }
+    query
+        .strip_prefix("lines=")
+        .and_then(|n| n.parse().ok())
+        .filter(|n| (1..=LOG_LINES_MAX).contains(n))
+        .ok_or_else(|| {
+            ApiError::invalid(format!("'?{query}' is not understood; write ?lines=1 to {LOG_LINES_MAX}"))
+        })
+}
+
+pub(super) async fn invoke(
+    State(api): State<Api>,
+    OriginalUri(uri): OriginalUri,
+    mut request: Request,
+) -> Result<Response> {
+    let (name, target) = invocation(&uri)?;
+    *request.uri_mut() = target;
+    let mut response = within(INVOKE, "the function", api.service.invoke(&name, request)).await?;
+    response.headers_mut().remove(PROBLEM_HEADER);
+    Ok(response)
+}
+
+/// Splits `/v1/functions/NAME/invoke/PATH?QUERY`. The path goes to the function byte for byte, percent signs included.
+fn invocation(uri: &Uri) -> Result<(FunctionName, Uri)> {
+    let bad = || ApiError::invalid(format!("'{uri}' cannot be taken apart"));
+    let all = uri.path_and_query().map_or("", PathAndQuery::as_str);
+    let rest = all.strip_prefix("/v1/functions/").ok_or_else(bad)?;
+    let (name, rest) = rest.split_once("/invoke").ok_or_else(bad)?;
+    let target = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+    Ok((parse_name(name)?, target.parse().map_err(|_| bad())?))
+}
+
+pub(super) async fn peers(State(api): State<Api>) -> Result<Json<Peers>> {
+    let peers = within(QUICK, "listing the peers", api.service.peers()).await?;
+    Ok(Json(Peers { peers }))
+}
+
+pub(super) async fn invite(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Json<Invited>> {
+    let invite: Invite = json(&headers, body).await?;
+    if !INVITE_MS.contains(&invite.expires_in_ms) {
+        return Err(ApiError::invalid(
+            "an invitation is good for a minute at least, and for 30 days at most",
+        ));
+    }
+    within(QUICK, "the invitation", api.service.invite(invite)).await.map(Json)
+}
+
+pub(super) async fn revoke(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode> {
+    let name = parse_name(&name)?;
+    within(QUICK, "revoking the peer", api.service.revoke(&name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn join(
+    State(service): State<Arc<dyn Service>>,
+    source: Option<Extension<Source>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode> {
+    let Some(Extension(Source(source))) = source else {
+        return Err(ApiError::Forbidden("a peer joins through the tunnel".into()));
+    };
+    let join: Join = json(&headers, body).await?;
+    within(QUICK, "joining", service.join(source, join)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn metrics(State(service): State<Arc<dyn Service>>) -> Result<Response> {
+    let text = within(QUICK, "collecting the metrics", async { Ok(service.metrics().await) }).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
+
+pub(super) async fn no_route(uri: Uri) -> ApiError {
+    ApiError::NotFound { what: format!("route {}", uri.path()), suggestion: None }
+}
+
+pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::Method { method: method.to_string(), path: uri.path().to_owned() }
+}
+
+fn parse_name(name: &str) -> Result<FunctionName> {
+    name.parse().map_err(|e: crate::core::name::NameError| ApiError::invalid(e.to_string()))
+}
+
+/// Reads a JSON body. Its media type must say so: a browser then asks before it sends one from a foreign page, and a
+/// page that a peer looks at cannot join in the peer's stead.
+async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T> {
+    let media_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if media_type.split(';').next().map(str::trim) != Some("application/json") {
+        return Err(ApiError::MediaType);
+    }
+    let collected = async { Ok(Limited::new(body, JSON_BYTES_MAX).collect().await) };
+    let bytes = match within(QUICK, "sending the request", collected).await? {
+        Ok(body) => body.to_bytes(),
+        Err(e) if e.is::<LengthLimitError>() => {
+            return Err(ApiError::TooLarge { what: "the request", limit_bytes: JSON_BYTES_MAX as u64 });
+        }
+        Err(e) => return Err(ApiError::invalid(format!("the request broke off: {e}"))),
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|e| ApiError::invalid(format!("the request is not understood: {e}")))
+}
+
+async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done,
+        Err(_) => Err(ApiError::TimedOut { what: what.to_owned(), seconds: limit.as_secs() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invocation_keeps_its_path_and_query() {
+        for (uri, target) in [
+            ("/v1/functions/hello/invoke", "/"),
+            ("/v1/functions/hello/invoke/", "/"),
+            ("/v1/functions/hello/invoke?a=1", "/?a=1"),
+            ("/v1/functions/hello/invoke/a%2Fb/c?d=%20", "/a%2Fb/c?d=%20"),
+            ("/v1/functions/hello/invoke/invoke", "/invoke"),
+        ] {
+            let (name, found) = invocation(&uri.parse().unwrap()).unwrap();
+            assert_eq!((name.as_str(), found.to_string().as_str()), ("hello", target), "{uri}");
+        }
+        assert!(invocation(&"/v1/functions/He/invoke/".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_query_of_lines() {
+        assert_eq!(lines("").unwrap(), LOG_LINES);
+        assert_eq!(lines("lines=7").unwrap(), 7);
+        for bad in ["lines=0", "lines=10001", "lines=x", "line=1", "lines=1&x=2"] {
+            assert!(lines(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The real client against the real router, over a real socket.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod fake;
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpStream};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use faasd::api::client::{Client, ClientError, empty, full};
+use faasd::api::types::{Deploy, Invite, JSON_BYTES_MAX};
+use faasd::control::api::{ApiError, CONNECTIONS_MAX, bind_unix};
+use faasd::core::name::FunctionName;
+use faasd::core::spec::FunctionSpec;
+use fake::Daemon;
+use http_body_util::BodyExt;
+use hyper::Request;
+
+fn name(text: &str) -> FunctionName {
+    text.parse().unwrap()
+}
+
+/// A tar archive with one file of the given size.
+fn archive(bytes: usize) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes as u64);
+    tar.append_data(&mut header, "handler.py", vec![b'x'; bytes].as_slice()).unwrap();
+    tar.into_inner().unwrap()
+}
+
+async fn deploy(client: &Client, function: &str) {
+    let tar = archive(10);
+    let image = client.add_image(std::io::Cursor::new(tar.clone()), tar.len() as u64).await.unwrap();
+    assert_eq!(image.bytes, tar.len() as u64);
+    let deploy = Deploy { image: image.digest, spec: FunctionSpec::default() };
+    client.deploy(&name(function), &deploy).await.unwrap();
+}
+
+fn problem(error: ClientError) -> (u16, String) {
+    match error {
+        ClientError::Problem(problem) => (problem.status, problem.title),
+        other => panic!("no problem: {other:?}"),
+    }
+}
+
+/// Sends bytes and reads the response to its end.
+fn raw(mut stream: impl Read + Write, request: &str) -> String {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not happen in time");
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn a_function_lives_and_dies() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    assert_eq!(client.version().await.unwrap().runtime, "runc 1.1.5");
+    deploy(&client, "hello").await;
+    deploy(&client, "hello").await;
+    assert_eq!(daemon.spooled(), 0, "uploads are removed once they are taken in");
+    let function = client.function(&name("hello")).await.unwrap();
+    assert_eq!((function.revision, function.instances.len()), (2, 1));
+    assert_eq!(client.functions().await.unwrap().functions.len(), 1);
+    assert_eq!(client.logs(&name("hello"), 2).await.unwrap(), "line 1\nline 2\n");
+    client.remove(&name("hello")).await.unwrap();
+    assert!(client.functions().await.unwrap().functions.is_empty());
+}
+
+#[tokio::test]
+async fn problems_arrive_as_they_were_meant() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "hello").await;
+    let error = client.function(&name("helo")).await.unwrap_err();
+    assert_eq!(problem(error), (404, "no function 'helo'; did you mean 'hello'?".into()));
+
+    *daemon.fake.deploy_fails.lock().unwrap() = Some(ApiError::Failed {
+        title: "no instance became ready".into(),
+        detail: Some("exit status 3".into()),
+    });
+    let image = client.function(&name("hello")).await.unwrap().image;
+    let request = Deploy { image: image.clone(), spec: FunctionSpec::default() };
+    let Err(ClientError::Problem(found)) = client.deploy(&name("hello"), &request).await else { panic!() };
+    assert_eq!((found.status, found.detail.as_deref()), (500, Some("exit status 3")));
+
+    let spec = FunctionSpec { port: 0, ..FunctionSpec::default() };
+    let error = client.deploy(&name("hello"), &Deploy { image, spec }).await.unwrap_err();
+    assert_eq!(problem(error).0, 400, "a declaration is checked before the service sees it");
+    let request = Deploy { image: "latest".into(), spec: FunctionSpec::default() };
+    assert_eq!(problem(client.deploy(&name("hello"), &request).await.unwrap_err()).0, 400);
+    assert_eq!(problem(client.logs(&name("hello"), 100_000).await.unwrap_err()).0, 400);
+}
+
+#[tokio::test]
+async fn peers_come_and_go() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    let invite =
+        |ms| Invite { name: name("laptop"), expires_in_ms: ms, endpoint: Some("[2001:db8::1]:51820".into()) };
+    let invited = client.invite(&invite(3_600_000)).await.unwrap();
+    assert_eq!(invited.invitation, "faas1-[2001:db8::1]:51820");
+    assert_eq!(problem(client.invite(&invite(3_600_000)).await.unwrap_err()).0, 409);
+    assert_eq!(problem(client.invite(&invite(1)).await.unwrap_err()).0, 400);
+    assert_eq!(client.peers().await.unwrap().peers.len(), 1);
+    client.revoke(&name("laptop")).await.unwrap();
+    assert_eq!(problem(client.revoke(&name("laptop")).await.unwrap_err()), (404, "no peer 'laptop'".into()));
+}
+
+#[tokio::test]
+async fn an_invocation_reaches_the_function_as_it_was_sent() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "hello").await;
+    let request = Request::put("/a%20b?c=d").header("x-test", "yes").body(full("body")).unwrap();
+    let response = client.invoke(&name("hello"), request).await.unwrap();
+    let header = |key: &str| response.headers()[key].to_str().unwrap().to_owned();
+    assert_eq!(
+        (header("x-method"), header("x-test"), header("x-host")),
+        ("PUT".into(), "yes".into(), "hello.faas".into())
+    );
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body");
+    let response =
+        client.invoke(&name("hello"), Request::get("/a%20b?c=d").body(empty()).unwrap()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "/a%20b?c=d");
+
+    // A function's own 404 is an answer; the daemon's is an error; and neither can be taken for the other.
+    for path in ["/status/404", "/forge"] {
+        let response =
+            client.invoke(&name("hello"), Request::get(path).body(empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 404, "{path}");
+    }
+    let error = client.invoke(&name("other"), Request::get("/").body(empty()).unwrap()).await.unwrap_err();
+    assert_eq!(problem(error).0, 404);
+}
+
+#[tokio::test]
+async fn an_archive_over_the_limit_is_refused_while_it_comes() {
+    let daemon = Daemon::with_archive_bytes_max(1 << 20);
+    let client = Client::new(&daemon.socket);
+    let tar = archive(8 << 20);
+    let error = client.add_image(std::io::Cursor::new(tar.clone()), tar.len() as u64).await.unwrap_err();
+    assert_eq!(problem(error), (413, "the archive is larger than 1048576 bytes".into()));
+    // In chunks, so that its size is not known beforehand.
+    let request =
+        "POST /v1/images HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
+    let stream = UnixStream::connect(&daemon.socket).unwrap();
+    let mut writer = stream.try_clone().unwrap();
+    writer.write_all(request.as_bytes()).unwrap();
+    let chunk = [b"10000\r\n".as_slice(), &[0; 0x10000], b"\r\n"].concat();
+    while writer.write_all(&chunk).is_ok() {}
+    let mut answer = String::new();
+    let _ = (&stream).read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    until("the spool's emptying", || daemon.spooled() == 0);
+    assert!(daemon.fake.images.lock().unwrap().is_empty());
+}
+
+#[test]
+fn requests_that_make_no_sense_get_problems() {
+    let daemon = Daemon::start();
+    let large = "x".repeat(JSON_BYTES_MAX + 1);
+    for (head, body, status) in [
+        ("GET /v2/x", "", 404),
+        ("GET /v1/images", "", 405),
+        ("PATCH /v1/functions/a", "", 405),
+        ("GET /v1/functions/A_b", "", 400),
+        ("POST /v1/images", "", 400),
+        ("POST /v1/peers\r\ncontent-type: application/json", "{\"name\":\"a\"}", 400),
+        ("POST /v1/peers\r\ncontent-type: text/plain", "{}", 415),
+        ("POST /v1/peers\r\ncontent-type: application/json", &large, 413),
+    ] {
+        let (line, headers) = head.split_once("\r\n").unwrap_or((head, "x-none: 1"));
+        let length = body.len();
+        let text = format!(
+            "{line} HTTP/1.1\r\nhost: x\r\n{headers}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        let answer = raw(UnixStream::connect(&daemon.socket).unwrap(), &text);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}: {answer}");
+        assert!(answer.contains("content-type: application/problem+json"), "{head}: {answer}");
+        assert!(answer.contains(&format!("\"status\":{status}")), "{head}: {answer}");
+    }
+}
+
+#[test]
+fn peers_get_two_routes_and_are_known_by_their_address() {
+    let daemon = Daemon::start();
+    let ask = |text: &str| raw(TcpStream::connect(daemon.tunnel).unwrap(), text);
+    let metrics = ask("GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    assert!(metrics.ends_with("faasd_up 1\n"), "{metrics}");
+    let join = |media_type: &str| {
+        ask(&format!(
+            "POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-type: {media_type}\r\nconnection: close\r\n\
+             content-length: 18\r\n\r\n{{\"public_key\":\"k\"}}"
+        ))
+    };
+    assert!(join("text/plain").starts_with("HTTP/1.1 415"), "a browser's form cannot join");
+    assert!(daemon.fake.joined.lock().unwrap().is_empty());
+    assert!(join("application/json").starts_with("HTTP/1.1 204"));
+    assert_eq!(*daemon.fake.joined.lock().unwrap(), [(Ipv6Addr::LOCALHOST, "k".to_owned())]);
+    for path in ["/v1/functions", "/v1/version", "/v1/peers"] {
+        let answer = ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn many_clients_at_once_are_all_answered() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "hello").await;
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..CONNECTIONS_MAX + 100 {
+        let client = client.clone();
+        all.spawn(async move {
+            let request = Request::post("/").body(full(number.to_string())).unwrap();
+            let response = client.invoke(&name("hello"), request).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), number.to_string());
+        });
+    }
+    all.join_all().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_running_requests_finish() {
+    let mut daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "hello").await;
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { client.invoke(&name("hello"), Request::get("/wait").body(empty()).unwrap()).await }
+    });
+    while daemon.fake.waiting.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    daemon.begin_stop();
+    // New connections are refused as soon as the listener is closed.
+    while client.version().await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert!(!daemon.finished(), "a request is still running");
+    daemon.fake.release.notify_one();
+    assert_eq!(asked.await.unwrap().unwrap().status(), 200);
+    until("the end", || daemon.finished());
+}
+
+#[tokio::test]
+async fn an_unreachable_daemon_is_told_with_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("faasd.sock");
+    let error = Client::new(&socket).version().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }));
+    assert!(error.to_string().contains("systemctl start faasd"), "{error}");
+    // One that dies without an answer.
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let gone = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let error = Client::new(&socket).version().await.unwrap_err();
+    assert!(matches!(error, ClientError::Broken(_)), "{error:?}");
+    gone.join().unwrap();
+}
+
+#[test]
+fn the_socket_is_closed_to_strangers_and_taken_over_from_the_dead_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("faasd.sock");
+    let listener = bind_unix(&path).unwrap();
+    let metadata = std::fs::metadata(&path).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o007, 0);
+    assert_eq!(bind_unix(&path).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+    drop(listener);
+    bind_unix(&path).unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}

@@ -1,0 +1,295 @@
+//! `faas` as people run it: the program itself, against a daemon without a machine under it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod fake;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use faasd::api::types::{Function, Functions, Invited, Peers};
+use faasd::control::api::ApiError;
+use fake::Daemon;
+
+struct Faas<'a> {
+    daemon: Option<&'a Daemon>,
+    dir: tempfile::TempDir,
+}
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl<'a> Faas<'a> {
+    fn new(daemon: &'a Daemon) -> Self {
+        Self { daemon: Some(daemon), dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn alone() -> Faas<'static> {
+        Faas { daemon: None, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let nowhere = self.dir.path().join("nowhere.sock");
+        let socket = self.daemon.map_or(nowhere.as_path(), |daemon| daemon.socket.as_path());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_faas"));
+        command.args(args).current_dir(self.dir.path()).env("FAAS_SOCKET", socket).env_remove("NO_COLOR");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        Self::ran(self.command(args).output().unwrap())
+    }
+
+    fn run_with_input(&self, args: &[&str], input: &[u8]) -> Ran {
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        Self::ran(child.wait_with_output().unwrap())
+    }
+
+    fn ran(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let ran = self.run(args);
+        assert_eq!(ran.code, 0, "{args:?}: {}{}", ran.out, ran.err);
+        ran.out
+    }
+
+    fn fails(&self, args: &[&str], code: i32, why: &str) {
+        let ran = self.run(args);
+        assert_eq!(ran.code, code, "{args:?}: {}{}", ran.out, ran.err);
+        assert!(ran.err.contains(why), "{args:?}: {}", ran.err);
+        assert!(!ran.err.contains('\x1b'), "{args:?} writes escape codes into a pipe: {}", ran.err);
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+}
+
+#[test]
+fn help_is_grouped_and_has_examples() {
+    let faas = Faas::alone();
+    let help = faas.ok(&["--help"]);
+    for part in
+        ["Functions:\n  new ", "Network:\n  vpn ", "Machine:\n  doctor ", "--socket <PATH>", "Exit codes:"]
+    {
+        assert!(help.contains(part), "{part}: {help}");
+    }
+    assert!(!help.contains("tunnel "), "the tunnel's process is nobody's verb: {help}");
+    for verb in
+        ["new", "deploy", "ls", "describe", "invoke", "logs", "rm", "doctor", "version", "completions", "vpn"]
+    {
+        let help = faas.ok(&[verb, "--help"]);
+        assert!(help.contains("Example"), "{verb}: {help}");
+        assert!(!help.contains('\x1b'), "{verb}");
+    }
+    assert!(faas.ok(&["--color", "always", "--help"]).contains('\x1b'));
+    assert_eq!(faas.ok(&["--version"]), format!("faas {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn usage_errors_suggest_and_exit_with_64() {
+    let faas = Faas::alone();
+    faas.fails(&["deplyo"], 64, "'deploy'");
+    faas.fails(&["ls", "--outptu", "json"], 64, "--output");
+    faas.fails(&["ls", "-o", "yaml"], 64, "json");
+    faas.fails(&["describe", "Not_A_Name"], 64, "did you mean 'not-a-name'");
+    faas.fails(&["logs", "x", "--lines", "0"], 64, "1..=10000");
+    faas.fails(&["invoke", "x", "-H", "none"], 64, "NAME: VALUE");
+    faas.fails(&["vpn", "invite", "x", "--expires", "soon"], 64, "24h");
+    faas.fails(&[], 64, "Functions:");
+    faas.fails(&["vpn"], 64, "invite");
+}
+
+#[test]
+fn without_a_daemon_verbs_say_so_and_exit_with_69() {
+    let faas = Faas::alone();
+    for args in [&["ls"][..], &["describe", "x"], &["invoke", "x"], &["rm", "x"], &["vpn", "peers"]] {
+        faas.fails(args, 69, "systemctl start faasd");
+    }
+    let version = faas.ok(&["version"]);
+    assert!(
+        version.contains(env!("CARGO_PKG_VERSION")) && version.contains("cannot reach faasd"),
+        "{version}"
+    );
+    assert!(faas.ok(&["version", "-o", "json"]).contains("\"daemon\": null"));
+}
+
+#[test]
+fn the_life_of_a_function() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    assert_eq!(faas.ok(&["ls"]), "", "the remark about an empty list is no result");
+    faas.ok(&["new", "hello"]);
+    faas.fails(&["new", "hello"], 73, "is there already");
+
+    let deployed = faas.run(&["deploy", "./hello"]);
+    assert_eq!(deployed.code, 0, "{}", deployed.err);
+    assert!(deployed.err.starts_with("python handler: "), "{}", deployed.err);
+    for part in ["http://hello.faas/", "fd00:faa5:0:200:2cf2:4dba:5fb0:a30e", "sha256:", "took "] {
+        assert!(deployed.out.contains(part), "{part}: {}", deployed.out);
+    }
+    assert!(!deployed.out.contains('\x1b') && !deployed.err.contains('\x1b'));
+    let images = daemon.fake.images.lock().unwrap().clone();
+    assert_eq!(images.values().next().unwrap(), &["README.md", "faas.toml", "handler.py"]);
+
+    let again: Function =
+        serde_json::from_str(&faas.ok(&["deploy", "hello", "hello", "-o", "json"])).unwrap();
+    assert_eq!(again.revision, 2);
+    assert_eq!(daemon.fake.images.lock().unwrap().len(), 1, "the same directory is the same archive");
+
+    let list = faas.ok(&["ls"]);
+    let mut lines = list.lines();
+    assert!(lines.next().unwrap().starts_with("NAME   STATE"), "{list}");
+    let row: Vec<&str> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(row[..3], ["hello", "warm", "1/1"], "{list}");
+    let listed: Functions = serde_json::from_str(&faas.ok(&["ls", "-o", "json"])).unwrap();
+    assert_eq!(listed.functions.len(), 1);
+    assert!(faas.ok(&["ls", "--color", "always"]).contains('\x1b'));
+
+    let described = faas.ok(&["describe", "hello"]);
+    for part in ["hand-off", "handle in handler.py", "128 MiB", "requeued", "hello-2", "4321"] {
+        assert!(described.contains(part), "{part}: {described}");
+    }
+    faas.fails(&["describe", "helo"], 1, "no function 'helo'; did you mean 'hello'?");
+    assert_eq!(faas.ok(&["logs", "hello", "--lines", "2"]), "line 1\nline 2\n");
+    faas.ok(&["rm", "hello"]);
+    faas.fails(&["rm", "hello"], 1, "no function 'hello'");
+}
+
+#[test]
+fn an_invocation_prints_what_the_function_answered() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    faas.ok(&["new", "hello"]);
+    faas.ok(&["deploy", "./hello"]);
+    assert_eq!(faas.ok(&["invoke", "hello"]), "/");
+    assert_eq!(faas.ok(&["invoke", "hello", "a?b=c"]), "/a?b=c");
+    assert_eq!(faas.ok(&["invoke", "hello", "-d", "text"]), "text");
+    faas.write("body", "from a file");
+    assert_eq!(faas.ok(&["invoke", "hello", "-d", "@body"]), "from a file");
+    let large = "0123456789".repeat(100_000);
+    assert_eq!(faas.run_with_input(&["invoke", "hello", "-d", "-"], large.as_bytes()).out, large);
+    let included = faas.ok(&["invoke", "hello", "-i", "-X", "PATCH", "-H", "x-test: yes", "-d", "x"]);
+    assert!(included.starts_with("HTTP/1.1 200 OK\n"), "{included}");
+    assert!(included.contains("x-method: PATCH\n") && included.contains("x-test: yes\n"), "{included}");
+    assert!(included.ends_with("\n\nx"), "{included}");
+
+    let ran = faas.run(&["invoke", "hello", "/status/503"]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, "/status/503"), "a function's 503 is not the daemon's");
+    assert!(ran.err.contains("hello answered 503"), "{}", ran.err);
+    faas.fails(&["invoke", "hello", "-d", "@nothing"], 66, "nothing");
+    faas.fails(&["invoke", "hallo"], 1, "did you mean 'hello'?");
+}
+
+#[test]
+fn a_bad_directory_is_refused_before_anything_is_sent() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    fs::create_dir(faas.dir.path().join("empty")).unwrap();
+    faas.write("typo/faas.toml", "[limits]\nmemroy = \"64MiB\"\n");
+    faas.write("typo/handler.py", "def handle(e, c): pass\n");
+    faas.write("rust/Cargo.toml", "");
+    faas.write("rust/faas.toml", "contract = \"fd\"\ncommand = [\"./target/release/rust\"]\n");
+    faas.write("Bad_Name/handler.py", "def handle(e, c): pass\n");
+    faas.fails(&["deploy", "x", "nothing"], 66, "no directory nothing");
+    faas.fails(&["deploy", "./empty"], 66, "holds no function");
+    faas.fails(&["deploy", "./typo"], 65, "did you mean `memory");
+    faas.fails(&["deploy", "./rust"], 66, "cargo build --release");
+    faas.fails(&["deploy", "./Bad_Name"], 64, "did you mean 'bad-name'?");
+    assert!(daemon.fake.images.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_failed_deploy_shows_the_reason() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    faas.ok(&["new", "hello"]);
+    *daemon.fake.deploy_fails.lock().unwrap() = Some(ApiError::Failed {
+        title: "no instance of hello became ready within 10 s".into(),
+        detail: Some("Traceback\x1b[31m (most recent call last)".into()),
+    });
+    let ran = faas.run(&["deploy", "./hello"]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert!(ran.err.contains("error: no instance of hello"), "{}", ran.err);
+    assert!(ran.err.contains("  Traceback^[[31m (most"), "a function cannot steer the terminal: {}", ran.err);
+}
+
+#[test]
+fn peers_are_invited_listed_and_revoked() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    let invited = faas.run(&["vpn", "invite", "laptop", "--expires", "1h", "--endpoint", "a.example:1"]);
+    assert_eq!(
+        (invited.code, invited.out.as_str()),
+        (0, "faas1-a.example:1\n"),
+        "the invitation alone can be piped"
+    );
+    assert!(invited.err.contains("expires in "), "{}", invited.err);
+    let invited: Invited = serde_json::from_str(&faas.ok(&["vpn", "invite", "phone", "-o", "json"])).unwrap();
+    assert_eq!(invited.address.to_string(), "fd00:faa5:0:100::3");
+    let peers = faas.ok(&["vpn", "peers"]);
+    assert!(peers.contains("laptop") && peers.contains("invited"), "{peers}");
+    let peers: Peers = serde_json::from_str(&faas.ok(&["vpn", "peers", "-o", "json"])).unwrap();
+    assert_eq!(peers.peers.len(), 2);
+    faas.ok(&["vpn", "revoke", "laptop", "--yes"]);
+    faas.fails(&["vpn", "revoke", "fone"], 1, "did you mean 'phone'?");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let faas = Faas::alone();
+    let mut child =
+        faas.command(&["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+}
+
+#[test]
+fn completions_know_the_verbs() {
+    let faas = Faas::alone();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = faas.ok(&["completions", shell]);
+        assert!(script.contains("describe") && script.contains("vpn"), "{shell}");
+    }
+}
+
+#[test]
+fn the_rust_template_is_deployed_once_it_is_built() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    faas.ok(&["new", "hi", "--lang", "rust"]);
+    let toml = fs::read_to_string(faas.dir.path().join("hi/faas.toml")).unwrap();
+    let spec = faasd::core::spec::FunctionSpec::from_toml(&toml).unwrap();
+    faas.fails(&["deploy", "./hi"], 66, "build it first");
+    // Any program will do for the packing.
+    let program = faas.dir.path().join("hi").join(&spec.command[0]);
+    fs::create_dir_all(program.parent().unwrap()).unwrap();
+    fs::copy(Path::new("/bin/true"), &program).unwrap();
+    let ran = faas.run(&["deploy", "./hi"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let images = daemon.fake.images.lock().unwrap();
+    let packed = images.values().next().unwrap();
+    assert!(packed.iter().any(|path| spec.command[0].ends_with(path.as_str())), "{packed:?}");
+}

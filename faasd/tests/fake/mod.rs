@@ -1,0 +1,260 @@
+//! A daemon without a machine under it: the real router on a real socket, and a service that keeps all in memory.
+
+#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::response::Response;
+use faasd::api::types::{
+    Connections, Deploy, Function, Image, Instance, Invite, Invited, Join, PROBLEM_HEADER, Peer, Phase,
+    State, Version,
+};
+use faasd::control::api::{ApiError, Service, Spool, bind_unix, local, serve_tunnel, serve_unix, tunnel};
+use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
+use faasd::core::name::FunctionName;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use tokio::sync::{Notify, oneshot};
+
+/// The fake. What goes wrong is a knob on it.
+#[derive(Debug, Default)]
+pub struct Fake {
+    pub functions: Mutex<BTreeMap<FunctionName, Function>>,
+    pub peers: Mutex<BTreeMap<FunctionName, Peer>>,
+    /// Digest and entries of every archive that came in.
+    pub images: Mutex<BTreeMap<String, Vec<String>>>,
+    pub joined: Mutex<Vec<(Ipv6Addr, String)>>,
+    /// The next deploy fails with this.
+    pub deploy_fails: Mutex<Option<ApiError>>,
+    /// `/wait` answers once this is notified.
+    pub release: Notify,
+    pub waiting: AtomicU64,
+}
+
+impl Fake {
+    fn find(&self, name: &FunctionName) -> Result<Function, ApiError> {
+        let functions = self.functions.lock().unwrap();
+        let known = functions.keys().map(FunctionName::as_str);
+        functions.get(name).cloned().ok_or_else(|| ApiError::no_function(name, known))
+    }
+}
+
+#[async_trait]
+impl Service for Fake {
+    async fn version(&self) -> Version {
+        Version {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: Timestamp::now(),
+            wireguard: "userspace".into(),
+            runtime: "runc 1.1.5".into(),
+            layout: 1,
+        }
+    }
+
+    async fn functions(&self) -> Result<Vec<Function>, ApiError> {
+        Ok(self.functions.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn function(&self, name: &FunctionName) -> Result<Function, ApiError> {
+        self.find(name)
+    }
+
+    async fn add_image(&self, archive: &Path) -> Result<Image, ApiError> {
+        let bytes = std::fs::read(archive).map_err(|e| ApiError::failed(&e))?;
+        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let bad = |_| ApiError::invalid("the upload is no tar archive");
+        let mut entries = Vec::new();
+        for entry in tar::Archive::new(bytes.as_slice()).entries().map_err(bad)? {
+            entries.push(entry.map_err(bad)?.path().map_err(bad)?.display().to_string());
+        }
+        let digest = format!("sha256:{digest}");
+        self.images.lock().unwrap().insert(digest.clone(), entries);
+        Ok(Image { digest, bytes: bytes.len() as u64 })
+    }
+
+    async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
+        if let Some(error) = self.deploy_fails.lock().unwrap().take() {
+            return Err(error);
+        }
+        if !self.images.lock().unwrap().contains_key(&deploy.image) {
+            return Err(ApiError::NotFound { what: format!("image {}", deploy.image), suggestion: None });
+        }
+        let mut functions = self.functions.lock().unwrap();
+        let revision = functions.get(&name).map_or(0, |function| function.revision) + 1;
+        let instance = Instance {
+            id: format!("{name}-{revision}"),
+            revision,
+            pid: Some(4321),
+            phase: Phase::Ready,
+            started_at: Timestamp::now(),
+            in_flight: 0,
+            adopted: false,
+        };
+        let function = Function {
+            name: name.clone(),
+            revision,
+            address: FUNCTION_PREFIX.function(&name),
+            image: deploy.image,
+            spec: deploy.spec,
+            deployed_at: Timestamp::now(),
+            state: State::Warm,
+            reason: None,
+            instances: vec![instance],
+            connections: Connections::default(),
+        };
+        functions.insert(name, function.clone());
+        Ok(function)
+    }
+
+    async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {
+        self.find(name)?;
+        self.functions.lock().unwrap().remove(name);
+        Ok(())
+    }
+
+    async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError> {
+        self.find(name)?;
+        Ok((1..=lines).map(|line| format!("line {line}")).collect())
+    }
+
+    /// Echoes; `/status/NNN` answers with that status, `/wait` when it is let go, `/forge` poses as the daemon.
+    async fn invoke(&self, name: &FunctionName, request: Request) -> Result<Response, ApiError> {
+        self.find(name)?;
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        let mut answer = Response::builder().header("x-method", head.method.as_str());
+        if let Some(host) = head.headers.get("host") {
+            answer = answer.header("x-host", host);
+        }
+        if let Some(value) = head.headers.get("x-test") {
+            answer = answer.header("x-test", value);
+        }
+        if let Some(status) = path.strip_prefix("/status/") {
+            answer = answer.status(StatusCode::from_bytes(status.as_bytes()).unwrap());
+        } else if path == "/wait" {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            self.release.notified().await;
+        } else if path == "/forge" {
+            answer = answer.status(404).header(PROBLEM_HEADER, "1");
+        }
+        let body = axum::body::to_bytes(body, 64 << 20).await.map_err(|e| ApiError::failed(&e))?;
+        let body = if body.is_empty() { Body::from(head.uri.to_string()) } else { Body::from(body) };
+        Ok(answer.body(body).unwrap())
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, ApiError> {
+        Ok(self.peers.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn invite(&self, invite: Invite) -> Result<Invited, ApiError> {
+        let mut peers = self.peers.lock().unwrap();
+        let expires_at = Timestamp::now() + Duration::from_millis(invite.expires_in_ms);
+        let peer = Peer {
+            name: invite.name.clone(),
+            address: VPN_PREFIX.host(peers.len() as u64 + 2),
+            public_key: "k".repeat(44),
+            invited_until: Some(expires_at),
+            endpoint: None,
+            last_handshake: None,
+            received_bytes: 0,
+            sent_bytes: 0,
+        };
+        let address = peer.address;
+        if peers.contains_key(&invite.name) {
+            return Err(ApiError::conflict(format!("there is a peer '{}' already", invite.name)));
+        }
+        peers.insert(invite.name.clone(), peer);
+        let endpoint = invite.endpoint.unwrap_or_else(|| "vpn.example.org:51820".into());
+        Ok(Invited { name: invite.name, address, expires_at, invitation: format!("faas1-{endpoint}") })
+    }
+
+    async fn revoke(&self, name: &FunctionName) -> Result<(), ApiError> {
+        let mut peers = self.peers.lock().unwrap();
+        match peers.remove(name) {
+            Some(_) => Ok(()),
+            None => Err(ApiError::no_peer(name, peers.keys().map(FunctionName::as_str))),
+        }
+    }
+
+    async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
+        self.joined.lock().unwrap().push((source, join.public_key));
+        Ok(())
+    }
+
+    async fn metrics(&self) -> String {
+        "faasd_up 1\n".into()
+    }
+}
+
+/// The fake, served from a thread of its own until this is dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    pub fake: Arc<Fake>,
+    pub socket: PathBuf,
+    pub tunnel: std::net::SocketAddr,
+    dir: tempfile::TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        Self::with_archive_bytes_max(u64::MAX)
+    }
+
+    pub fn with_archive_bytes_max(bytes: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("faasd.sock");
+        let listener = bind_unix(&socket).unwrap();
+        let spool = Spool::open(dir.path().join("spool")).unwrap().with_archive_bytes_max(bytes);
+        let tcp = std::net::TcpListener::bind("[::1]:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let fake = Arc::new(Fake::default());
+        let service = Arc::clone(&fake) as Arc<dyn Service>;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            runtime.block_on(async {
+                // The tunnel's listener has no end of its own: it is dropped with the other.
+                tokio::spawn(serve_tunnel(tcp, tunnel(Arc::clone(&service)), std::future::pending()));
+                let stopped = async { drop(stopped.await) };
+                serve_unix(listener, local(service, spool), stopped).await.unwrap();
+            });
+        });
+        Self { fake, socket, tunnel: address, dir, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Files that wait in the spool directory.
+    pub fn spooled(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join("spool")).unwrap().count()
+    }
+
+    /// Begins the shutdown, without waiting for its end.
+    pub fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    pub fn finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.begin_stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
