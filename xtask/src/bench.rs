@@ -25,10 +25,11 @@ pub fn main(args: &Args) -> Result<()> {
     run::run(&mut bench)
 }
 
-/// Builds the daemon, the client and the benchmarks as they are shipped.
+/// Builds the daemon, the client, the benchmarks and the function that these serve, as they are shipped.
 pub fn build() -> Result<()> {
     let mut cargo = repo::cargo();
-    cargo.args(["build", "--profile", PROFILE, "--locked", "--bins", "-p", "faasd", "-p", "faasd-bench"]);
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--quiet"]);
+    cargo.args(["--bins", "--examples", "-p", "faasd", "-p", "faasd-bench", "-p", "faasd-sdk"]);
     run::run(&mut cargo)
 }
 
