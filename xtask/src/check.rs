@@ -1,10 +1,13 @@
 //! `cargo xtask check`: everything that is checked without running the daemon.
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, bail};
 
 use crate::report::step;
 use crate::setup::{self, Scope};
 use crate::{ebpf, repo, run, tidy, tools};
+
+/// The workspace, and the kernel program's own.
+const MANIFESTS: [&str; 2] = ["Cargo.toml", "faasd-ebpf/Cargo.toml"];
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,47 +54,40 @@ fn clippy() -> Result<()> {
 /// Licences, origins and bans always; known vulnerabilities where their database can be had.
 fn dependencies() -> Result<()> {
     let deny = tools::CARGO_DENY.require()?;
-    for manifest in ["Cargo.toml", "faasd-ebpf/Cargo.toml"] {
+    let path = tools::path_with(&deny)?;
+    // Through cargo, so that it finds the same cargo as we do.
+    let deny = |arguments: &[&str]| {
         let mut command = repo::cargo();
-        // Through cargo's own name, so that it finds the same cargo as we do.
-        command.env("PATH", tools::path_with(&deny)?);
-        command.args(["deny", "--manifest-path", manifest, "--locked", "--log-level", "warn"]);
-        command.args([
-            "check",
-            "--hide-inclusion-graph",
-            "--config",
-            "deny.toml",
-            "bans",
-            "licenses",
-            "sources",
-        ]);
-        run::run(&mut command)?;
+        command
+            .env("PATH", &path)
+            .args(["deny", "--config", "deny.toml", "--log-level", "warn"])
+            .args(arguments);
+        command
+    };
+    for manifest in MANIFESTS {
+        let graph = ["--manifest-path", manifest, "--locked", "check", "--hide-inclusion-graph"];
+        run::run(deny(&graph).args(["bans", "licenses", "sources"]))?;
     }
-    advisories(&deny)
-}
-
-fn advisories(deny: &std::path::Path) -> Result<()> {
-    let mut fetch = repo::cargo();
-    fetch.env("PATH", tools::path_with(deny)?).args(["deny", "fetch", "db"]);
-    if let Err(error) = run::quiet(&mut fetch) {
-        let text = error.to_string();
-        let cause = text.lines().last().unwrap_or_default();
-        println!("check: known vulnerabilities: SKIPPED, the advisory database cannot be fetched: {cause}");
+    if let Err(error) = run::quiet(&mut deny(&["fetch", "db"])) {
+        println!(
+            "check: known vulnerabilities: SKIPPED, their database cannot be fetched: {}",
+            last_line(&error)
+        );
         return Ok(());
     }
-    for manifest in ["Cargo.toml", "faasd-ebpf/Cargo.toml"] {
-        let mut command = repo::cargo();
-        command.env("PATH", tools::path_with(deny)?);
-        command.args([
-            "deny",
+    for manifest in MANIFESTS {
+        run::run(&mut deny(&[
             "--manifest-path",
             manifest,
             "--locked",
             "check",
             "--disable-fetch",
             "advisories",
-        ]);
-        run::run(&mut command)?;
+        ]))?;
     }
     Ok(())
+}
+
+fn last_line(error: &Error) -> String {
+    error.to_string().lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
