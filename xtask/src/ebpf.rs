@@ -279,8 +279,8 @@ fn compile(compiler: Compiler, linker: &Path, directory: &Path) -> Result<()> {
 
 /// The objcopy of rustup's own toolchain, whose LLVM the linker uses too; else one of the system.
 fn objcopy() -> Result<PathBuf> {
-    let sysroot = run::stdout(Command::new("rustc").args(["--print", "sysroot"]))?;
-    let host = run::stdout(Command::new("rustc").args(["--print", "host-tuple"]))?;
+    let sysroot = run::stdout(repo::rustc().args(["--print", "sysroot"]))?;
+    let host = run::stdout(repo::rustc().args(["--print", "host-tuple"]))?;
     let bundled = Path::new(sysroot.trim()).join("lib/rustlib").join(host.trim()).join("bin/rust-objcopy");
     [Some(bundled).filter(|file| file.is_file()), run::which("llvm-objcopy")]
         .into_iter()
@@ -291,7 +291,7 @@ fn objcopy() -> Result<PathBuf> {
 
 /// The LLVM that makes the code: that of the default toolchain, which bpf-linker opens.
 fn llvm_version() -> Result<String> {
-    let verbose = run::stdout(Command::new("rustc").arg("-vV"))?;
+    let verbose = run::stdout(repo::rustc().arg("-vV"))?;
     let line = verbose.lines().find_map(|line| line.strip_prefix("LLVM version: "));
     Ok(line.context("`rustc -vV` names no LLVM version")?.to_owned())
 }

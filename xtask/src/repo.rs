@@ -30,6 +30,13 @@ pub fn cargo() -> Command {
     command
 }
 
+/// The compiler that belongs to that cargo. By name alone it may be the distribution's, which has another LLVM.
+pub fn rustc() -> Command {
+    let cargo = env::var_os("CARGO").map(PathBuf::from);
+    let beside = cargo.map(|cargo| cargo.with_file_name("rustc")).filter(|rustc| rustc.is_file());
+    Command::new(beside.unwrap_or_else(|| "rustc".into()))
+}
+
 /// Every file of the project, relative to its root: tracked, or new and not ignored.
 pub fn files() -> Result<Vec<PathBuf>> {
     let mut git = Command::new("git");
