@@ -1,0 +1,275 @@
+//! `cargo xtask setup`: installs what is missing, and nothing else.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::ebpf::Compiler;
+use crate::report::step;
+use crate::tools::{BPF_LINKER, CARGO_DENY, Tool};
+use crate::{root, run};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Install nothing: list what is missing, and fail if anything is
+    #[arg(long)]
+    check: bool,
+    /// What it is for; may be repeated [default: all of them]
+    #[arg(long = "for", value_name = "WHAT")]
+    scopes: Vec<Scope>,
+}
+
+/// What a machine is prepared for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scope {
+    /// The kernel program and the checks (the daemon itself needs only stable Rust)
+    Build,
+    /// `cargo xtask demo`
+    Demo,
+    /// `cargo xtask test`
+    Test,
+    /// `cargo xtask bench`
+    Bench,
+}
+
+use Scope::{Bench, Build, Demo, Test};
+
+/// Something that must be there.
+struct Need {
+    what: &'static str,
+    why: &'static str,
+    scopes: &'static [Scope],
+    source: Source,
+}
+
+/// Where it comes from, and so how it is found.
+enum Source {
+    /// A package of Debian and Ubuntu, known by a program in it.
+    Apt {
+        package: &'static str,
+        program: &'static str,
+    },
+    /// A compiler for BPF: two packages of Debian, or rustup's nightly with `rust-src`.
+    BpfCompiler,
+    Cargo(&'static Tool),
+}
+
+const NEEDS: &[Need] = &[
+    apt("runc", "runc", "runs the containers", &[Demo, Test, Bench]),
+    apt("iproute2", "ip", "makes the network namespaces and their links", &[Demo, Test, Bench]),
+    apt("wireguard-tools", "wg", "reads the tunnel's state, as an operator would", &[Demo, Test]),
+    apt("python3", "python3", "runs the functions written in Python", &[Demo, Test, Bench]),
+    apt("curl", "curl", "is the client", &[Demo, Test]),
+    apt("dnsutils", "dig", "asks the name server", &[Demo, Test]),
+    apt("nginx-light", "nginx", "is the server to compare with", &[Bench]),
+    apt("gcc", "cc", "links every Rust program and compiles C dependencies", &[Build, Demo, Test, Bench]),
+    apt("git", "git", "lists the project's files", &[Build]),
+    Need {
+        what: "a compiler for BPF",
+        why: "compiles the kernel program",
+        scopes: &[Build],
+        source: Source::BpfCompiler,
+    },
+    Need { what: BPF_LINKER.name, why: BPF_LINKER.why, scopes: &[Build], source: Source::Cargo(&BPF_LINKER) },
+    Need { what: CARGO_DENY.name, why: CARGO_DENY.why, scopes: &[Build], source: Source::Cargo(&CARGO_DENY) },
+];
+
+const DEBIAN_BPF: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
+
+const fn apt(
+    package: &'static str,
+    program: &'static str,
+    why: &'static str,
+    scopes: &'static [Scope],
+) -> Need {
+    Need { what: package, why, scopes, source: Source::Apt { package, program } }
+}
+
+impl Need {
+    fn is_met(&self) -> bool {
+        match &self.source {
+            Source::Apt { program, .. } => run::which(program).is_some(),
+            Source::BpfCompiler => !Compiler::installed().is_empty(),
+            Source::Cargo(tool) => tool.find().is_some(),
+        }
+    }
+}
+
+pub fn main(args: &Args) -> Result<()> {
+    let scopes = if args.scopes.is_empty() { Scope::value_variants() } else { &args.scopes };
+    let missing = missing(scopes);
+    if missing.is_empty() {
+        println!("setup: everything needed to {} is here", verbs(scopes));
+        return Ok(());
+    }
+    for need in &missing {
+        println!("setup: missing: {} ({})", need.what, need.why);
+    }
+    if args.check {
+        bail!("{} of {} things are missing", missing.len(), needed(scopes).count());
+    }
+    install(&missing)?;
+    println!("setup: everything needed to {} is here", verbs(scopes));
+    Ok(())
+}
+
+/// Installs what `scope` lacks; silent if that is nothing.
+pub fn ensure(scope: Scope) -> Result<()> {
+    if missing(&[scope]).is_empty() {
+        return Ok(());
+    }
+    main(&Args { check: false, scopes: vec![scope] })
+}
+
+fn needed(scopes: &[Scope]) -> impl Iterator<Item = &'static Need> {
+    NEEDS.iter().filter(move |need| need.scopes.iter().any(|scope| scopes.contains(scope)))
+}
+
+fn missing(scopes: &[Scope]) -> Vec<&'static Need> {
+    needed(scopes).filter(|need| !need.is_met()).collect()
+}
+
+fn verbs(scopes: &[Scope]) -> String {
+    let names = scopes.iter().filter_map(ValueEnum::to_possible_value);
+    names.map(|name| name.get_name().to_owned()).collect::<Vec<_>>().join(", ")
+}
+
+fn install(missing: &[&Need]) -> Result<()> {
+    let system = System::of_this_machine();
+    let packages = packages(missing, system);
+    if !packages.is_empty() {
+        match system {
+            System::Debian | System::Ubuntu => apt_install(&packages)?,
+            System::Other => bail!(
+                "this is neither Debian nor Ubuntu: install these by hand (their names there): {}",
+                packages.join(", ")
+            ),
+        }
+    }
+    for need in missing {
+        match &need.source {
+            Source::Apt { .. } => {}
+            Source::BpfCompiler if system == System::Debian => {}
+            Source::BpfCompiler => step("setup", "rustup nightly with rust-src", || {
+                let mut rustup = Command::new("rustup");
+                rustup.args([
+                    "toolchain",
+                    "install",
+                    "nightly",
+                    "--profile",
+                    "minimal",
+                    "--component",
+                    "rust-src",
+                ]);
+                run::quiet(&mut rustup).map(drop)
+            })?,
+            Source::Cargo(tool) => {
+                let what = format!("cargo install {} {} (a few minutes)", tool.name, tool.version);
+                step("setup", &what, || tool.install())?;
+            }
+        }
+    }
+    for need in missing {
+        if !need.is_met() {
+            bail!("{} was installed and is still not found", need.what);
+        }
+    }
+    Ok(())
+}
+
+/// How packages are installed here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum System {
+    Debian,
+    /// As Debian, but for the compiler made for the web browser.
+    Ubuntu,
+    Other,
+}
+
+impl System {
+    fn of_this_machine() -> Self {
+        Self::from_os_release(&fs::read_to_string(Path::new("/etc/os-release")).unwrap_or_default())
+    }
+
+    fn from_os_release(text: &str) -> Self {
+        let value = |key: &str| {
+            let found = text.lines().filter_map(|line| line.split_once('=')).find(|(name, _)| *name == key);
+            found.map_or("", |(_, value)| value.trim_matches('"'))
+        };
+        if value("ID") == "debian" {
+            Self::Debian
+        } else if value("ID") == "ubuntu"
+            || value("ID_LIKE").split(' ').any(|id| id == "debian" || id == "ubuntu")
+        {
+            Self::Ubuntu
+        } else {
+            Self::Other
+        }
+    }
+}
+
+fn packages(missing: &[&Need], system: System) -> Vec<&'static str> {
+    let mut packages = Vec::new();
+    for need in missing {
+        match &need.source {
+            Source::Apt { package, .. } => packages.push(*package),
+            Source::BpfCompiler if system == System::Debian => packages.extend(DEBIAN_BPF),
+            Source::BpfCompiler | Source::Cargo(_) => {}
+        }
+    }
+    packages
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    let by_hand = format!("as root: apt-get install --no-install-recommends {}", packages.join(" "));
+    let apt = |arguments: &[&str]| -> Result<()> {
+        let front: [(&str, &std::ffi::OsStr); 1] = [("DEBIAN_FRONTEND", "noninteractive".as_ref())];
+        let mut command = root::command("apt-get", &front)?;
+        // Another apt at work is waited for, not failed on.
+        command.args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
+        run::quiet(&mut command).map(drop)
+    };
+    step("setup", "apt-get update", || apt(&["update"])).with_context(|| by_hand.clone())?;
+    step("setup", &format!("apt-get install {}", packages.join(" ")), || {
+        let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+        arguments.extend(packages);
+        apt(&arguments)
+    })
+    .context(by_hand)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scope_needs_something_and_nothing_twice() {
+        for scope in Scope::value_variants() {
+            assert!(needed(&[*scope]).count() > 0, "{scope:?}");
+        }
+        let mut names: Vec<_> = NEEDS.iter().map(|need| need.what).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), NEEDS.len());
+    }
+
+    #[test]
+    fn systems_are_told_apart() {
+        let of = System::from_os_release;
+        assert_eq!(of("PRETTY_NAME=\"Debian\"\nID=debian\n"), System::Debian);
+        assert_eq!(of("ID=ubuntu\nID_LIKE=debian\n"), System::Ubuntu);
+        assert_eq!(of("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"), System::Ubuntu);
+        assert_eq!(of("ID=fedora\n"), System::Other);
+        assert_eq!(of(""), System::Other);
+    }
+
+    #[test]
+    fn the_compiler_comes_from_apt_on_debian_alone() {
+        let needs: Vec<&Need> = needed(&[Build]).collect();
+        assert!(packages(&needs, System::Debian).contains(&"rustc-web"));
+        assert!(!packages(&needs, System::Ubuntu).contains(&"rustc-web"));
+    }
+}
