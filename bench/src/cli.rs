@@ -9,9 +9,9 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::acceptors::Acceptor;
-use crate::load::{Scenario, Seat};
+use crate::load::{Placement, Scenario, Seat};
 use crate::report::{self, Report};
-use crate::rounds::{self, Plan};
+use crate::rounds::{self, Case, Plan};
 use crate::subject::{Bare, HandedOver, Nginx, Site, Subject, Target};
 use crate::{hello, host, idle};
 
@@ -37,6 +37,22 @@ enum Command {
     Acceptor { kind: Acceptor, address: SocketAddr },
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Where {
+    Auto,
+    Apart,
+    Together,
+}
+
+impl Where {
+    fn placement(self, clients: usize) -> Placement {
+        match (self, clients) {
+            (Self::Auto, 1) | (Self::Apart, _) => Placement::Apart,
+            (Self::Auto, _) | (Self::Together, _) => Placement::Together,
+        }
+    }
+}
+
 /// What to measure and how long.
 #[derive(Debug, Args)]
 pub struct Run {
@@ -56,6 +72,10 @@ pub struct Run {
     scenarios: Vec<Scenario>,
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64])]
     clients: Vec<usize>,
+    /// On which core the load runs: its own, the servers', or (auto) its own for one client and the servers' for
+    /// several.
+    #[arg(long, value_enum, default_value_t = Where::Auto)]
+    load: Where,
     /// Only these subjects (bare always runs) [default: all].
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
@@ -112,7 +132,11 @@ impl Run {
         let (rounds, chunk_ms) = if self.quick { (12, 200) } else { (40, 400) };
         let mut cases = Vec::new();
         for scenario in &self.scenarios {
-            cases.extend(self.clients.iter().map(|clients| (*scenario, *clients)));
+            cases.extend(self.clients.iter().map(|&clients| Case {
+                scenario: *scenario,
+                clients,
+                placement: self.load.placement(clients),
+            }));
         }
         let plan = Plan {
             cases,
@@ -156,7 +180,11 @@ impl Run {
         };
         let open =
             |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
-        let seat = Seat { cpu: client_cpu, netns: netns.as_ref().map(open).transpose()? };
+        let seat = Seat {
+            own_cpu: client_cpu,
+            server_cpu: server_cpus.as_deref().map(first_cpu).transpose()?,
+            netns: netns.as_ref().map(open).transpose()?,
+        };
         Ok(Site {
             program: std::env::current_exe()?,
             hello: self.hello.clone(),
@@ -187,4 +215,10 @@ impl Run {
         all.insert(0, Box::new(Bare(Bare::BASE)));
         Ok(all)
     }
+}
+
+/// The first CPU of a list in the form of `taskset -c`.
+fn first_cpu(list: &str) -> anyhow::Result<usize> {
+    let number = list.split([',', '-']).next().unwrap_or_default();
+    number.parse().with_context(|| format!("--server-cpus {list} is no list of CPUs such as 1 or 1,3 or 2-5"))
 }

@@ -1,5 +1,5 @@
-//! The function that every subject serves, unless `--hello PROGRAM` names another: one thread, hyper, `hello` on `/`
-//! and so many bytes on `/bytes/N`. Like a program made with the SDK it listens by itself if `FAAS_LISTEN` is set,
+//! The function that every subject serves, unless `--hello PROGRAM` names another: one thread, hyper, `hello` on `/` and
+//! so many bytes on `/big?bytes=N`. Like a program made with the SDK it listens by itself if `FAAS_LISTEN` is set,
 //! and takes connections over the hand-off protocol otherwise.
 
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ use tokio::io::Interest;
 
 use crate::wire;
 
-/// The most bytes that `/bytes/N` gives.
+/// The most bytes that `/big` gives.
 const BYTES_MAX: usize = 64 << 20;
 
 /// Serves until the process is ended, or the daemon's end of the socket is closed.
@@ -73,10 +73,11 @@ async fn serve(connection: tokio::net::TcpStream) {
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = match request.uri().path().strip_prefix("/bytes/").map(str::parse) {
-        None => Ok(Bytes::from_static(b"hello\n")),
-        Some(Ok(length @ 0..=BYTES_MAX)) => Ok(zeros(length)),
-        Some(_) => Err(StatusCode::NOT_FOUND),
+    let bytes = || request.uri().query()?.strip_prefix("bytes=")?.parse().ok();
+    let body = match (request.uri().path(), bytes()) {
+        ("/", _) => Ok(Bytes::from_static(b"hello\n")),
+        ("/big", Some(length @ 0..=BYTES_MAX)) => Ok(zeros(length)),
+        _ => Err(StatusCode::NOT_FOUND),
     };
     let mut response = Response::new(Full::new(body.clone().unwrap_or_default()));
     if let Err(status) = body {

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::host;
-use crate::load::{Scenario, fetch};
+use crate::load::{Placement, Scenario, fetch};
 use crate::subject::{Running, Site};
 
 /// Descriptors that are left for everything but the connections.
@@ -56,7 +56,7 @@ fn measure(connections: usize, site: &Site, running: &mut Running) -> anyhow::Re
     running.check()?;
     let address = running.address;
     let before = Cost::of(&running.gateway)?;
-    let held = site.seat.run(|| {
+    let held = site.seat.run(Placement::Apart, || {
         let open = |number| {
             fetch(&address, Scenario::Keepalive)
                 .with_context(|| format!("idle connection {number} of {connections}"))

@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use crate::host::Host;
 use crate::idle::Idle;
-use crate::load::Scenario;
+use crate::load::{Placement, Scenario};
+use crate::rounds::Case;
 use crate::stats::{Sample, Series, Spread};
 
 /// Share of its core from which on the load rather than the subject may be what is measured.
@@ -28,6 +29,8 @@ pub struct Row {
     pub scenario: Scenario,
     pub subject: String,
     pub clients: usize,
+    /// Whether the load had a core of its own.
+    pub placement: Placement,
     pub p50_us: Option<f64>,
     pub p99_us: Option<f64>,
     pub p999_us: Option<f64>,
@@ -54,7 +57,7 @@ pub struct Row {
 impl Row {
     /// Sums up.
     #[must_use]
-    pub fn new(scenario: Scenario, clients: usize, subject: &str, series: &Series) -> Self {
+    pub fn new(case: Case, subject: &str, series: &Series) -> Self {
         let ratio = |of: fn(&Sample) -> Option<f64>| series.ratio(of);
         let [p50, p99, p999, rps] = [
             ratio(|sample| Some(sample.p50_us)),
@@ -68,10 +71,12 @@ impl Row {
             |spread: Option<Spread>| spread.map(|spread| spread.quartiles.map(|value| round(value, 4)));
         let own = |of: fn(&Sample) -> Option<f64>| series.median(of).map(|value| round(value, 3));
         let requests = series.latency.len();
+        let Case { scenario, clients, placement } = case;
         Self {
             scenario,
             subject: subject.to_owned(),
             clients,
+            placement,
             p50_us: own(|sample| Some(sample.p50_us)),
             p99_us: own(|sample| Some(sample.p99_us)),
             p999_us: (requests > 0).then(|| round(series.latency.value_at_quantile(0.999) as f64 / 1e3, 3)),

@@ -1,13 +1,14 @@
 //! The order of events: bare before and after every other subject's chunk, the others shuffled in each round.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::load::{Load, Outcome, Scenario};
+use crate::load::{Load, Outcome, Placement, Scenario, fetch};
 use crate::report::Row;
 use crate::stats::{Pair, Sample, Series};
 use crate::subject::{Running, Site, Subject};
@@ -17,10 +18,24 @@ const GAP: Duration = Duration::from_millis(15);
 /// Before the first round, for each subject and case: caches, page tables and the allocators' pools are warm then.
 const WARM_UP: Duration = Duration::from_millis(100);
 
+/// One kind of load.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub scenario: Scenario,
+    pub clients: usize,
+    pub placement: Placement,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x{}", self.scenario.name(), self.clients)
+    }
+}
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    pub cases: Vec<(Scenario, usize)>,
+    pub cases: Vec<Case>,
     pub rounds: u32,
     pub chunk: Duration,
     pub seed: Option<u64>,
@@ -50,13 +65,13 @@ pub fn start(site: &Site, subjects: &[Box<dyn Subject>]) -> anyhow::Result<Vec<R
 /// If a subject's process ends, or a chunk cannot start.
 pub fn run(plan: &Plan, site: &Site, running: &mut [Running]) -> anyhow::Result<Vec<Row>> {
     let mut random = plan.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-    let mut measurement = Measurement { site, running, series: BTreeMap::new() };
-    measurement.leave_out_what_is_not_served(plan)?;
+    let mut measurement = Measurement { plan, site, running, series: BTreeMap::new() };
+    measurement.leave_out_what_is_not_served()?;
     let progress = progress(plan);
     for round in 1..=plan.rounds {
-        for (case, (scenario, clients)) in plan.cases.iter().enumerate() {
-            progress.set_message(format!("{} x{clients}", scenario.name()));
-            measurement.round(case, *scenario, *clients, plan.chunk, &mut random)?;
+        for index in 0..plan.cases.len() {
+            progress.set_message(plan.cases[index].to_string());
+            measurement.round(index, &mut random)?;
             progress.inc(1);
         }
         if !std::io::stderr().is_terminal() {
@@ -64,7 +79,7 @@ pub fn run(plan: &Plan, site: &Site, running: &mut [Running]) -> anyhow::Result<
         }
     }
     progress.finish_and_clear();
-    Ok(measurement.rows(plan))
+    Ok(measurement.rows())
 }
 
 fn progress(plan: &Plan) -> ProgressBar {
@@ -77,6 +92,7 @@ fn progress(plan: &Plan) -> ProgressBar {
 }
 
 struct Measurement<'a> {
+    plan: &'a Plan,
     site: &'a Site,
     running: &'a mut [Running],
     /// By case and subject; only what is measured has an entry.
@@ -85,50 +101,49 @@ struct Measurement<'a> {
 
 impl Measurement<'_> {
     /// Warms up, and leaves out what a subject does not serve (such as `large` with a program of the user's own).
-    fn leave_out_what_is_not_served(&mut self, plan: &Plan) -> anyhow::Result<()> {
-        for (case, (scenario, clients)) in plan.cases.iter().enumerate() {
+    fn leave_out_what_is_not_served(&mut self) -> anyhow::Result<()> {
+        for (index, case) in self.plan.cases.iter().enumerate() {
             for subject in 0..self.running.len() {
-                let address = self.running[subject].address;
-                if let Err(fault) = self.site.seat.run(|| Ok(crate::load::fetch(&address, *scenario)?)) {
+                let (address, scenario) = (self.running[subject].address, case.scenario);
+                if let Err(fault) = self.site.seat.run(case.placement, || Ok(fetch(&address, scenario)?)) {
                     let (name, path) = (&self.running[subject].name, scenario.path());
                     eprintln!("skipped: {} of {name}: it does not serve {path} ({fault})", scenario.name());
                     continue;
                 }
-                self.series.insert((case, subject), Series::default());
-                self.chunk(*scenario, *clients, WARM_UP, subject)?;
+                self.series.insert((index, subject), Series::default());
+                self.chunk(*case, WARM_UP, subject)?;
             }
         }
         Ok(())
     }
 
-    fn round(
-        &mut self,
-        case: usize,
-        scenario: Scenario,
-        clients: usize,
-        chunk: Duration,
-        random: &mut fastrand::Rng,
-    ) -> anyhow::Result<()> {
+    /// Every subject once, bare in between.
+    fn round(&mut self, case: usize, random: &mut fastrand::Rng) -> anyhow::Result<()> {
         let measured = |(at, subject): &(usize, usize)| (*at == case && *subject > 0).then_some(*subject);
         let mut order: Vec<usize> = self.series.keys().filter_map(measured).collect();
-        random.shuffle(&mut order);
         if !self.series.contains_key(&(case, 0)) {
             return Ok(());
         }
-        let mut before = self.sample(case, scenario, clients, chunk, 0)?;
-        if order.is_empty() {
-            order.push(0);
-        }
+        random.shuffle(&mut order);
+        let mut before = self.bare(case)?;
         for subject in order {
-            let sample = self.sample(case, scenario, clients, chunk, subject)?;
-            let after = self.sample(case, scenario, clients, chunk, 0)?;
+            let sample = self.sample(case, subject)?;
+            let after = self.bare(case)?;
             if let (Some(before), Some(sample), Some(after)) = (before, sample, after) {
                 self.push(case, subject, Pair::new(before, sample, after));
-                self.push(case, 0, Pair { subject: after, bare: after });
             }
             before = after;
         }
         Ok(())
+    }
+
+    /// A bare chunk, which is its own measure.
+    fn bare(&mut self, case: usize) -> anyhow::Result<Option<Sample>> {
+        let sample = self.sample(case, 0)?;
+        if let Some(bare) = sample {
+            self.push(case, 0, Pair { subject: bare, bare });
+        }
+        Ok(sample)
     }
 
     fn push(&mut self, case: usize, subject: usize, pair: Pair) {
@@ -136,43 +151,30 @@ impl Measurement<'_> {
     }
 
     /// One chunk, noted.
-    fn sample(
-        &mut self,
-        case: usize,
-        scenario: Scenario,
-        clients: usize,
-        chunk: Duration,
-        subject: usize,
-    ) -> anyhow::Result<Option<Sample>> {
-        let outcome = self.chunk(scenario, clients, chunk, subject)?;
+    fn sample(&mut self, case: usize, subject: usize) -> anyhow::Result<Option<Sample>> {
+        let outcome = self.chunk(self.plan.cases[case], self.plan.chunk, subject)?;
         self.series.entry((case, subject)).or_default().note(&outcome);
         Ok(Sample::of(&outcome))
     }
 
-    fn chunk(
-        &mut self,
-        scenario: Scenario,
-        clients: usize,
-        duration: Duration,
-        subject: usize,
-    ) -> anyhow::Result<Outcome> {
+    fn chunk(&mut self, case: Case, duration: Duration, subject: usize) -> anyhow::Result<Outcome> {
         let running = &mut self.running[subject];
         running.check()?;
-        let load = Load { scenario, clients, address: running.address, duration };
         let running = &*running;
+        let load =
+            Load { scenario: case.scenario, clients: case.clients, address: running.address, duration };
         let outcome = self
             .site
             .seat
-            .run(|| load.run(&|| running.cpu()))
-            .with_context(|| format!("{} x{clients} of {}", scenario.name(), running.name))?;
+            .run(case.placement, || load.run(&|| running.cpu()))
+            .with_context(|| format!("{case} of {}", running.name))?;
         std::thread::sleep(GAP);
         Ok(outcome)
     }
 
-    fn rows(self, plan: &Plan) -> Vec<Row> {
+    fn rows(self) -> Vec<Row> {
         let row = |((case, subject), series): (&(usize, usize), &Series)| {
-            let (scenario, clients) = plan.cases[*case];
-            Row::new(scenario, clients, &self.running[*subject].name, series)
+            Row::new(self.plan.cases[*case], &self.running[*subject].name, series)
         };
         self.series.iter().map(row).collect()
     }

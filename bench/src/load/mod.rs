@@ -66,7 +66,7 @@ impl Scenario {
     pub fn path(self) -> String {
         match self {
             Self::New | Self::Keepalive => "/".to_owned(),
-            Self::Large => format!("/bytes/{LARGE_BYTES}"),
+            Self::Large => format!("/big?bytes={LARGE_BYTES}"),
         }
     }
 
@@ -78,29 +78,50 @@ impl Scenario {
     }
 }
 
+/// On which core the load runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// On a core of its own: the latency of one client, with nothing in its way.
+    Apart,
+    /// On the servers' core. Over loopback a client has as much to do in the kernel as the server, so that from its
+    /// own core it would itself be the limit; on one core every cycle of either counts, and nothing sleeps.
+    Together,
+}
+
 /// Where the load comes from.
 #[derive(Debug, Default)]
 pub struct Seat {
-    pub cpu: Option<usize>,
+    pub own_cpu: Option<usize>,
+    pub server_cpu: Option<usize>,
     pub netns: Option<File>,
 }
 
 impl Seat {
-    /// Runs `work` on a thread of its own, on the seat's CPU and in its network namespace.
+    /// Runs `work` on a thread of its own, on one of the seat's CPUs and in its network namespace.
     ///
     /// # Errors
     /// Those of `setns(2)` and `sched_setaffinity(2)`, and what `work` returns.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    pub fn run<T: Send>(
+        &self,
+        placement: Placement,
+        work: impl FnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
+        let cpu = match placement {
+            Placement::Apart => self.own_cpu,
+            Placement::Together => self.server_cpu,
+        };
         let enter_and_work = || {
             if let Some(netns) = &self.netns {
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
                     .context("cannot enter the network namespace: run as root (CAP_SYS_ADMIN)")?;
             }
-            if let Some(cpu) = self.cpu {
+            if let Some(cpu) = cpu {
                 let mut set = CpuSet::new();
                 set.set(cpu);
-                sched_setaffinity(None, &set)
-                    .with_context(|| format!("cannot run on CPU {cpu}: give another with --client-cpu"))?;
+                sched_setaffinity(None, &set).with_context(|| {
+                    format!("cannot run on CPU {cpu}: give others with --client-cpu and --server-cpus")
+                })?;
             }
             work()
         };

@@ -1,5 +1,5 @@
 //! nginx as the reverse proxy that most would put in front of a function: one worker, connections to the function
-//! kept open, no access log.
+//! kept open, no access log, no bodies on disk.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -71,6 +71,7 @@ http {{
     access_log off;
     client_body_temp_path {dir}/body;
     proxy_temp_path {dir}/proxy;
+    proxy_max_temp_file_size 0;
     fastcgi_temp_path {dir}/fastcgi;
     uwsgi_temp_path {dir}/uwsgi;
     scgi_temp_path {dir}/scgi;

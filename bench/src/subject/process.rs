@@ -13,7 +13,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
-use crate::load::{self, Scenario, Seat};
+use crate::load::{self, Placement, Scenario, Seat};
 
 /// How long a subject may take to come up.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ impl Site {
     /// Those of `bind(2)`.
     pub fn free_address(&self) -> anyhow::Result<SocketAddr> {
         let ip = self.ip;
-        self.seat.run(|| {
+        self.seat.run(Placement::Apart, || {
             Ok(TcpListener::bind((ip, 0)).with_context(|| format!("cannot listen on {ip}"))?.local_addr()?)
         })
     }
@@ -107,7 +107,7 @@ impl Site {
         let deadline = Instant::now() + START_MAX;
         loop {
             processes.iter_mut().try_for_each(Process::check)?;
-            let answer = self.seat.run(|| Ok(load::fetch(&address, Scenario::New)?));
+            let answer = self.seat.run(Placement::Apart, || Ok(load::fetch(&address, Scenario::New)?));
             match answer {
                 Ok(_) => return Ok(()),
                 Err(fault) if Instant::now() > deadline => {
