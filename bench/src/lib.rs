@@ -1,1 +1,14 @@
+//! Measures faasd against a bare server, and against what else one could put in front of a function, interleaved in
+//! one run. `faasd-bench run` is the whole interface; the results are ratios to the bare server.
 
+pub mod acceptors;
+pub mod cli;
+pub mod hello;
+pub mod host;
+pub mod idle;
+pub mod load;
+pub mod report;
+pub mod rounds;
+pub mod stats;
+pub mod subject;
+pub mod wire;

@@ -1,0 +1,224 @@
+//! The command line.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use crate::acceptors::Acceptor;
+use crate::load::{Placement, Scenario, Seat};
+use crate::report::{self, Report};
+use crate::rounds::{self, Case, Plan};
+use crate::subject::{Bare, HandedOver, Nginx, Site, Subject, Target};
+use crate::{hello, host, idle};
+
+/// Measures servers against a bare one, interleaved in one run.
+///
+/// For quieter numbers on a machine that does other things too: `chrt --rr 1 faasd-bench run`.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure.
+    Run(Box<Run>),
+    /// Serve the stand-in function.
+    #[command(hide = true)]
+    Hello,
+    /// Accept and hand over to the instance behind standard input.
+    #[command(hide = true)]
+    Acceptor { kind: Acceptor, address: SocketAddr },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Where {
+    Auto,
+    Apart,
+    Together,
+}
+
+impl Where {
+    fn placement(self, clients: usize) -> Placement {
+        match (self, clients) {
+            (Self::Auto, 1) | (Self::Apart, _) => Placement::Apart,
+            (Self::Auto, _) | (Self::Together, _) => Placement::Together,
+        }
+    }
+}
+
+/// What to measure and how long.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// About three minutes instead of twenty.
+    #[arg(long)]
+    quick: bool,
+    /// Write the results here too, as JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Rounds, in each of which every subject has one chunk per scenario [default: 40; quick: 12].
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Milliseconds of a chunk [default: 400; quick: 200].
+    #[arg(long, value_name = "MS")]
+    chunk_ms: Option<u64>,
+    #[arg(long, value_delimiter = ',', default_values = ["new", "keepalive"])]
+    scenarios: Vec<Scenario>,
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64])]
+    clients: Vec<usize>,
+    /// On which core the load runs: its own, the servers', or (auto) its own for one client and the servers' for
+    /// several.
+    #[arg(long, value_enum, default_value_t = Where::Auto)]
+    load: Where,
+    /// Only these subjects (bare always runs) [default: all].
+    #[arg(long, value_delimiter = ',')]
+    subjects: Vec<String>,
+    /// Measure something that runs already: NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…]. With a
+    /// netns all other subjects run in it too, so that the paths are equal.
+    #[arg(long, value_name = "TARGET")]
+    target: Vec<Target>,
+    /// The function's program (such as the SDK's example `hello`); it serves with FAAS_LISTEN=ADDRESS, and without it
+    /// takes connections over the hand-off protocol [default: one that is built in].
+    #[arg(long, value_name = "PROGRAM")]
+    hello: Option<PathBuf>,
+    /// The load's CPU.
+    #[arg(long, default_value_t = 0)]
+    client_cpu: usize,
+    /// The servers' CPUs, as for `taskset -c` [default: 1, if there is one].
+    #[arg(long, value_name = "LIST")]
+    server_cpus: Option<String>,
+    /// Where the servers that we start listen.
+    #[arg(long, default_value_t = IpAddr::V6(Ipv6Addr::LOCALHOST))]
+    ip: IpAddr,
+    /// Also hold so many idle connections to each subject and see what they cost the gateway.
+    #[arg(long, value_name = "CONNECTIONS")]
+    idle: Option<usize>,
+    /// Makes the order of the subjects repeatable.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Cli {
+    /// Does what was asked for.
+    ///
+    /// # Errors
+    /// Whatever keeps it from that, with the remedy where there is one.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Run(run) => run.run(),
+            Command::Hello => hello::run(),
+            Command::Acceptor { kind, address } => kind.run(address),
+        }
+    }
+}
+
+impl Run {
+    fn run(&self) -> anyhow::Result<()> {
+        if cfg!(debug_assertions) {
+            eprintln!(
+                "This is a debug build: its numbers mean little. Use `cargo run --release -p faasd-bench`."
+            );
+        }
+        host::raise_descriptor_limit()?;
+        ensure!(!self.clients.contains(&0), "--clients 0 measures nothing");
+        let site = self.site()?;
+        let subjects = self.subjects()?;
+        let (rounds, chunk_ms) = if self.quick { (12, 200) } else { (40, 400) };
+        let mut cases = Vec::new();
+        for scenario in &self.scenarios {
+            cases.extend(self.clients.iter().map(|&clients| Case {
+                scenario: *scenario,
+                clients,
+                placement: self.load.placement(clients),
+            }));
+        }
+        let plan = Plan {
+            cases,
+            rounds: self.rounds.unwrap_or(rounds).max(1),
+            chunk: Duration::from_millis(self.chunk_ms.unwrap_or(chunk_ms).max(1)),
+            seed: self.seed,
+        };
+        let mut running = rounds::start(&site, &subjects)?;
+        let results = rounds::run(&plan, &site, &mut running)?;
+        let idle = match self.idle {
+            Some(connections) => idle::run(connections, &site, &mut running)?,
+            None => Vec::new(),
+        };
+        drop(running);
+        let report =
+            Report { host: host::describe(), commit: host::commit(), date: host::date(), results, idle };
+        println!("{}", report::table(&report));
+        if let Some(path) = &self.out {
+            let json = serde_json::to_vec_pretty(&report)?;
+            std::fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn site(&self) -> anyhow::Result<Site> {
+        let cpus = std::thread::available_parallelism()?.get();
+        let (client_cpu, server_cpus) = match (&self.server_cpus, cpus) {
+            (Some(list), _) => (Some(self.client_cpu), Some(list.clone())),
+            (None, 1) => {
+                eprintln!("There is one CPU only: client and servers share it, and ratios come out flatter.");
+                (None, None)
+            }
+            (None, _) => (Some(self.client_cpu), Some(usize::from(self.client_cpu == 0).to_string())),
+        };
+        let mut namespaces: Vec<_> = self.target.iter().map(|target| target.netns.clone()).collect();
+        namespaces.dedup();
+        let netns = match namespaces.as_slice() {
+            [] => None,
+            [one] => one.clone(),
+            _ => bail!("the targets are in different network namespaces: measure them in separate runs"),
+        };
+        let open =
+            |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
+        let seat = Seat {
+            own_cpu: client_cpu,
+            server_cpu: server_cpus.as_deref().map(first_cpu).transpose()?,
+            netns: netns.as_ref().map(open).transpose()?,
+        };
+        Ok(Site {
+            program: std::env::current_exe()?,
+            hello: self.hello.clone(),
+            server_cpus,
+            netns,
+            ip: self.ip,
+            dir: tempfile::Builder::new().prefix("faasd-bench-").tempdir()?,
+            seat,
+        })
+    }
+
+    /// Those that were asked for; bare is always the first.
+    fn subjects(&self) -> anyhow::Result<Vec<Box<dyn Subject>>> {
+        let mut all: Vec<Box<dyn Subject>> = vec![Box::new(Bare(Bare::CONTROL)), Box::new(Nginx)];
+        all.extend(Acceptor::ALL.map(|acceptor| Box::new(HandedOver(acceptor)) as Box<dyn Subject>));
+        let names: Vec<_> = all.iter().map(|subject| subject.name().to_owned()).collect();
+        for name in &self.subjects {
+            ensure!(
+                names.contains(name) || name == Bare::BASE,
+                "there is no subject `{name}`; there are {}",
+                names.join(", ")
+            );
+        }
+        if !self.subjects.is_empty() {
+            all.retain(|subject| self.subjects.iter().any(|name| name == subject.name()));
+        }
+        all.extend(self.target.iter().map(|target| Box::new(target.clone()) as Box<dyn Subject>));
+        all.insert(0, Box::new(Bare(Bare::BASE)));
+        Ok(all)
+    }
+}
+
+/// The first CPU of a list in the form of `taskset -c`.
+fn first_cpu(list: &str) -> anyhow::Result<usize> {
+    let number = list.split([',', '-']).next().unwrap_or_default();
+    number.parse().with_context(|| format!("--server-cpus {list} is no list of CPUs such as 1 or 1,3 or 2-5"))
+}

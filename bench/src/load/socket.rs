@@ -1,0 +1,102 @@
+//! Sockets of the load.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use super::response::{Fault, Response};
+use super::{SILENCE_MAX, Scenario};
+
+/// The size of the buffer that answers are read into: a 10 MiB body takes few calls, and it stays in the L2 cache.
+pub(super) const BUFFER_BYTES: usize = 256 << 10;
+
+pub(super) fn open(address: &SocketAddr, flags: SocketFlags) -> Result<OwnedFd, Fault> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    rustix::net::socket_with(family, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
+        .map_err(Fault::call("socket"))
+}
+
+/// Opens a blocking connection on which no call waits longer than the load is willing to.
+///
+/// # Errors
+/// [`Fault::Call`].
+pub fn connect(address: &SocketAddr) -> Result<OwnedFd, Fault> {
+    let socket = open(address, SocketFlags::empty())?;
+    for id in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(&socket, id, Some(SILENCE_MAX)).map_err(Fault::call("setsockopt"))?;
+    }
+    rustix::net::connect(&socket, address).map_err(Fault::call("connect"))?;
+    Ok(socket)
+}
+
+/// One request and its answer on a blocking connection.
+pub(super) fn exchange(
+    socket: BorrowedFd<'_>,
+    request: &[u8],
+    response: &mut Response,
+    buffer: &mut [u8],
+) -> Result<(), Fault> {
+    send_all(socket, request)?;
+    response.clear();
+    loop {
+        match receive(socket, buffer)? {
+            0 => return Err(Fault::Closed),
+            length if response.feed(&buffer[..length])? => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+/// Asks once for the scenario's path on a connection of its own and gives the connection back: shows that a server is
+/// there and answers as the load needs it.
+///
+/// # Errors
+/// [`Fault`], also if the server does not answer the path.
+pub fn fetch(address: &SocketAddr, scenario: Scenario) -> Result<OwnedFd, Fault> {
+    let socket = connect(address)?;
+    let mut buffer = vec![0; 64 << 10];
+    exchange(fd(&socket), &scenario.request(), &mut Response::default(), &mut buffer)?;
+    Ok(socket)
+}
+
+pub(super) fn fd(socket: &OwnedFd) -> BorrowedFd<'_> {
+    socket.as_fd()
+}
+
+fn send_all(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Fault> {
+    while !bytes.is_empty() {
+        let sent = rustix::net::send(socket, bytes, SendFlags::NOSIGNAL).map_err(Fault::call("send"))?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+/// Receives, or reports silence. Interrupted calls are repeated.
+pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Fault> {
+    loop {
+        match rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()) {
+            Ok((_, length)) => return Ok(length),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Err(Fault::Silence),
+            Err(errno) => return Err(Fault::Call { call: "recv", errno }),
+        }
+    }
+}
+
+/// Waits for the other side's FIN on a blocking connection.
+pub(super) fn await_close(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(), Fault> {
+    match receive(socket, buffer) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Fault::Overrun),
+        Err(Fault::Silence) => Err(Fault::KeptOpen),
+        Err(other) => Err(other),
+    }
+}
+
+/// `SILENCE_MAX` for epoll.
+pub(super) fn silence() -> rustix::event::Timespec {
+    rustix::event::Timespec { tv_sec: i64::try_from(SILENCE_MAX.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 }
+}

@@ -1,0 +1,181 @@
+//! The order of events: bare before and after every other subject's chunk, the others shuffled in each round.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::load::{Load, Outcome, Placement, Scenario, fetch};
+use crate::report::Row;
+use crate::stats::{Pair, Sample, Series};
+use crate::subject::{Running, Site, Subject};
+
+/// Between two chunks: what the last one left behind in kernel and servers is done with by then.
+const GAP: Duration = Duration::from_millis(15);
+/// Before the first round, for each subject and case: caches, page tables and the allocators' pools are warm then.
+const WARM_UP: Duration = Duration::from_millis(100);
+
+/// One kind of load.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    pub scenario: Scenario,
+    pub clients: usize,
+    pub placement: Placement,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x{}", self.scenario.name(), self.clients)
+    }
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub cases: Vec<Case>,
+    pub rounds: u32,
+    pub chunk: Duration,
+    pub seed: Option<u64>,
+}
+
+/// Starts the subjects that can be measured here; says which cannot.
+///
+/// # Errors
+/// If one that should start does not.
+pub fn start(site: &Site, subjects: &[Box<dyn Subject>]) -> anyhow::Result<Vec<Running>> {
+    let mut running = Vec::with_capacity(subjects.len());
+    for subject in subjects {
+        match subject.unavailable() {
+            Some(reason) => eprintln!("skipped: {}: {reason}", subject.name()),
+            None => {
+                running
+                    .push(subject.start(site).with_context(|| format!("cannot start {}", subject.name()))?);
+            }
+        }
+    }
+    Ok(running)
+}
+
+/// Runs the plan; the first of `running` is what the others are compared with.
+///
+/// # Errors
+/// If a subject's process ends, or a chunk cannot start.
+pub fn run(plan: &Plan, site: &Site, running: &mut [Running]) -> anyhow::Result<Vec<Row>> {
+    let mut random = plan.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+    let mut measurement = Measurement { plan, site, running, series: BTreeMap::new() };
+    measurement.leave_out_what_is_not_served()?;
+    let progress = progress(plan);
+    for round in 1..=plan.rounds {
+        for index in 0..plan.cases.len() {
+            progress.set_message(plan.cases[index].to_string());
+            measurement.round(index, &mut random)?;
+            progress.inc(1);
+        }
+        if !std::io::stderr().is_terminal() {
+            eprintln!("round {round} of {}", plan.rounds);
+        }
+    }
+    progress.finish_and_clear();
+    Ok(measurement.rows())
+}
+
+fn progress(plan: &Plan) -> ProgressBar {
+    // Draws nothing where standard error is no terminal.
+    let bar = ProgressBar::new(u64::from(plan.rounds) * plan.cases.len() as u64);
+    match ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left)") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+struct Measurement<'a> {
+    plan: &'a Plan,
+    site: &'a Site,
+    running: &'a mut [Running],
+    /// By case and subject; only what is measured has an entry.
+    series: BTreeMap<(usize, usize), Series>,
+}
+
+impl Measurement<'_> {
+    /// Warms up, and leaves out what a subject does not serve (such as `large` with a program of the user's own).
+    fn leave_out_what_is_not_served(&mut self) -> anyhow::Result<()> {
+        for (index, case) in self.plan.cases.iter().enumerate() {
+            for subject in 0..self.running.len() {
+                let (address, scenario) = (self.running[subject].address, case.scenario);
+                if let Err(fault) = self.site.seat.run(case.placement, || Ok(fetch(&address, scenario)?)) {
+                    let (name, path) = (&self.running[subject].name, scenario.path());
+                    eprintln!("skipped: {} of {name}: it does not serve {path} ({fault})", scenario.name());
+                    continue;
+                }
+                self.series.insert((index, subject), Series::default());
+                self.chunk(*case, WARM_UP, subject)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every subject once, bare in between.
+    fn round(&mut self, case: usize, random: &mut fastrand::Rng) -> anyhow::Result<()> {
+        let measured = |(at, subject): &(usize, usize)| (*at == case && *subject > 0).then_some(*subject);
+        let mut order: Vec<usize> = self.series.keys().filter_map(measured).collect();
+        if !self.series.contains_key(&(case, 0)) {
+            return Ok(());
+        }
+        random.shuffle(&mut order);
+        let mut before = self.bare(case)?;
+        for subject in order {
+            let sample = self.sample(case, subject)?;
+            let after = self.bare(case)?;
+            if let (Some(before), Some(sample), Some(after)) = (before, sample, after) {
+                self.push(case, subject, Pair::new(before, sample, after));
+            }
+            before = after;
+        }
+        Ok(())
+    }
+
+    /// A bare chunk, which is its own measure.
+    fn bare(&mut self, case: usize) -> anyhow::Result<Option<Sample>> {
+        let sample = self.sample(case, 0)?;
+        if let Some(bare) = sample {
+            self.push(case, 0, Pair { subject: bare, bare });
+        }
+        Ok(sample)
+    }
+
+    fn push(&mut self, case: usize, subject: usize, pair: Pair) {
+        self.series.entry((case, subject)).or_default().pairs.push(pair);
+    }
+
+    /// One chunk, noted.
+    fn sample(&mut self, case: usize, subject: usize) -> anyhow::Result<Option<Sample>> {
+        let outcome = self.chunk(self.plan.cases[case], self.plan.chunk, subject)?;
+        self.series.entry((case, subject)).or_default().note(&outcome);
+        Ok(Sample::of(&outcome))
+    }
+
+    fn chunk(&mut self, case: Case, duration: Duration, subject: usize) -> anyhow::Result<Outcome> {
+        let running = &mut self.running[subject];
+        running.check()?;
+        let running = &*running;
+        let load =
+            Load { scenario: case.scenario, clients: case.clients, address: running.address, duration };
+        let outcome = self
+            .site
+            .seat
+            .run(case.placement, || load.run(&|| running.cpu()))
+            .with_context(|| format!("{case} of {}", running.name))?;
+        std::thread::sleep(GAP);
+        Ok(outcome)
+    }
+
+    fn rows(self) -> Vec<Row> {
+        let row = |((case, subject), series): (&(usize, usize), &Series)| {
+            Row::new(self.plan.cases[*case], &self.running[*subject].name, series)
+        };
+        self.series.iter().map(row).collect()
+    }
+}

@@ -1,0 +1,65 @@
+//! What is measured. Each subject is a set of processes that answer on one address.
+
+mod acceptor;
+mod bare;
+mod nginx;
+mod process;
+mod target;
+
+use std::net::SocketAddr;
+
+use nix::unistd::Pid;
+
+pub use acceptor::HandedOver;
+pub use bare::Bare;
+pub use nginx::Nginx;
+pub use process::{Process, Site};
+pub use target::Target;
+
+/// Something that answers requests.
+pub trait Subject {
+    /// The name in tables and files.
+    fn name(&self) -> &str;
+
+    /// Why it cannot be measured here, with the remedy.
+    fn unavailable(&self) -> Option<String> {
+        None
+    }
+
+    /// Starts it and waits until it answers.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    fn start(&self, site: &Site) -> anyhow::Result<Running>;
+}
+
+/// A subject that answers. Its processes end when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    pub name: String,
+    pub address: SocketAddr,
+    /// The processes between client and function, if there are any.
+    pub gateway: Vec<Pid>,
+    /// The function's own processes.
+    pub function: Vec<Pid>,
+    /// Held for their `Drop`, which ends them; the gateway before the function.
+    pub(crate) processes: Vec<Process>,
+}
+
+impl Running {
+    /// CPU time of all its processes so far; `None` if none is known, or one has ended.
+    #[must_use]
+    pub fn cpu(&self) -> Option<std::time::Duration> {
+        let mut pids = self.gateway.iter().chain(&self.function).peekable();
+        pids.peek()?;
+        pids.map(|pid| process::cpu(*pid).ok()).sum()
+    }
+
+    /// Fails if a process of the subject has ended.
+    ///
+    /// # Errors
+    /// With what the process said last.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        self.processes.iter_mut().try_for_each(Process::check)
+    }
+}
