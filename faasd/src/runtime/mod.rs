@@ -1,1 +1,12 @@
+//! Containers: what an instance is made of, and the real `runc` that makes it.
 
+pub mod bundle;
+pub mod doctor;
+pub mod image;
+pub mod instance;
+pub mod logs;
+pub mod runc;
+pub mod runners;
+pub mod seccomp;
+
+pub use instance::{Adopted, Request, Running, Runtime, RuntimeError, StartError, new_id};

@@ -1,8 +1,10 @@
 //! The fence: every kernel interface and all unsafe code of the daemon. Each block says why it is sound.
 
 pub mod bpf;
+pub mod cgroup;
 pub mod netlink;
 pub mod netns;
+pub mod pidfd;
 pub mod scm;
 pub mod tun;
 pub mod uring;

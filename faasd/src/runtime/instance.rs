@@ -1,0 +1,486 @@
+//! Instances: containers made, started, stopped, found again after a restart, and removed without a trace.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Signal, getrlimit};
+
+use super::bundle::{self, Host, Parameters, annotation};
+use super::image::{self, EntryError};
+use super::logs;
+use super::runc::{Runc, RuncError, State, Status, Version};
+use super::runners::{self, RunnerError};
+use crate::core::name::FunctionName;
+use crate::core::paths::Paths;
+use crate::core::spec::{Contract, FunctionSpec};
+use crate::sys::cgroup::Cgroups;
+use crate::sys::pidfd::{self, Exit, Pidfd};
+
+/// How long a process may take to end once it has been killed: it may be writing out memory.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the kernel may take to let go of an empty cgroup.
+const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Makes containers and takes them away. One for each daemon.
+#[derive(Debug)]
+pub struct Runtime {
+    paths: Paths,
+    runc: Runc,
+    cgroups: Cgroups,
+    /// The root directory of every container.
+    root: PathBuf,
+    runner: PathBuf,
+    host: Host,
+}
+
+/// Why the runtime cannot be used on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error(transparent)]
+    Runc(#[from] RuncError),
+    #[error(transparent)]
+    Runner(#[from] RunnerError),
+    #[error("control groups cannot be used")]
+    Cgroups(#[source] io::Error),
+    #[error("cannot prepare {}", path.display())]
+    Prepare { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is closed to other users, so that containers, which have users of their own, would not find what is below \
+         it: `chmod o+x {}`",
+        path.display(),
+        path.display()
+    )]
+    Closed { path: PathBuf },
+    #[error("cannot become the parent of containers (PR_SET_CHILD_SUBREAPER)")]
+    Subreaper(#[source] io::Error),
+}
+
+/// What an instance is started with.
+#[derive(Debug)]
+pub struct Request {
+    /// From [`new_id`].
+    pub id: String,
+    pub function: FunctionName,
+    /// The function's own number, below [`bundle::SLOTS_MAX`]: it decides its range of user ids.
+    pub slot: u32,
+    pub revision: u64,
+    pub spec: FunctionSpec,
+    /// The unpacked code ([`image::Store::directory`]).
+    pub image: PathBuf,
+    /// The instance's end of the `SEQPACKET` pair: descriptor 3 inside.
+    pub socket: OwnedFd,
+    /// The status page: descriptor 4 inside.
+    pub status: OwnedFd,
+}
+
+/// A container whose program has been started.
+#[derive(Debug)]
+pub struct Running {
+    pub id: String,
+    pub pid: u32,
+    pub process: Arc<Pidfd>,
+    /// The read end of its standard output and error, for [`logs::Logs::capture`].
+    pub log: OwnedFd,
+    /// What `runc create` took, and what the start took after it.
+    pub create_time: Duration,
+    pub start_time: Duration,
+}
+
+/// A container that an earlier daemon started.
+#[derive(Debug)]
+pub struct Adopted {
+    pub id: String,
+    pub pid: u32,
+    pub process: Arc<Pidfd>,
+    pub function: FunctionName,
+    pub revision: u64,
+    pub slot: u32,
+}
+
+/// Why an instance was not started. Nothing of it is left then.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    #[error(transparent)]
+    Runner(#[from] RunnerError),
+    #[error("function number {0} is past the {max} that there are user ids for", max = bundle::SLOTS_MAX)]
+    Slot(u32),
+    #[error("cannot make the bundle of {id}")]
+    Bundle { id: String, source: io::Error },
+    #[error("{id} was not started")]
+    Runc { id: String, source: RuncError },
+    #[error("{id} was made, but its first process cannot be watched")]
+    Process { id: String, source: io::Error },
+}
+
+/// What could not be removed. Each step was tried all the same.
+#[derive(Debug, thiserror::Error)]
+#[error("{id} could not be removed completely: {}", steps.join("; "))]
+pub struct RemoveError {
+    pub id: String,
+    pub steps: Vec<String>,
+}
+
+/// A new instance's name: function, revision, and some digits that tell it from those before and beside it.
+#[must_use]
+pub fn new_id(function: &FunctionName, revision: u64) -> String {
+    use std::hash::{BuildHasher, RandomState};
+    // The standard library's hash keys come from the system's randomness and differ from one call to the next. An id
+    // that is taken is refused when its bundle is made.
+    let random = RandomState::new().hash_one(revision);
+    format!("{function}-{revision}-{:06x}", random & 0xff_ffff)
+}
+
+impl Runtime {
+    /// Looks at the machine, and prepares what all containers share. Makes this process a child subreaper, so that
+    /// containers are its children.
+    ///
+    /// # Errors
+    /// [`RuntimeError`], which says what to do about it.
+    pub async fn new(paths: Paths) -> Result<Self, RuntimeError> {
+        let runc = Runc::probe(paths.runc()).await?;
+        if let Some(warning) = runc.version().warning() {
+            tracing::warn!("{warning}");
+        }
+        let cgroups = Cgroups::discover().map_err(RuntimeError::Cgroups)?;
+        for (dir, mode) in [
+            (paths.state.clone(), 0o711),
+            (paths.bundles(), 0o711),
+            (paths.images(), 0o711),
+            (paths.logs(), 0o750),
+            (paths.runc(), 0o700),
+        ] {
+            prepare(&dir, mode).map_err(|source| RuntimeError::Prepare { path: dir, source })?;
+        }
+        check_passable(&paths.state)?;
+        let root = paths.state.join("root");
+        bundle::skeleton(&root).map_err(|source| RuntimeError::Prepare { path: root.clone(), source })?;
+        let runner = runners::materialise(&paths.state)?;
+        pidfd::become_subreaper().map_err(RuntimeError::Subreaper)?;
+        let host = Host {
+            files_max: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
+            swap_limit: cgroups.has_swap_limit(),
+            usr_local: Path::new("/usr/local").is_dir(),
+        };
+        Ok(Self { paths, runc, cgroups, root, runner, host })
+    }
+
+    /// runc's version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.runc.version()
+    }
+
+    /// Makes a container and starts its program. The future is to be run to its end: one that is dropped half-way may
+    /// leave a container behind until the next [`Runtime::adopt`].
+    ///
+    /// # Errors
+    /// [`StartError`]; whatever had been made is removed first.
+    pub async fn start(&self, request: Request) -> Result<Running, StartError> {
+        let id = request.id.clone();
+        let bundle = self.bundle(&request)?;
+        match self.create_and_start(&id, &bundle, request).await {
+            Ok(running) => {
+                tracing::debug!(
+                    id,
+                    pid = running.pid,
+                    create_us = running.create_time.as_micros() as u64,
+                    start_us = running.start_time.as_micros() as u64,
+                    "instance started"
+                );
+                Ok(running)
+            }
+            Err(e) => {
+                if let Err(left) = self.clear(&id).await {
+                    tracing::warn!(id, error = %left, "a failed start left something behind");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Writes the bundle. A directory of that name that is there already belongs to another instance.
+    fn bundle(&self, request: &Request) -> Result<PathBuf, StartError> {
+        if request.slot >= bundle::SLOTS_MAX {
+            return Err(StartError::Slot(request.slot));
+        }
+        let entry = image::entry_point(&request.image, &request.spec)?;
+        let (arguments, runner) = match request.spec.contract {
+            Contract::Handler => (runners::arguments(&request.spec)?, Some(self.runner.as_path())),
+            Contract::Fd => (entry, None),
+        };
+        let dir = self.paths.bundles().join(&request.id);
+        let error = |source| StartError::Bundle { id: request.id.clone(), source };
+        let config = bundle::config(&Parameters {
+            id: &request.id,
+            function: &request.function,
+            slot: request.slot,
+            revision: request.revision,
+            spec: &request.spec,
+            arguments,
+            image: &request.image,
+            runner,
+            root: &self.root,
+            cgroup: &self.cgroup(&request.id),
+            host: &self.host,
+        })
+        .map_err(|e| error(io::Error::other(e)))?;
+        let text = serde_json::to_vec(&config).map_err(|e| error(e.into()))?;
+        fs::create_dir(&dir).map_err(error)?;
+        let written = fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))
+            .and_then(|()| fs::write(dir.join("config.json"), text));
+        // The environment is in it, and may hold secrets.
+        let written = written
+            .and_then(|()| fs::set_permissions(dir.join("config.json"), fs::Permissions::from_mode(0o600)));
+        if let Err(e) = written {
+            let _ = fs::remove_dir_all(&dir);
+            return Err(error(e));
+        }
+        Ok(dir)
+    }
+
+    async fn create_and_start(
+        &self,
+        id: &str,
+        bundle: &Path,
+        request: Request,
+    ) -> Result<Running, StartError> {
+        let runc = |source| StartError::Runc { id: id.to_owned(), source };
+        let process = |source| StartError::Process { id: id.to_owned(), source };
+        let (log, output) = logs::pipe().map_err(process)?;
+        let begin = Instant::now();
+        let pid =
+            self.runc.create(bundle, id, vec![request.socket, request.status], output).await.map_err(runc)?;
+        // The process is a child of ours, so its number is not given away before we reap it.
+        let pidfd = Arc::new(Pidfd::open(pid).map_err(process)?);
+        let created = Instant::now();
+        self.runc.start(id, &pidfd).await.map_err(runc)?;
+        Ok(Running {
+            id: id.to_owned(),
+            pid,
+            process: pidfd,
+            log,
+            create_time: created - begin,
+            start_time: created.elapsed(),
+        })
+    }
+
+    /// Stops an instance and removes all that there is of it. `SIGTERM` goes first, unless `grace` is zero, and what is
+    /// still there after `grace` is killed. As the first process of its namespace a program without a handler for
+    /// `SIGTERM` does not see it. An instance that has ended by itself is only removed.
+    ///
+    /// # Errors
+    /// [`RemoveError`] with every step that failed.
+    pub async fn stop(&self, id: &str, process: &Pidfd, grace: Duration) -> Result<Exit, RemoveError> {
+        let error = |step: &str, e: &dyn std::fmt::Display| RemoveError {
+            id: id.to_owned(),
+            steps: vec![format!("{step}: {e}")],
+        };
+        if !grace.is_zero() {
+            process.signal(Signal::TERM).map_err(|e| error("SIGTERM", &e))?;
+        }
+        let exit = match tokio::time::timeout(grace, process.exited()).await {
+            Ok(exit) => exit,
+            Err(_) => {
+                process.signal(Signal::KILL).map_err(|e| error("SIGKILL", &e))?;
+                tokio::time::timeout(KILL_DEADLINE, process.exited())
+                    .await
+                    .map_err(|_| error("SIGKILL", &format!("it was not gone after {KILL_DEADLINE:?}")))?
+            }
+        }
+        .map_err(|e| error("waiting", &e))?;
+        self.remove(id).await.map(|()| exit)
+    }
+
+    /// Removes what is left of an instance that has ended: runc's state, its cgroups, its bundle.
+    async fn remove(&self, id: &str) -> Result<(), RemoveError> {
+        let mut steps = Vec::new();
+        if let Err(e) = self.runc.delete(id).await {
+            // A plain delete refuses while runc thinks that something runs, and cannot read half a state.
+            tracing::debug!(id, error = %e, "plain delete failed");
+            if let Err(e) = self.runc.delete_by_force(id).await {
+                steps.push(e.to_string());
+            }
+        }
+        let (cgroups, group, mut dirs) =
+            (self.cgroups.clone(), self.cgroup(id), vec![self.paths.bundles().join(id)]);
+        dirs.push(self.runc.directory(id));
+        let removed = tokio::task::spawn_blocking(move || {
+            let mut steps = Vec::new();
+            if let Err(e) = cgroups.remove(&group, CGROUP_DEADLINE) {
+                steps.push(e.to_string());
+            }
+            for dir in dirs {
+                match fs::remove_dir_all(&dir) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        steps.push(format!("cannot remove {}: {e}", dir.display()));
+                    }
+                    _ => {}
+                }
+            }
+            steps
+        });
+        match removed.await {
+            Ok(more) => steps.extend(more),
+            Err(e) => steps.push(e.to_string()),
+        }
+        // What runc said is of no interest if in the end nothing is left of it.
+        let gone = !self.runc.directory(id).exists() && !self.cgroups.exists(&self.cgroup(id));
+        match steps.is_empty() || gone && steps.len() == 1 && !self.paths.bundles().join(id).exists() {
+            true => Ok(()),
+            false => Err(RemoveError { id: id.to_owned(), steps }),
+        }
+    }
+
+    /// Kills whatever is in an instance's cgroup, waits for it, and removes the instance: for what is half-made, where
+    /// there may be processes that runc itself has lost sight of.
+    async fn clear(&self, id: &str) -> Result<(), RemoveError> {
+        for pid in self.cgroups.processes(&self.cgroup(id)) {
+            let Ok(process) = Pidfd::open(pid) else { continue };
+            // The number was read before it was opened: only a process that is still in the group is meant.
+            if self.cgroups.processes(&self.cgroup(id)).contains(&pid) && process.signal(Signal::KILL).is_ok()
+            {
+                let _ = tokio::time::timeout(KILL_DEADLINE, process.exited()).await;
+            }
+        }
+        let removed = self.remove(id).await;
+        pidfd::reap_orphans("runc:[");
+        removed
+    }
+
+    /// Finds what an earlier daemon left: instances that run are returned, all else is removed. To be called once,
+    /// before the first start.
+    ///
+    /// # Errors
+    /// [`RuncError`] if runc cannot tell. What cannot be removed is logged, and tried again next time.
+    pub async fn adopt(&self) -> Result<Vec<Adopted>, RuncError> {
+        let mut adopted = Vec::new();
+        for state in self.runc.list().await? {
+            if let Some(one) = self.adopt_one(&state) {
+                adopted.push(one);
+            }
+        }
+        let kept: BTreeSet<&str> = adopted.iter().map(|a| a.id.as_str()).collect();
+        for id in self.traces().into_iter().filter(|id| !kept.contains(id.as_str())) {
+            match self.clear(&id).await {
+                Ok(()) => tracing::info!(id, "removed what was left of an instance"),
+                Err(e) => tracing::warn!(id, error = %e, "an instance of an earlier daemon stays"),
+            }
+        }
+        Ok(adopted)
+    }
+
+    fn adopt_one(&self, state: &State) -> Option<Adopted> {
+        // A created one never ran its program, and whoever was to start it is gone.
+        if !matches!(state.status, Status::Running | Status::Paused) {
+            return None;
+        }
+        let process = Pidfd::open(state.pid).ok()?;
+        // Between runc's answer and the open the number may have passed to another.
+        if !self.cgroups.processes(&self.cgroup(&state.id)).contains(&state.pid) {
+            return None;
+        }
+        let (function, revision, slot) = identity(&state.annotations)?;
+        let (id, pid, process) = (state.id.clone(), state.pid, Arc::new(process));
+        Some(Adopted { id, pid, process, function, revision, slot })
+    }
+
+    /// The names of all instances of which there is anything: bundle, runc's state, cgroup.
+    fn traces(&self) -> BTreeSet<String> {
+        let bundles = fs::read_dir(self.paths.bundles()).into_iter().flatten().flatten();
+        let mut ids: BTreeSet<String> = bundles.filter_map(|e| e.file_name().into_string().ok()).collect();
+        ids.extend(self.runc.directories().unwrap_or_default());
+        ids.extend(self.cgroups.children(&self.paths.cgroup()));
+        ids
+    }
+
+    /// How many processes of an instance the kernel has killed for want of memory. To be asked before it is removed.
+    #[must_use]
+    pub fn oom_kills(&self, id: &str) -> u64 {
+        self.cgroups.oom_kills(&self.cgroup(id))
+    }
+
+    fn cgroup(&self, id: &str) -> String {
+        format!("{}/{id}", self.paths.cgroup())
+    }
+}
+
+/// What the annotations say. `None` for a container that is not ours or of a form that we do not know.
+fn identity(annotations: &HashMap<String, String>) -> Option<(FunctionName, u64, u32)> {
+    let get = |key| annotations.get(key);
+    Some((
+        get(annotation::FUNCTION)?.parse().ok()?,
+        get(annotation::REVISION)?.parse().ok()?,
+        get(annotation::SLOT)?.parse().ok()?,
+    ))
+}
+
+fn prepare(dir: &Path, mode: u32) -> io::Result<()> {
+    let is_new = !dir.exists();
+    fs::create_dir_all(dir)?;
+    // An administrator's own mode stays, apart from what we cannot do without.
+    let now = fs::metadata(dir)?.permissions().mode() & 0o7777;
+    let mode = if is_new { mode } else { now | (mode & 0o001) };
+    if now == mode { Ok(()) } else { fs::set_permissions(dir, fs::Permissions::from_mode(mode)) }
+}
+
+/// Containers reach their code by path, as users that own nothing here.
+fn check_passable(dir: &Path) -> Result<(), RuntimeError> {
+    let dir = dir.canonicalize().map_err(|source| RuntimeError::Prepare { path: dir.to_owned(), source })?;
+    for part in dir.ancestors() {
+        let mode = fs::metadata(part).map(|m| m.permissions().mode());
+        if mode.is_ok_and(|mode| mode & 0o001 == 0) {
+            return Err(RuntimeError::Closed { path: part.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_told_apart_and_fit_runc() {
+        let name = "a".repeat(63).parse().unwrap();
+        let (one, two) = (new_id(&name, u64::MAX), new_id(&name, u64::MAX));
+        assert_ne!(one, two);
+        // A file name's limit, and runc's.
+        assert!(one.len() < 128, "{one}");
+    }
+
+    #[test]
+    fn annotations_are_read_back_or_refused() {
+        let all = [("function", "hello"), ("revision", "7"), ("slot", "3")];
+        let with = |key: &str, value: &str| {
+            let pairs =
+                all.map(|(k, v)| (format!("io.faasd.{k}"), if k == key { value } else { v }.to_owned()));
+            identity(&pairs.into_iter().collect())
+        };
+        assert_eq!(with("", "").map(|(f, r, s)| (f.to_string(), r, s)), Some(("hello".to_owned(), 7, 3)));
+        assert_eq!(with("revision", "x"), None);
+        assert_eq!(with("function", "../x"), None);
+        assert_eq!(identity(&HashMap::new()), None);
+    }
+
+    #[test]
+    fn a_closed_directory_is_named() {
+        let top = tempfile::tempdir().unwrap();
+        let inner = top.path().join("state");
+        prepare(&inner, 0o711).unwrap();
+        match check_passable(&inner) {
+            Err(RuntimeError::Closed { path }) => assert_eq!(path, top.path().canonicalize().unwrap()),
+            other => panic!("{other:?}"),
+        }
+        fs::set_permissions(top.path(), fs::Permissions::from_mode(0o711)).unwrap();
+        check_passable(&inner).unwrap();
+    }
+}

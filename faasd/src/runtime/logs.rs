@@ -1,0 +1,490 @@
+//! What instances print: from a pipe into files, each line with its time. Files are limited in size and number, and a
+//! container never waits for the disk: what cannot be kept is dropped and counted.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::net::unix::pipe::Receiver;
+use tokio::task::JoinHandle;
+
+use crate::core::name::FunctionName;
+
+/// An instance has two files of this size at most: the present one and the one before.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Files of so many ended instances are kept for each function.
+const ENDED_MAX: usize = 5;
+
+/// A longer line is cut into several.
+const LINE_BYTES_MAX: usize = 16 << 10;
+
+/// What may wait while the disk is busy.
+const PENDING_BYTES_MAX: usize = 1 << 20;
+
+/// One read: what a pipe holds by default.
+const READ_BYTES: usize = 64 << 10;
+
+/// The most lines that [`Logs::tail`] answers with.
+pub const TAIL_LINES_MAX: usize = 10_000;
+
+const SUFFIX: &str = ".log";
+const SUFFIX_OLD: &str = ".log.1";
+
+/// A pipe for an instance's output: the read end is ours and does not block, the write end is an ordinary one.
+///
+/// # Errors
+/// Those of `pipe2(2)`.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK)?;
+    Ok((read, write))
+}
+
+/// The log files of all functions.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    dir: PathBuf,
+    /// The files that are being written, without suffix.
+    live: Arc<Mutex<HashSet<PathBuf>>>,
+}
+
+impl Logs {
+    /// Log files below `dir`, a directory for each function.
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir, live: Arc::default() }
+    }
+
+    /// Copies what comes out of `read` to the instance's file until all its writers are gone. To take it over from an
+    /// earlier daemon is the same thing: the file is continued.
+    ///
+    /// # Errors
+    /// Those of opening the file, and of registering the descriptor with the runtime.
+    pub fn capture(
+        &self,
+        read: OwnedFd,
+        function: &FunctionName,
+        instance: &str,
+    ) -> io::Result<JoinHandle<io::Result<()>>> {
+        let dir = self.dir.join(function.as_str());
+        fs::create_dir_all(&dir)?;
+        let base = dir.join(instance);
+        let sink = Sink::open(&base)?;
+        let receiver = Receiver::from_owned_fd(read)?;
+        self.lock().insert(base.clone());
+        let live = Live { base, live: Arc::clone(&self.live) };
+        let (logs, function) = (self.clone(), function.clone());
+        Ok(tokio::spawn(async move {
+            let result = copy(receiver, sink).await;
+            drop(live);
+            let pruned = tokio::task::spawn_blocking(move || logs.prune(&function)).await;
+            result.and(pruned.map_err(io::Error::other)?)
+        }))
+    }
+
+    /// The last lines of a function, of all its instances in the order of time: `TIME INSTANCE: TEXT`. Reads files: not for
+    /// an asynchronous task's own thread.
+    ///
+    /// # Errors
+    /// Those of the file system. A function that has printed nothing has no lines.
+    pub fn tail(&self, function: &FunctionName, lines: usize) -> io::Result<Vec<String>> {
+        let lines = lines.min(TAIL_LINES_MAX);
+        let mut all: Vec<String> = Vec::new();
+        for file in files(&self.dir.join(function.as_str()))? {
+            let Some(instance) = instance(&file) else { continue };
+            let text = match read_end(&file) {
+                Ok(text) => text,
+                // Rotated or pruned in between.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(e),
+            };
+            let text = String::from_utf8_lossy(&text);
+            let here: Vec<_> = text.lines().rev().take(lines).collect();
+            all.extend(here.into_iter().rev().filter_map(|line| {
+                let (time, rest) = line.split_once(' ')?;
+                Some(format!("{time} {instance}: {rest}"))
+            }));
+        }
+        // Times have a fixed width. The sort is stable: lines of one instant stay in the order they came in.
+        all.sort_by(|a, b| a.split(' ').next().cmp(&b.split(' ').next()));
+        all.drain(..all.len().saturating_sub(lines));
+        Ok(all)
+    }
+
+    /// Removes a function's files, once it is deleted.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn remove(&self, function: &FunctionName) -> io::Result<()> {
+        match fs::remove_dir_all(self.dir.join(function.as_str())) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes the files of all but the last few instances that have ended.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn prune(&self, function: &FunctionName) -> io::Result<()> {
+        let live = self.lock().clone();
+        prune(&self.dir.join(function.as_str()), &live)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A file's entry among the live ones, however its task ends.
+struct Live {
+    base: PathBuf,
+    live: Arc<Mutex<HashSet<PathBuf>>>,
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.base);
+    }
+}
+
+/// Reads on while a write is under way, so that a slow disk costs lines and not the container's time.
+async fn copy(receiver: Receiver, sink: Sink) -> io::Result<()> {
+    let mut lines = Lines::default();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut idle = Some(sink);
+    let mut writing: Option<JoinHandle<Sink>> = None;
+    loop {
+        if lines.has_some()
+            && let Some(mut sink) = idle.take()
+        {
+            let (text, dropped) = lines.take();
+            writing = Some(tokio::task::spawn_blocking(move || {
+                sink.write(&text, dropped);
+                sink
+            }));
+        }
+        tokio::select! {
+            done = async { match writing.as_mut() { Some(w) => w.await, None => std::future::pending().await } } => {
+                writing = None;
+                idle = Some(done.map_err(io::Error::other)?);
+            }
+            ready = receiver.readable() => {
+                ready?;
+                match receiver.try_read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(bytes) => lines.push(&buffer[..bytes], Timestamp::now()),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+    }
+    lines.end(Timestamp::now());
+    let mut sink = match writing {
+        Some(writing) => writing.await.map_err(io::Error::other)?,
+        None => idle.ok_or(io::ErrorKind::BrokenPipe)?,
+    };
+    let (text, dropped) = lines.take();
+    tokio::task::spawn_blocking(move || sink.write(&text, dropped)).await.map_err(io::Error::other)
+}
+
+/// Bytes into lines with a time before each.
+#[derive(Debug, Default)]
+struct Lines {
+    /// Whole lines, ready to be written.
+    ready: Vec<u8>,
+    /// The beginning of a line.
+    partial: Vec<u8>,
+    dropped: u64,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8], now: Timestamp) {
+        for piece in bytes.split_inclusive(|b| *b == b'\n') {
+            for part in piece.chunks(LINE_BYTES_MAX) {
+                if self.partial.len() + part.len() > LINE_BYTES_MAX {
+                    self.finish(now);
+                }
+                self.partial.extend_from_slice(part);
+            }
+            if piece.ends_with(b"\n") {
+                self.partial.pop();
+                self.finish(now);
+            }
+        }
+    }
+
+    fn end(&mut self, now: Timestamp) {
+        if !self.partial.is_empty() {
+            self.finish(now);
+        }
+    }
+
+    fn finish(&mut self, now: Timestamp) {
+        if self.ready.len() + self.partial.len() > PENDING_BYTES_MAX {
+            self.dropped += 1;
+        } else {
+            // Writing to a vector does not fail.
+            let _ = write!(self.ready, "{now:.6} ");
+            self.ready.append(&mut self.partial);
+            self.ready.push(b'\n');
+        }
+        self.partial.clear();
+    }
+
+    fn has_some(&self) -> bool {
+        !self.ready.is_empty() || self.dropped > 0
+    }
+
+    fn take(&mut self) -> (Vec<u8>, u64) {
+        (std::mem::take(&mut self.ready), std::mem::take(&mut self.dropped))
+    }
+}
+
+/// The file that is written, and its rotation.
+#[derive(Debug)]
+struct Sink {
+    base: PathBuf,
+    file: File,
+    bytes: u64,
+    /// Lines that did not make it to the disk and have not been told of yet.
+    dropped: u64,
+}
+
+impl Sink {
+    fn open(base: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(with_suffix(base, SUFFIX))?;
+        let bytes = file.metadata()?.len();
+        Ok(Self { base: base.to_owned(), file, bytes, dropped: 0 })
+    }
+
+    /// Writes whole lines. An error, as that of a full disk, drops them; the next line that can be written says how
+    /// many.
+    fn write(&mut self, text: &[u8], dropped: u64) {
+        self.dropped += dropped;
+        if let Err(e) = self.try_write(text) {
+            self.dropped += text.iter().filter(|b| **b == b'\n').count() as u64;
+            tracing::debug!(file = %self.base.display(), error = %e, "log lines dropped");
+        }
+    }
+
+    fn try_write(&mut self, text: &[u8]) -> io::Result<()> {
+        if self.dropped > 0 {
+            let marker = format!("{:.6} [faasd dropped {} lines here]\n", Timestamp::now(), self.dropped);
+            self.append(marker.as_bytes())?;
+            self.dropped = 0;
+        }
+        batches(text).try_for_each(|batch| self.append(batch))
+    }
+
+    fn append(&mut self, text: &[u8]) -> io::Result<()> {
+        if self.bytes + text.len() as u64 > FILE_BYTES_MAX {
+            fs::rename(with_suffix(&self.base, SUFFIX), with_suffix(&self.base, SUFFIX_OLD))?;
+            let fresh = Self::open(&self.base)?;
+            (self.file, self.bytes) = (fresh.file, fresh.bytes);
+        }
+        self.file.write_all(text)?;
+        self.bytes += text.len() as u64;
+        Ok(())
+    }
+}
+
+fn with_suffix(base: &Path, suffix: &str) -> PathBuf {
+    let mut path = base.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}
+
+/// Cuts whole lines into pieces of whole lines that are small against a file.
+fn batches(mut text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let window = &text[..text.len().min(READ_BYTES)];
+        let end = match window.iter().rposition(|b| *b == b'\n') {
+            Some(last) => last + 1,
+            None => window.len(),
+        };
+        let (piece, rest) = text.split_at(end);
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// The log files in a function's directory.
+fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+            // The older file of an instance first.
+            files.sort_by(|a, b| b.cmp(a));
+            Ok(files)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// The instance that a file belongs to.
+fn instance(file: &Path) -> Option<&str> {
+    let name = file.file_name()?.to_str()?;
+    name.strip_suffix(SUFFIX).or_else(|| name.strip_suffix(SUFFIX_OLD))
+}
+
+/// A file's content, or the end of it if somebody has made it larger than we do.
+fn read_end(file: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(file)?;
+    let bytes = file.metadata()?.len();
+    file.seek(SeekFrom::Start(bytes.saturating_sub(FILE_BYTES_MAX)))?;
+    let mut text = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn prune(dir: &Path, live: &HashSet<PathBuf>) -> io::Result<()> {
+    let mut ended: Vec<(std::time::SystemTime, String)> = Vec::new();
+    for file in files(dir)? {
+        let Some(name) = instance(&file) else { continue };
+        if live.contains(&dir.join(name)) {
+            continue;
+        }
+        let modified = match file.metadata() {
+            Ok(metadata) => metadata.modified()?,
+            Err(_) => continue,
+        };
+        match ended.iter_mut().find(|(_, known)| known == name) {
+            Some((latest, _)) => *latest = modified.max(*latest),
+            None => ended.push((modified, name.to_owned())),
+        }
+    }
+    ended.sort();
+    ended.truncate(ended.len().saturating_sub(ENDED_MAX));
+    for (_, name) in ended {
+        for suffix in [SUFFIX, SUFFIX_OLD] {
+            match fs::remove_file(with_suffix(&dir.join(&name), suffix)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn function() -> FunctionName {
+        "hello".parse().unwrap()
+    }
+
+    async fn end(task: JoinHandle<io::Result<()>>) {
+        tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn lines_of_several_instances_come_in_the_order_of_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::new(dir.path().to_owned());
+        for (instance, text) in [("a", "one\ntwo\n"), ("b", "three\nfo\u{fc}r without an end")] {
+            let (read, write) = pipe().unwrap();
+            let task = logs.capture(read, &function(), instance).unwrap();
+            File::from(write).write_all(text.as_bytes()).unwrap();
+            end(task).await;
+        }
+        let tail = logs.tail(&function(), 3).unwrap();
+        let text: Vec<_> = tail.iter().map(|line| line.split_once(' ').unwrap().1).collect();
+        assert_eq!(text, ["a: two", "b: three", "b: fo\u{fc}r without an end"]);
+        let time = tail[0].split(' ').next().unwrap();
+        assert!(
+            time.parse::<Timestamp>().is_ok() && time.len() == "2026-01-01T00:00:00.000000Z".len(),
+            "{time}"
+        );
+        logs.remove(&function()).unwrap();
+        assert!(logs.tail(&function(), 3).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_bounded_and_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs::new(dir.path().to_owned());
+        let (read, write) = pipe().unwrap();
+        let task = logs.capture(read, &function(), "a").unwrap();
+        let written = tokio::task::spawn_blocking(move || {
+            let mut write = File::from(write);
+            let line = [b'x'; 1000];
+            for _ in 0..20_000 {
+                write.write_all(&line).unwrap();
+                write.write_all(b"\n").unwrap();
+            }
+            write.write_all(b"last\n").unwrap();
+        });
+        written.await.unwrap();
+        end(task).await;
+        let sizes: Vec<_> =
+            files(&dir.path().join("hello")).unwrap().iter().map(|f| f.metadata().unwrap().len()).collect();
+        assert_eq!(sizes.len(), 2);
+        assert!(sizes.iter().all(|bytes| *bytes <= FILE_BYTES_MAX), "{sizes:?}");
+        assert!(logs.tail(&function(), 1).unwrap()[0].ends_with("a: last"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_of() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("a");
+        let mut sink = Sink::open(&base).unwrap();
+        // Reading alone: every write fails, as on a full disk.
+        sink.file = File::open(with_suffix(&base, SUFFIX)).unwrap();
+        sink.write(b"1 lost\n2 lost\n", 3);
+        assert_eq!(sink.dropped, 5);
+        sink.file = Sink::open(&base).unwrap().file;
+        sink.write(b"3 kept\n", 0);
+        let text = fs::read_to_string(with_suffix(&base, SUFFIX)).unwrap();
+        let mut lines = text.lines();
+        assert!(lines.next().unwrap().ends_with("[faasd dropped 5 lines here]"));
+        assert_eq!(lines.next(), Some("3 kept"));
+    }
+
+    #[test]
+    fn lines_are_cut_and_dropped_at_the_limits() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut lines = Lines::default();
+        lines.push(&vec![b'x'; LINE_BYTES_MAX * 2 + 1], now);
+        lines.push(b"\n", now);
+        let (text, _) = lines.take();
+        let lengths: Vec<_> =
+            String::from_utf8(text).unwrap().lines().map(|l| l.split_once(' ').unwrap().1.len()).collect();
+        assert_eq!(lengths, [LINE_BYTES_MAX, LINE_BYTES_MAX, 1]);
+        for _ in 0..PENDING_BYTES_MAX / 1024 + 10 {
+            lines.push(&[&[b'y'; 1023][..], b"\n"].concat(), now);
+        }
+        let (text, dropped) = lines.take();
+        assert!(text.len() <= PENDING_BYTES_MAX + 64 * 1024 && dropped >= 10, "{} {dropped}", text.len());
+    }
+
+    #[test]
+    fn only_the_last_ended_instances_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut live = HashSet::new();
+        for n in 0..8 {
+            let base = dir.path().join(format!("i{n}"));
+            let file = File::create(with_suffix(&base, SUFFIX)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(n)).unwrap();
+            if n == 0 {
+                live.insert(base);
+            }
+        }
+        prune(dir.path(), &live).unwrap();
+        let mut left: Vec<_> =
+            files(dir.path()).unwrap().iter().map(|f| instance(f).unwrap().to_owned()).collect();
+        left.sort();
+        assert_eq!(left, ["i0", "i3", "i4", "i5", "i6", "i7"]);
+    }
+}
