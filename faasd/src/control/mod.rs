@@ -1,7 +1,20 @@
-//! The control plane: desired state, names, and what brings the machine there.
+//! The control plane: what is declared, and the work of making it so.
+//!
+//! One task, the [`owner`], holds the state; everyone else sends it messages. It decides by
+//! [`core::lifecycle`](crate::core::lifecycle) and leaves the doing to tasks of their own, which report back. All of
+//! it may be killed at any moment: what must survive stands in the [`store`], in the kernel, or with the [`fdstore`].
 
 pub mod api;
+pub mod cgroup;
+pub mod config;
+pub mod daemon;
 pub mod dns;
+pub mod fdstore;
+pub mod ingress;
+pub mod instances;
+pub mod metrics;
+pub mod network;
+pub mod owner;
 pub mod records;
+pub mod service;
 pub mod store;
-//! Control: what is declared, and the work of making it so.

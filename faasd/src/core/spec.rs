@@ -266,7 +266,7 @@ fn split_handler(handler: &str) -> Option<(&str, &str)> {
 }
 
 /// Adds the nearest valid key to serde's message about an unknown one.
-fn explain(error: &toml::de::Error) -> String {
+pub(crate) fn explain(error: &toml::de::Error) -> String {
     let text = error.to_string();
     let mut quoted = error.message().split('`').skip(1).step_by(2);
     if !error.message().starts_with("unknown field") {

@@ -1,0 +1,131 @@
+//! The daemon's settings: `/etc/faasd/faasd.toml`. An empty file, or none, is a working daemon.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::core::address::{FUNCTION_PREFIX, Prefix, VPN_PREFIX};
+use crate::core::spec::explain;
+use crate::tunnel::Choice;
+
+/// What can be set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `HOST` or `HOST:PORT` that clients of the tunnel dial; `FAAS_VPN_ENDPOINT` comes first.
+    pub endpoint: Option<String>,
+    /// Who encrypts: `auto`, `kernel` or `userspace`.
+    pub wireguard: Choice,
+    /// The tunnel's interface, in the ingress namespace.
+    pub interface: String,
+    /// The tunnel's UDP port, on the host.
+    pub listen_port: u16,
+    pub mtu_bytes: u32,
+    /// The tunnel's addresses: the server is `::1`.
+    pub vpn_prefix: Prefix,
+    /// The functions' addresses.
+    pub function_prefix: Prefix,
+    /// The port of `/metrics` and `/v1/join` on the server's address in the tunnel.
+    pub http_port: u16,
+    /// Name servers for every other name. None: such queries are refused.
+    pub dns_upstreams: Option<Vec<SocketAddr>>,
+    /// How long a client may remember that a name was not there.
+    pub dns_negative_ttl_seconds: u32,
+    /// Threads that accept connections.
+    pub acceptors: usize,
+    /// Connections that may queue at one function while it has no instance, and between two sweeps.
+    pub backlog: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            wireguard: Choice::Auto,
+            interface: "wg0".to_owned(),
+            listen_port: 51820,
+            mtu_bytes: 1420,
+            vpn_prefix: VPN_PREFIX,
+            function_prefix: FUNCTION_PREFIX,
+            http_port: 9464,
+            dns_upstreams: None,
+            dns_negative_ttl_seconds: 1,
+            acceptors: 1,
+            backlog: 4096,
+        }
+    }
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {text}", path.display())]
+    Syntax { path: PathBuf, text: String },
+    #[error("{}: `{key}` is {value}; {allowed}", path.display())]
+    Value { path: PathBuf, key: &'static str, value: String, allowed: &'static str },
+}
+
+impl Config {
+    /// Reads the file; without one, the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the nearest valid key for an unknown one.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text)
+            .map_err(|e| ConfigError::Syntax { path: path.to_owned(), text: explain(&e) })?;
+        let value = |key, value: &dyn ToString, allowed| {
+            Err(ConfigError::Value { path: path.to_owned(), key, value: value.to_string(), allowed })
+        };
+        if config.vpn_prefix == config.function_prefix {
+            return value("function_prefix", &config.function_prefix, "choose another than `vpn_prefix`");
+        }
+        if config.http_port == 0 || config.http_port == 53 {
+            return value("http_port", &config.http_port, "use 1 to 65535, but not 53, which is DNS");
+        }
+        if !(1..=64).contains(&config.acceptors) {
+            return value("acceptors", &config.acceptors, "use 1 to 64");
+        }
+        if !(16..=65_535).contains(&config.backlog) {
+            return value("backlog", &config.backlog, "use 16 to 65535");
+        }
+        if !(1280..=65_535).contains(&config.mtu_bytes) {
+            return value("mtu_bytes", &config.mtu_bytes, "IPv6 needs 1280 at least");
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_and_mistakes_are_named() {
+        let parse = |text| Config::parse(text, Path::new("faasd.toml"));
+        assert_eq!(parse("").unwrap().listen_port, 51820);
+        assert_eq!(parse("wireguard = 'userspace'").unwrap().wireguard, Choice::Userspace);
+        for (text, why) in [
+            ("listenport = 1", "did you mean `listen_port`"),
+            ("function_prefix = 'fd00:faa5:0:100::/64'", "another than"),
+            ("vpn_prefix = 'fd00::/48'", "no IPv6 /64"),
+            ("acceptors = 0", "1 to 64"),
+            ("http_port = 53", "DNS"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(why) && error.starts_with("faasd.toml"), "{text}: {error}");
+        }
+    }
+}

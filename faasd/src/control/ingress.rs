@@ -1,0 +1,143 @@
+//! The ingress: a network namespace with the tunnel's interface, the functions' addresses and nothing else.
+//!
+//! A socket that is handed to a function remains a way into the namespace that it was made in. This is that namespace:
+//! no service of the host's is reachable in it, no route leads out of it but to the tunnel's peers, and new
+//! connections out of it are refused twice over (see the kernel program). The tunnel's UDP socket, the API and all
+//! else stay in the host's namespace.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::core::address::Prefix;
+use crate::sys::netlink::{Netlink, NetlinkError};
+use crate::sys::netns::NetNs;
+
+/// How long the daemon waits for a connection of its own to a function.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// UDP sockets that share DNS's port: one for each core up to this.
+const DNS_SOCKETS_MAX: usize = 4;
+
+/// Why there is no ingress.
+#[derive(Debug, thiserror::Error)]
+pub enum IngressError {
+    #[error("cannot make the ingress network namespace at {path}")]
+    Namespace { path: String, source: io::Error },
+    #[error("cannot set up the ingress network namespace")]
+    Link(#[from] NetlinkError),
+    #[error("cannot listen on [{address}]:{port} in the tunnel{}", remedy(source))]
+    Listen { address: Ipv6Addr, port: u16, source: io::Error },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ": something else has the port. Is another faasd running on this ingress? `faasd teardown` clears it"
+        }
+        _ => "",
+    }
+}
+
+/// The ingress namespace.
+#[derive(Debug)]
+pub struct Ingress {
+    ns: NetNs,
+}
+
+impl Ingress {
+    /// Makes the namespace, or finds it as an earlier daemon left it, with all addresses of `functions` local to it.
+    ///
+    /// # Errors
+    /// [`IngressError`].
+    pub fn open(path: &std::path::Path, functions: Prefix) -> Result<Self, IngressError> {
+        let ns = NetNs::open_or_create(path)
+            .map_err(|source| IngressError::Namespace { path: path.display().to_string(), source })?;
+        let netlink = Netlink::new(&ns);
+        netlink.set_up("lo")?;
+        // AnyIP: every address of the prefix is local, without being listed one by one.
+        netlink.add_local_route(functions.network(), Prefix::BITS, "lo")?;
+        let tuned = ns.run(|| {
+            // A burst of new connections must not be answered by cookies: their last ACK would choose anew.
+            std::fs::write("/proc/sys/net/core/somaxconn", "65535")?;
+            std::fs::write("/proc/sys/net/ipv4/tcp_max_syn_backlog", "65535")
+        });
+        if let Err(error) = tuned {
+            tracing::warn!(%error, "the ingress keeps the kernel's short queues");
+        }
+        Ok(Self { ns })
+    }
+
+    #[must_use]
+    pub fn ns(&self) -> &NetNs {
+        &self.ns
+    }
+
+    /// A listener for a function's connections, at its own address.
+    ///
+    /// # Errors
+    /// [`IngressError::Listen`].
+    pub fn listen(&self, address: Ipv6Addr, port: u16, backlog: u32) -> Result<OwnedFd, IngressError> {
+        self.tcp(address, port, backlog).map(OwnedFd::from)
+    }
+
+    /// A listener for a service of the daemon's own.
+    ///
+    /// # Errors
+    /// [`IngressError::Listen`].
+    pub fn listen_service(&self, address: Ipv6Addr, port: u16) -> Result<TcpListener, IngressError> {
+        self.tcp(address, port, 128).map(TcpListener::from)
+    }
+
+    fn tcp(&self, address: Ipv6Addr, port: u16, backlog: u32) -> Result<Socket, IngressError> {
+        self.ns
+            .run(|| {
+                let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+                socket.set_only_v6(true)?;
+                // An earlier daemon's connections may linger on the port.
+                socket.set_reuse_address(true)?;
+                socket.bind(&SocketAddr::from((address, port)).into())?;
+                socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+                Ok(socket)
+            })
+            .map_err(|source| IngressError::Listen { address, port, source })
+    }
+
+    /// UDP sockets for a service, sharing the port.
+    ///
+    /// # Errors
+    /// [`IngressError::Listen`].
+    pub fn udp(&self, address: Ipv6Addr, port: u16) -> Result<Vec<UdpSocket>, IngressError> {
+        let count = std::thread::available_parallelism().map_or(1, usize::from).min(DNS_SOCKETS_MAX);
+        self.ns
+            .run(|| {
+                (0..count)
+                    .map(|_| {
+                        let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+                        socket.set_only_v6(true)?;
+                        socket.set_reuse_port(true)?;
+                        socket.bind(&SocketAddr::from((address, port)).into())?;
+                        Ok(UdpSocket::from(socket))
+                    })
+                    .collect()
+            })
+            .map_err(|source| IngressError::Listen { address, port, source })
+    }
+
+    /// A connection of the daemon's own to a function, marked so that the egress guard lets it pass. Blocks.
+    ///
+    /// # Errors
+    /// Those of `connect(2)`.
+    pub fn connect(&self, address: Ipv6Addr, port: u16) -> io::Result<TcpStream> {
+        self.ns.run(|| {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_mark(faasd_common::DAEMON_MARK)?;
+            socket.connect_timeout(&SocketAddr::from((address, port)).into(), CONNECT_DEADLINE)?;
+            socket.set_tcp_nodelay(true)?;
+            Ok(TcpStream::from(socket))
+        })
+    }
+}

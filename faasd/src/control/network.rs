@@ -1,0 +1,342 @@
+//! The tunnel as the control plane sees it: who is in it, who is invited, and that it stays up.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::api::ApiError;
+use super::config::Config;
+use super::records::{PEERS, PeerRecord, free_peer_address};
+use super::store::{Expect, Store, StoreError, get_json, list_json, put_json};
+use crate::api::types::{Invitation, Invite, Invited, Join, Peer};
+use crate::core::invitation;
+use crate::core::name::FunctionName;
+use crate::sys::netns::NetNs;
+use crate::tunnel::interface::{AllowedIp, Interface, PeerChange, PeerConfig, PeerStatus};
+use crate::tunnel::keys::{PrivateKey, PublicKey};
+use crate::tunnel::userspace::Launch;
+use crate::tunnel::{self, Setup};
+
+/// How often the tunnel is looked after.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the answer to a join may take on its way through the session that the join ends.
+const JOIN_GRACE: Duration = Duration::from_millis(250);
+
+/// The longest time an invitation may be open: 30 days.
+const INVITATION_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+
+/// The tunnel and its peers.
+#[derive(Debug)]
+pub struct Network {
+    config: Config,
+    endpoint: Option<String>,
+    key: PrivateKey,
+    launch: Launch,
+    host: NetNs,
+    ingress: NetNs,
+    store: Arc<dyn Store>,
+    up: Mutex<Up>,
+}
+
+#[derive(Debug)]
+struct Up {
+    interface: Box<dyn Interface>,
+    /// As last seen, so that a tunnel that has to be brought up again knows where its peers were.
+    peers: Vec<PeerStatus>,
+}
+
+/// What the tunnel is made from.
+#[derive(Debug)]
+pub struct Parts {
+    pub config: Config,
+    /// `HOST` or `HOST:PORT` that clients dial.
+    pub endpoint: Option<String>,
+    pub key: PrivateKey,
+    pub launch: Launch,
+    pub host: NetNs,
+    pub ingress: NetNs,
+    pub store: Arc<dyn Store>,
+}
+
+impl Network {
+    /// Brings the tunnel up with all its peers, or finds it up. Blocks.
+    ///
+    /// # Errors
+    /// Those of the tunnel and of the store.
+    pub fn open(parts: Parts) -> anyhow::Result<Self> {
+        let Parts { config, endpoint, key, launch, host, ingress, store } = parts;
+        let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
+        let network = Self {
+            config,
+            endpoint,
+            key,
+            launch,
+            host,
+            ingress,
+            store,
+            up: Mutex::new(Up { interface, peers: Vec::new() }),
+        };
+        network.reconcile(&mut network.lock())?;
+        Ok(network)
+    }
+
+    /// `kernel` or `userspace`.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        self.lock().interface.kind().to_string()
+    }
+
+    /// All peers, with what the tunnel knows of them. Blocks.
+    ///
+    /// # Errors
+    /// [`ApiError::Failed`].
+    pub fn peers(&self) -> Result<Vec<Peer>, ApiError> {
+        let status = self.lock().interface.status().map_err(|e| ApiError::failed(&e))?;
+        let records = self.records().map_err(|e| ApiError::failed(&e))?;
+        Ok(records.into_iter().map(|record| view(record, &status.peers)).collect())
+    }
+
+    /// Makes an invitation, in place of an open one for the same name. Blocks.
+    ///
+    /// # Errors
+    /// If the name has joined already, or nothing says where clients are to dial.
+    pub fn invite(&self, invite: &Invite) -> Result<Invited, ApiError> {
+        let failed = |e: &dyn std::error::Error| ApiError::failed(e);
+        if !(1_000..=INVITATION_MS_MAX).contains(&invite.expires_in_ms) {
+            return Err(ApiError::invalid("an invitation is open for 1 s to 30 days"));
+        }
+        let endpoint = self.endpoint(invite.endpoint.as_deref())?;
+        let key = PeerRecord::key(&invite.name);
+        let before = get_json::<PeerRecord>(&*self.store, &key).map_err(|e| failed(&e))?;
+        if let Some(joined) = before.as_ref().filter(|b| b.record.invited_until.is_none()) {
+            return Err(ApiError::Conflict {
+                title: format!("the peer '{}' has joined already", joined.record.name),
+                detail: Some(format!("`faas vpn revoke {}` first, or choose another name", invite.name)),
+            });
+        }
+        let address = match &before {
+            Some(before) => before.record.address,
+            None => {
+                let taken = self.records().map_err(|e| failed(&e))?.into_iter().map(|r| r.address);
+                free_peer_address(self.config.vpn_prefix, taken)
+                    .ok_or_else(|| ApiError::conflict("the tunnel has no address left"))?
+            }
+        };
+        let temporary = PrivateKey::generate();
+        let expires_at = Timestamp::now() + SignedDuration::from_millis(invite.expires_in_ms as i64);
+        let record = PeerRecord {
+            name: invite.name.clone(),
+            address,
+            public_key: temporary.public().to_string(),
+            invited_until: Some(expires_at),
+            endpoint: None,
+        };
+        let expect = before.as_ref().map_or(Expect::Absent, |b| Expect::Version(b.version));
+        put_json(&*self.store, &key, &record, expect).map_err(|e| failed(&e))?;
+        self.reconcile(&mut self.lock()).map_err(|e| ApiError::failed(&*e))?;
+        let invitation = Invitation {
+            v: invitation::VERSION,
+            name: invite.name.to_string(),
+            address,
+            private_key: temporary.to_base64(),
+            server_public_key: self.key.public().to_string(),
+            endpoint,
+            server: self.config.vpn_prefix.server(),
+            vpn_prefix: self.config.vpn_prefix,
+            function_prefix: self.config.function_prefix,
+            http_port: self.config.http_port,
+            expires_at,
+        };
+        let text = invitation.encode().map_err(|e| failed(&e))?;
+        Ok(Invited { name: invite.name.clone(), address, expires_at, invitation: text })
+    }
+
+    /// Takes a peer out: its packets are not decrypted from now on. Blocks.
+    ///
+    /// # Errors
+    /// If there is no such peer.
+    pub fn revoke(&self, name: &FunctionName) -> Result<(), ApiError> {
+        let removed = self.store.delete(&PeerRecord::key(name), Expect::Any).map_err(|e| ApiError::failed(&e))?;
+        if !removed {
+            let known = self.records().map_err(|e| ApiError::failed(&e))?;
+            return Err(ApiError::no_peer(name, known.iter().map(|r| r.name.as_str())));
+        }
+        self.reconcile(&mut self.lock()).map_err(|e| ApiError::failed(&*e))
+    }
+
+    /// Replaces an invitation's key by the client's own. The sender's address, which WireGuard ties to the
+    /// invitation's key, says whose it is. Blocks.
+    ///
+    /// # Errors
+    /// If nobody with this address is invited, or not any more.
+    pub fn join(self: &Arc<Self>, source: Ipv6Addr, join: &Join) -> Result<(), ApiError> {
+        let new: PublicKey = join
+            .public_key
+            .parse()
+            .map_err(|_| ApiError::invalid("`public_key` is no WireGuard key: 32 bytes in base64"))?;
+        let known = list_json::<PeerRecord>(&*self.store, PEERS).map_err(|e| ApiError::failed(&e))?;
+        let (key, stored) = known
+            .into_iter()
+            .find(|(_, stored)| stored.record.address == source)
+            .ok_or_else(|| ApiError::Forbidden(format!("{source} is no peer's address")))?;
+        let mut record = stored.record;
+        match record.invited_until {
+            None => return Err(ApiError::Forbidden(format!("'{}' has joined already", record.name))),
+            Some(until) if until < Timestamp::now() => {
+                return Err(ApiError::Forbidden(format!("the invitation for '{}' expired", record.name)));
+            }
+            Some(_) => {}
+        }
+        let temporary: PublicKey = record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
+        record.public_key = new.to_string();
+        record.invited_until = None;
+        put_json(&*self.store, &key, &record, Expect::Version(stored.version)).map_err(|e| match e {
+            StoreError::Conflict { .. } => ApiError::Forbidden("the invitation was just used".to_owned()),
+            e => ApiError::failed(&e),
+        })?;
+        tracing::info!(peer = %record.name, %source, "joined");
+        // The answer travels through the session of the temporary key, which therefore keeps the address for a
+        // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
+        let known_only = PeerConfig { public_key: new, allowed_ips: Vec::new(), endpoint: None, keepalive_s: None };
+        self.lock().interface.set_peer(known_only).map_err(|e| ApiError::failed(&e))?;
+        let network = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(JOIN_GRACE).await;
+            let switched = tokio::task::spawn_blocking(move || {
+                let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(&record, new))];
+                network.lock().interface.update(&changes)
+            });
+            if let Ok(Err(error)) = switched.await {
+                tracing::warn!(%error, "a joined peer waits for the tunnel to be looked after");
+            }
+        });
+        Ok(())
+    }
+
+    /// Looks after the tunnel: brings it up again if its process is gone, ends invitations that have expired.
+    pub async fn watch(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(WATCH_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let network = Arc::clone(&self);
+            match tokio::task::spawn_blocking(move || network.look_after()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(error = format!("{error:#}"), "the tunnel is down"),
+                Err(error) => tracing::error!(%error, "the tunnel's watch failed"),
+            }
+        }
+    }
+
+    fn look_after(&self) -> anyhow::Result<()> {
+        let mut up = self.lock();
+        match up.interface.status() {
+            Ok(status) => up.peers = status.peers,
+            Err(error) => {
+                tracing::warn!(%error, "bringing the tunnel up again");
+                up.interface = bring_up(&self.config, &self.key, &self.launch, &self.host, &self.ingress)?;
+                return self.reconcile(&mut up);
+            }
+        }
+        let now = Timestamp::now();
+        let expired = |r: &PeerRecord| r.invited_until.is_some_and(|until| until < now);
+        let records = self.records()?;
+        if records.iter().any(|r| expired(r) && up.peers.iter().any(|p| p.public_key.to_string() == r.public_key)) {
+            return self.reconcile(&mut up);
+        }
+        Ok(())
+    }
+
+    /// Makes the tunnel's peers those on record, without those whose invitation has expired.
+    fn reconcile(&self, up: &mut Up) -> anyhow::Result<()> {
+        let now = Timestamp::now();
+        let mut wanted = Vec::new();
+        for record in self.records()? {
+            if record.invited_until.is_some_and(|until| until < now) {
+                continue;
+            }
+            let Ok(key) = record.public_key.parse::<PublicKey>() else {
+                tracing::error!(peer = %record.name, "the peer's record has no valid key");
+                continue;
+            };
+            let mut peer = config(&record, key);
+            peer.endpoint = up.peers.iter().find(|p| p.public_key == key).and_then(|p| p.endpoint);
+            wanted.push(peer);
+        }
+        up.interface.set_peers(&wanted)?;
+        Ok(())
+    }
+
+    fn records(&self) -> Result<Vec<PeerRecord>, StoreError> {
+        Ok(list_json(&*self.store, PEERS)?.into_iter().map(|(_, stored)| stored.record).collect())
+    }
+
+    /// Where clients dial: what is asked for, else what is set, with the tunnel's port if none is given.
+    fn endpoint(&self, asked: Option<&str>) -> Result<String, ApiError> {
+        let endpoint = asked.or(self.endpoint.as_deref()).ok_or_else(|| ApiError::Invalid {
+            title: "nothing says where clients are to dial".to_owned(),
+            detail: Some(
+                "give `--endpoint HOST:PORT`, or set FAAS_VPN_ENDPOINT or `endpoint` in faasd.toml to this \
+                 machine's public name or address"
+                    .to_owned(),
+            ),
+        })?;
+        let bare_v6 = endpoint.parse::<Ipv6Addr>().is_ok();
+        let has_port = endpoint.parse::<SocketAddr>().is_ok()
+            || (!bare_v6 && endpoint.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
+        Ok(match (has_port, bare_v6) {
+            (true, _) => endpoint.to_owned(),
+            (false, true) => format!("[{endpoint}]:{}", self.config.listen_port),
+            (false, false) => format!("{endpoint}:{}", self.config.listen_port),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Up> {
+        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Brings the interface up in the ingress namespace, from a thread in the host's: there its UDP socket stays.
+fn bring_up(
+    config: &Config,
+    key: &PrivateKey,
+    launch: &Launch,
+    host: &NetNs,
+    ingress: &NetNs,
+) -> anyhow::Result<Box<dyn Interface>> {
+    let setup = Setup {
+        name: &config.interface,
+        address: config.vpn_prefix.server(),
+        bits: crate::core::address::Prefix::BITS,
+        private_key: key,
+        listen_port: config.listen_port,
+        mtu_bytes: config.mtu_bytes,
+        choice: config.wireguard,
+        launch,
+    };
+    let interface = host.run(|| Ok(tunnel::bring_up(ingress, &setup)))??;
+    Ok(interface)
+}
+
+fn config(record: &PeerRecord, public_key: PublicKey) -> PeerConfig {
+    let own = AllowedIp::new(record.address, 128);
+    PeerConfig { public_key, allowed_ips: own.into_iter().collect(), endpoint: None, keepalive_s: None }
+}
+
+fn view(record: PeerRecord, peers: &[PeerStatus]) -> Peer {
+    let status = peers.iter().find(|p| p.public_key.to_string() == record.public_key);
+    Peer {
+        name: record.name,
+        address: record.address,
+        public_key: record.public_key,
+        invited_until: record.invited_until,
+        endpoint: status.and_then(|s| s.endpoint),
+        last_handshake: status.and_then(|s| s.last_handshake).and_then(|t| Timestamp::try_from(t).ok()),
+        received_bytes: status.map_or(0, |s| s.rx_bytes),
+        sent_bytes: status.map_or(0, |s| s.tx_bytes),
+    }
+}
+
