@@ -220,4 +220,37 @@ mod tests {
         assert!(matches!(with(4, 9), WireError::Short(_)));
         assert!(matches!(with(6, 9), WireError::Short(_)));
     }
+
+    proptest::proptest! {
+        /// Whatever comes, it is read or refused, and never panics; what is read has as many records as it says.
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..512)) {
+            if let Ok(message) = Message::parse(&bytes) {
+                proptest::prop_assert_eq!(message.records().count(), message.count());
+            }
+        }
+
+        /// The same behind a header that is nearly right, which random bytes seldom have.
+        #[test]
+        fn any_counts_are_read_or_refused(kind in 0u16..6, count in 0u16..200, size in 0u16..80, bytes in 0usize..4096) {
+            let mut message = vec![0; HEADER_BYTES + bytes];
+            for (at, number) in [(0, VERSION), (2, kind), (4, count), (6, size)] {
+                message[at..at + 2].copy_from_slice(&number.to_le_bytes());
+            }
+            let enough = usize::from(count) * usize::from(size) <= bytes;
+            let valid = (1..=4).contains(&kind) && enough && (count == 0 || usize::from(size) >= RECORD_BYTES);
+            let read = Message::parse(&message);
+            proptest::prop_assert_eq!(read.is_ok(), valid);
+            if let Ok(read) = read {
+                proptest::prop_assert_eq!(read.records().len(), usize::from(count));
+            }
+        }
+
+        #[test]
+        fn any_record_is_read_as_it_was_written(id: u64, accepted_ns: u64, deadline_ns: u64, attempt: u32, flags: u32) {
+            let record = Record { id, accepted_ns, deadline_ns, attempt, flags };
+            let bytes = message(&[record]);
+            proptest::prop_assert!(Message::parse(&bytes).unwrap().records().eq([record]));
+        }
+    }
 }

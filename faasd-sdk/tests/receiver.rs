@@ -1,4 +1,5 @@
 //! The receiver, driven from the daemon's end of a socket pair.
+#![expect(clippy::unwrap_used, reason = "a helper fails as its test does")]
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -152,7 +153,8 @@ fn malformed_messages_are_refused() {
     one.extend(record(1).encode());
     let mut old = one.clone();
     old[0] = 2;
-    let cases: [(&[u8], &[BorrowedFd<'_>], fn(&WireError) -> bool); 6] = [
+    type Case<'a> = (&'a [u8], &'a [BorrowedFd<'a>], fn(&WireError) -> bool);
+    let cases: [Case<'_>; 6] = [
         (&one, &[], |e| matches!(e, WireError::Count { records: 1, descriptors: 0 })),
         (&one[..20], &fd, |e| matches!(e, WireError::Short(20))),
         (&old, &fd, |e| matches!(e, WireError::Version(2))),

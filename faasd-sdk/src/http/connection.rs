@@ -2,7 +2,7 @@
 //!
 //! hyper holds buffers of some 17 KB a connection for as long as it has it. So a connection on which nothing
 //! happened between two ticks of the server's clock is taken apart, and put together again when its next request
-//! comes. What has sent half a request's head by then and does not go on is closed after a while.
+//! comes; with very many connections that is done after each answer, so that memory has a bound. What has sent half a request's head by then and does not go on is closed after a while.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -30,12 +30,22 @@ use crate::{Connection, Open};
 /// How often the server looks for connections on which nothing happens.
 pub(crate) const TICK: Duration = Duration::from_secs(2);
 
+/// How many connections hyper may have before it has to give each back once it is quiet. Some 5 MiB of buffers.
+const ACTIVE_MAX: u64 = 256;
+
 /// How many ticks in a row may find an unfinished head: about half a minute.
 const HEAD_TICKS_MAX: u32 = 15;
 
 /// How long a connection without any request yet may take for its first once the server drains: its client may
 /// have sent it before anybody knew.
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+
+/// Why hyper is interrupted.
+enum Talked {
+    Ended,
+    /// There are too many connections for this one to stay.
+    Crowded,
+}
 
 /// What all connections of a server share.
 #[derive(Debug)]
@@ -195,10 +205,13 @@ where
     let _active = Active::new(shared);
     let mut stream = stream;
     let mut unfinished_ticks = 0;
+    // What was asked for when the connection was found in the midst of a request's head, which is no time to park.
+    let mut unfinished_at = None;
     loop {
         let service = service_fn(|request| answer(shared, activity, request));
         let mut talk = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
         let mut seen = activity.requests();
+        let ticked;
         loop {
             let tick = shared.tick.notified();
             if shared.draining() {
@@ -208,17 +221,32 @@ where
                     return None;
                 }
                 Pin::new(&mut talk).graceful_shutdown();
-                // An error is the client's: it hung up or spoke something else than HTTP.
                 let _ = talk.await;
                 return None;
             }
-            tokio::select! {
+            let talked = poll_fn(|cx| match Pin::new(&mut talk).poll(cx) {
+                // An error is the client's: it hung up or spoke something else than HTTP.
+                Poll::Ready(_end) => Poll::Ready(Talked::Ended),
+                Poll::Pending
+                    if shared.active.load(Ordering::Relaxed) > ACTIVE_MAX
+                        && activity.is_quiet()
+                        && unfinished_at != Some(activity.requests()) =>
+                {
+                    Poll::Ready(Talked::Crowded)
+                }
+                Poll::Pending => Poll::Pending,
+            });
+            let crowded = tokio::select! {
                 biased;
-                _end = &mut talk => return None,
-                () = tick => {}
-            }
+                talked = talked => match talked {
+                    Talked::Ended => return None,
+                    Talked::Crowded => true,
+                },
+                () = tick => false,
+            };
             let quiet = activity.is_quiet() && activity.requests() == seen;
-            if quiet && !shared.draining() {
+            if (crowded || quiet) && !shared.draining() {
+                ticked = !crowded;
                 break;
             }
             if activity.requests() != seen {
@@ -231,7 +259,8 @@ where
         if parts.read_buf.is_empty() {
             return Some(stream);
         }
-        unfinished_ticks += 1;
+        unfinished_at = Some(activity.requests());
+        unfinished_ticks += u32::from(ticked);
         if unfinished_ticks > HEAD_TICKS_MAX {
             return None;
         }
