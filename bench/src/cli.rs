@@ -57,7 +57,7 @@ impl Where {
 /// What to measure and how long.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// About three minutes instead of twenty.
+    /// About two minutes instead of twelve.
     #[arg(long)]
     quick: bool,
     /// Write the results here too, as JSON.
