@@ -9,10 +9,11 @@ use anyhow::{Context, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::acceptors::Acceptor;
+use crate::host::Cpus;
 use crate::load::{Placement, Scenario, Seat};
-use crate::report::{self, Report};
+use crate::report::{self, Report, Setup};
 use crate::rounds::{self, Case, Plan};
-use crate::subject::{Bare, HandedOver, Nginx, Site, Subject, Target};
+use crate::subject::{Bare, HandedOver, Nginx, Site, Subject, Target, realtime_policy};
 use crate::{hello, host, idle};
 
 /// Measures servers against a bare one, interleaved in one run.
@@ -56,7 +57,7 @@ impl Where {
 /// What to measure and how long.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// About three minutes instead of twenty.
+    /// About two minutes instead of twelve.
     #[arg(long)]
     quick: bool,
     /// Write the results here too, as JSON.
@@ -80,7 +81,8 @@ pub struct Run {
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
     /// Measure something that runs already: NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…]. With a
-    /// netns all other subjects run in it too, so that the paths are equal.
+    /// netns all other subjects run in it too, so that the paths are equal; its processes, as far as they are given,
+    /// are on the servers' CPUs while the measurement lasts.
     #[arg(long, value_name = "TARGET")]
     target: Vec<Target>,
     /// The function's program (such as the SDK's example `hello`); it serves with FAAS_LISTEN=ADDRESS, and without it
@@ -92,7 +94,7 @@ pub struct Run {
     client_cpu: usize,
     /// The servers' CPUs, as for `taskset -c` [default: 1, if there is one].
     #[arg(long, value_name = "LIST")]
-    server_cpus: Option<String>,
+    server_cpus: Option<Cpus>,
     /// Where the servers that we start listen.
     #[arg(long, default_value_t = IpAddr::V6(Ipv6Addr::LOCALHOST))]
     ip: IpAddr,
@@ -151,8 +153,14 @@ impl Run {
             None => Vec::new(),
         };
         drop(running);
-        let report =
-            Report { host: host::describe(), commit: host::commit(), date: host::date(), results, idle };
+        let report = Report {
+            host: host::describe(),
+            setup: self.setup(&site, &plan),
+            commit: host::commit(),
+            date: host::date(),
+            results,
+            idle,
+        };
         println!("{}", report::table(&report));
         if let Some(path) = &self.out {
             let json = serde_json::to_vec_pretty(&report)?;
@@ -169,7 +177,7 @@ impl Run {
                 eprintln!("There is one CPU only: client and servers share it, and ratios come out flatter.");
                 (None, None)
             }
-            (None, _) => (Some(self.client_cpu), Some(usize::from(self.client_cpu == 0).to_string())),
+            (None, _) => (Some(self.client_cpu), Some(usize::from(self.client_cpu == 0).into())),
         };
         let mut namespaces: Vec<_> = self.target.iter().map(|target| target.netns.clone()).collect();
         namespaces.dedup();
@@ -182,7 +190,7 @@ impl Run {
             |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
         let seat = Seat {
             own_cpu: client_cpu,
-            server_cpu: server_cpus.as_deref().map(first_cpu).transpose()?,
+            server_cpu: server_cpus.as_ref().map(Cpus::first),
             netns: netns.as_ref().map(open).transpose()?,
         };
         Ok(Site {
@@ -194,6 +202,18 @@ impl Run {
             dir: tempfile::Builder::new().prefix("faasd-bench-").tempdir()?,
             seat,
         })
+    }
+
+    fn setup(&self, site: &Site, plan: &Plan) -> Setup {
+        Setup {
+            rounds: plan.rounds,
+            chunk_ms: plan.chunk.as_millis(),
+            client_cpu: site.seat.own_cpu,
+            server_cpus: site.server_cpus.as_ref().map(ToString::to_string),
+            netns: site.netns.clone(),
+            hello: self.hello.clone(),
+            realtime: realtime_policy().is_some(),
+        }
     }
 
     /// Those that were asked for; bare is always the first.
@@ -215,10 +235,4 @@ impl Run {
         all.insert(0, Box::new(Bare(Bare::BASE)));
         Ok(all)
     }
-}
-
-/// The first CPU of a list in the form of `taskset -c`.
-fn first_cpu(list: &str) -> anyhow::Result<usize> {
-    let number = list.split([',', '-']).next().unwrap_or_default();
-    number.parse().with_context(|| format!("--server-cpus {list} is no list of CPUs such as 1 or 1,3 or 2-5"))
 }

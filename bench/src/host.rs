@@ -1,9 +1,63 @@
 //! What a result must say about the machine.
 
+use std::fmt;
 use std::process::Command;
+use std::str::FromStr;
 
+use anyhow::bail;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::CpuSet;
 use serde::Serialize;
+
+/// A set of CPUs in the form of `taskset -c`: `1`, `1,3`, `2-5`. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpus(Vec<usize>);
+
+impl Cpus {
+    /// The first of them.
+    #[must_use]
+    pub fn first(&self) -> usize {
+        self.0[0]
+    }
+
+    /// For the kernel.
+    #[must_use]
+    pub fn set(&self) -> CpuSet {
+        let mut set = CpuSet::new();
+        self.0.iter().for_each(|cpu| set.set(*cpu));
+        set
+    }
+}
+
+impl From<usize> for Cpus {
+    fn from(cpu: usize) -> Self {
+        Self(vec![cpu])
+    }
+}
+
+impl FromStr for Cpus {
+    type Err = anyhow::Error;
+
+    fn from_str(list: &str) -> anyhow::Result<Self> {
+        let mut cpus = Vec::new();
+        for part in list.split(',') {
+            let (from, to) = part.split_once('-').unwrap_or((part, part));
+            let number = |text: &str| text.parse().ok().filter(|cpu: &usize| *cpu < CpuSet::MAX_CPU);
+            match number(from).zip(number(to)) {
+                Some((from, to)) if from <= to => cpus.extend(from..=to),
+                _ => bail!("`{list}` is no list of CPUs such as 1 or 1,3 or 2-5"),
+            }
+        }
+        Ok(Self(cpus))
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers: Vec<_> = self.0.iter().map(usize::to_string).collect();
+        f.write_str(&numbers.join(","))
+    }
+}
 
 /// The machine.
 #[derive(Clone, Debug, Serialize)]
@@ -73,4 +127,22 @@ pub fn raise_descriptor_limit() -> anyhow::Result<()> {
 #[must_use]
 pub fn descriptor_limit() -> usize {
     getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_are_read_and_written() {
+        for (list, written) in [("1", "1"), ("1,3", "1,3"), ("2-4,0", "2,3,4,0")] {
+            let cpus: Cpus = list.parse().unwrap();
+            assert_eq!(cpus.to_string(), written);
+            assert_eq!(cpus.set().count() as usize, written.split(',').count());
+        }
+        assert_eq!("2-4,0".parse::<Cpus>().unwrap().first(), 2);
+        for wrong in ["", "one", "3-1", "1,", "99999999"] {
+            assert!(wrong.parse::<Cpus>().is_err(), "{wrong}");
+        }
+    }
 }

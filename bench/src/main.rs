@@ -1,7 +1,15 @@
 //! `faasd-bench`: parse and run.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
-fn main() -> anyhow::Result<()> {
-    faasd_bench::cli::Cli::parse().run()
+fn main() -> ExitCode {
+    match faasd_bench::cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("faasd-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

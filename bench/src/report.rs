@@ -1,5 +1,7 @@
 //! Results as a table and as JSON.
 
+use std::path::PathBuf;
+
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
@@ -16,10 +18,25 @@ const CLIENT_BUSY_MAX: f64 = 0.97;
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub host: Host,
+    pub setup: Setup,
     pub commit: Option<String>,
     pub date: String,
     pub results: Vec<Row>,
     pub idle: Vec<Idle>,
+}
+
+/// How it was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Setup {
+    pub rounds: u32,
+    pub chunk_ms: u128,
+    pub client_cpu: Option<usize>,
+    pub server_cpus: Option<String>,
+    pub netns: Option<PathBuf>,
+    /// The function's program; null is the built-in one.
+    pub hello: Option<PathBuf>,
+    /// Under `chrt`: other work on the machine shows little.
+    pub realtime: bool,
 }
 
 /// One subject in one scenario: its own numbers (medians over the chunks; p99.9 over all requests) and their ratios to

@@ -1,11 +1,18 @@
 //! Short real measurements with the real program.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
+
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
+/// Tests run in parallel, measurements must not.
+static QUIET: Mutex<()> = Mutex::new(());
+
 fn run(args: &[&str]) -> Output {
+    let _quiet = QUIET.lock().unwrap_or_else(PoisonError::into_inner);
     Command::new(env!("CARGO_BIN_EXE_faasd-bench")).arg("run").args(args).output().unwrap()
 }
 
@@ -42,7 +49,7 @@ const NUMBERS: [&str; 12] = [
 fn bare_against_bare_is_about_one() {
     let dir = tempfile::tempdir().unwrap();
     let report =
-        results(&["--rounds", "5", "--chunk-ms", "60", "--subjects", "control"], &dir.path().join("out"));
+        results(&["--rounds", "7", "--chunk-ms", "60", "--subjects", "control"], &dir.path().join("out"));
     for (scenario, clients) in [("new", 1), ("new", 64), ("keepalive", 1), ("keepalive", 64)] {
         for subject in ["bare", "control"] {
             let row = row(&report, scenario, clients, subject);
@@ -52,8 +59,10 @@ fn bare_against_bare_is_about_one() {
             assert_eq!((&row["errors"], &row["first_error"]), (&Value::from(0), &Value::Null), "{row:#}");
         }
         let control = row(&report, scenario, clients, "control");
-        assert_eq!(control["samples"], 5);
-        for field in ["p50_ratio", "cpu_ratio"] {
+        assert_eq!(control["samples"], 7);
+        // With many clients on one core a request mostly waits, also for whatever else this machine does.
+        let steady: &[&str] = if clients == 1 { &["p50_ratio", "cpu_ratio"] } else { &["cpu_ratio"] };
+        for &field in steady {
             let ratio = control[field].as_f64().unwrap();
             assert!((0.5..2.0).contains(&ratio), "{field} in {control:#}");
         }

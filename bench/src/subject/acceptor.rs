@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use faasd_sdk::wire::{SOCKET_FD, STATUS_FD};
 
+use super::conditions::Adopted;
 use super::{Running, Site, Subject};
 use crate::acceptors::Acceptor;
 use crate::wire;
@@ -38,6 +39,13 @@ impl Subject for HandedOver {
         let (gateway, functions) = (vec![acceptor.pid()], vec![function.pid()]);
         let mut processes = vec![acceptor, function];
         site.await_answer(address, &mut processes)?;
-        Ok(Running { name: name.to_owned(), address, gateway, function: functions, processes })
+        Ok(Running {
+            name: name.to_owned(),
+            address,
+            gateway,
+            function: functions,
+            processes,
+            _adopted: Adopted::default(),
+        })
     }
 }

@@ -1,5 +1,6 @@
 //! The function with nothing in front of it.
 
+use super::conditions::Adopted;
 use super::{Running, Site, Subject};
 
 /// A bare server under the given name: once as what all is compared with, once more as the control that shows how far
@@ -24,6 +25,13 @@ impl Subject for Bare {
         let mut processes = vec![site.spawn(self.0, &program, &args, &env, Vec::new())?];
         site.await_answer(address, &mut processes)?;
         let function = vec![processes[0].pid()];
-        Ok(Running { name: self.0.to_owned(), address, gateway: Vec::new(), function, processes })
+        Ok(Running {
+            name: self.0.to_owned(),
+            address,
+            gateway: Vec::new(),
+            function,
+            processes,
+            _adopted: Adopted::default(),
+        })
     }
 }

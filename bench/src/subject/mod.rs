@@ -2,6 +2,7 @@
 
 mod acceptor;
 mod bare;
+mod conditions;
 mod nginx;
 mod process;
 mod target;
@@ -12,6 +13,7 @@ use nix::unistd::Pid;
 
 pub use acceptor::HandedOver;
 pub use bare::Bare;
+pub use conditions::realtime_policy;
 pub use nginx::Nginx;
 pub use process::{Process, Site};
 pub use target::Target;
@@ -44,6 +46,8 @@ pub struct Running {
     pub function: Vec<Pid>,
     /// Held for their `Drop`, which ends them; the gateway before the function.
     pub(crate) processes: Vec<Process>,
+    /// Held for its `Drop` too.
+    pub(crate) _adopted: conditions::Adopted,
 }
 
 impl Running {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
+use super::conditions::Adopted;
 use super::{Bare, Running, Site, Subject, process};
 
 const WORKER_MAX: Duration = Duration::from_secs(5);
@@ -43,7 +44,14 @@ impl Subject for Nginx {
             gateway = process::children(master_pid)?;
         }
         gateway.push(master_pid);
-        Ok(Running { name: "nginx".to_owned(), address, gateway, function: function.function, processes })
+        Ok(Running {
+            name: "nginx".to_owned(),
+            address,
+            gateway,
+            function: function.function,
+            processes,
+            _adopted: Adopted::default(),
+        })
     }
 }
 

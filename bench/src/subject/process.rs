@@ -13,6 +13,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 
+use crate::host::Cpus;
 use crate::load::{self, Placement, Scenario, Seat};
 
 /// How long a subject may take to come up.
@@ -29,8 +30,8 @@ pub struct Site {
     pub program: PathBuf,
     /// The function's program instead of the stand-in.
     pub hello: Option<PathBuf>,
-    /// The CPUs of all servers, in the form of `taskset -c`.
-    pub server_cpus: Option<String>,
+    /// The CPUs of all servers.
+    pub server_cpus: Option<Cpus>,
     /// The network namespace of all servers.
     pub netns: Option<PathBuf>,
     /// Where they listen.
@@ -82,7 +83,7 @@ impl Site {
             command.arg("nsenter").arg(format!("--net={}", netns.display())).arg("--");
         }
         if let Some(cpus) = &self.server_cpus {
-            command.args(["taskset", "-c", cpus]);
+            command.args(["taskset", "-c", &cpus.to_string()]);
         }
         command.arg(program).args(args).stdin(Stdio::null());
         command.stdout(output.try_clone()?).stderr(output.try_clone()?);

@@ -7,7 +7,9 @@ use std::str::FromStr;
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
 
+use super::conditions::Adopted;
 use super::{Running, Site, Subject};
+use crate::host::Cpus;
 
 /// `NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +58,16 @@ impl Subject for Target {
 
     fn start(&self, site: &Site) -> anyhow::Result<Running> {
         site.await_answer(self.address, &mut [])?;
+        let pids: Vec<_> = self.gateway.iter().chain(&self.function).copied().collect();
+        let cpus = site.server_cpus.as_ref().map(Cpus::set);
+        let adopted = Adopted::new(&pids, cpus.as_ref())?;
         Ok(Running {
             name: self.name.clone(),
             address: self.address,
             gateway: self.gateway.clone(),
             function: self.function.clone(),
             processes: Vec::new(),
+            _adopted: adopted,
         })
     }
 }
