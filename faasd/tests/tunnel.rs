@@ -4,6 +4,8 @@
 //!  ingress: wg0 ┄┄┄ host: UDP, veth ─── veth: client, faas0
 //! ```
 
+#![expect(clippy::unwrap_used, reason = "in a test, what fails should say where")]
+
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
@@ -79,15 +81,20 @@ struct Bed {
     ingress: Net,
     server_key: PrivateKey,
     server: Launch,
+    choice: Choice,
 }
 
 impl Bed {
     fn new() -> Self {
+        Self::with(Choice::Userspace)
+    }
+
+    fn with(choice: Choice) -> Self {
         let dir = tempfile::Builder::new().prefix("faas-tunnel-").tempdir().unwrap();
         let host = Net::new(dir.path(), "host");
         let ingress = Net::new(dir.path(), "ingress");
         let server = launch(&dir.path().join("server"));
-        Self { dir, host, ingress, server_key: PrivateKey::generate(), server }
+        Self { dir, host, ingress, server_key: PrivateKey::generate(), server, choice }
     }
 
     /// The server's interface: brought up in the ingress namespace by a daemon in the host's.
@@ -99,7 +106,7 @@ impl Bed {
             private_key: &self.server_key,
             listen_port: PORT,
             mtu_bytes: MTU_BYTES,
-            choice: Choice::Userspace,
+            choice: self.choice,
             launch: &self.server,
         };
         let interface = self.host.ns.run(|| Ok(tunnel::bring_up(&self.ingress.ns, &setup))).unwrap().unwrap();
@@ -131,7 +138,7 @@ impl Bed {
             private_key: &key,
             listen_port: 0,
             mtu_bytes: MTU_BYTES,
-            choice: Choice::Userspace,
+            choice: self.choice,
             launch: &launch,
         };
         let interface = net.ns.run(|| Ok(tunnel::bring_up(&net.ns, &setup))).unwrap().unwrap();
@@ -248,9 +255,21 @@ fn kill(pid: i32) {
 #[test]
 #[ignore = "needs root"]
 fn traffic_passes_and_the_address_is_the_peers() {
-    let bed = Bed::new();
+    passes(&Bed::new(), Some(Kind::Userspace));
+}
+
+/// With kernel WireGuard where there is one, else the same again.
+#[test]
+#[ignore = "needs root"]
+fn traffic_passes_whoever_encrypts() {
+    passes(&Bed::with(Choice::Auto), None);
+}
+
+fn passes(bed: &Bed, kind: Option<Kind>) {
     let server = bed.serve();
-    assert_eq!((server.kind(), server.name()), (Kind::Userspace, "wg0"));
+    println!("{} WireGuard", server.kind());
+    assert!(kind.is_none_or(|kind| kind == server.kind()));
+    assert_eq!(server.name(), "wg0");
     let start = Instant::now();
     let client = bed.client(2, &*server);
     println!("client up: {:?}", start.elapsed());
@@ -299,6 +318,7 @@ fn wg_shows_a_tunnel_that_is_ours() {
         launch: &launch,
     };
     let interface = net.ns.run(|| Ok(tunnel::bring_up(&net.ns, &setup))).unwrap().unwrap();
+    let lock = launch.socket_dir.join(format!("{name}.lock"));
     let shown = net.succeeds(&format!("wg show {name} public-key"));
     let peer = PrivateKey::generate().public();
     // Somebody changes it by hand.
@@ -307,6 +327,7 @@ fn wg_shows_a_tunnel_that_is_ours() {
     ));
     let status = interface.status().unwrap();
     tunnel::take_down(&net.ns, &name, &launch).unwrap();
+    std::fs::remove_file(lock).unwrap();
     assert_eq!(shown.trim(), key.public().to_string());
     assert_eq!(status.peers[0].public_key, peer);
     assert_eq!(status.peers[0].keepalive_s, Some(25));
@@ -410,6 +431,9 @@ fn a_killed_tunnel_process_costs_no_connection() {
     assert_eq!(pid(&bed.server, "wg0"), first);
     exchange(&mut connection, 1000);
 
+    // Nothing that happens to the terminal or the parent reaches it.
+    let process = rustix::process::Pid::from_raw(first);
+    assert_eq!(rustix::process::getsid(process).unwrap(), process.unwrap());
     kill(first);
     eventually("the process is gone", || userspace::find("wg0", &bed.server.socket_dir).unwrap().is_none());
     // The interface is still there, with what was given to it.
@@ -594,4 +618,29 @@ fn what_is_not_ours_is_left_alone() {
     let error =
         tunnel::bring_up(&bed.ingress.ns, &Setup { private_key: &other, ..setup }).unwrap_err().to_string();
     assert!(error.contains("another key"), "{error}");
+}
+
+/// A kernel without WireGuard is told from other refusals.
+#[test]
+#[ignore = "needs root"]
+fn the_kernel_is_asked() {
+    let bed = Bed::with(Choice::Kernel);
+    let name = bed.dir.path().join("probe");
+    let probe = Net { ns: NetNs::open_or_create(&name).unwrap(), path: name };
+    let setup = Setup {
+        name: "wg0",
+        address: VPN_PREFIX.server(),
+        bits: 64,
+        private_key: &bed.server_key,
+        listen_port: 0,
+        mtu_bytes: MTU_BYTES,
+        choice: Choice::Kernel,
+        launch: &bed.server,
+    };
+    let there = probe.command("ip link add probe type wireguard").status.success();
+    match bed.host.ns.run(|| Ok(tunnel::bring_up(&bed.ingress.ns, &setup))).unwrap() {
+        Ok(interface) => assert!(there && interface.kind() == Kind::Kernel),
+        Err(tunnel::Error::NoKernelWireGuard { .. }) => assert!(!there),
+        Err(e) => panic!("{e}"),
+    }
 }

@@ -95,7 +95,7 @@ pub fn start(ns: &NetNs, setup: &Setup<'_>) -> Result<UserspaceInterface, Error>
         socket_dir: launch.socket_dir.clone(),
         mtu_bytes: setup.mtu_bytes,
     };
-    let (mut child, mut log) = spawn(launch, &args.to_args())
+    let (mut child, log) = spawn(launch, &args.to_args())
         .map_err(|source| Error::Start { program: launch.program.clone(), source })?;
     let deadline = Instant::now() + PROCESS_DEADLINE;
     loop {
@@ -110,7 +110,7 @@ pub fn start(ns: &NetNs, setup: &Setup<'_>) -> Result<UserspaceInterface, Error>
             if let Some(found) = find(name, &launch.socket_dir)? {
                 return Ok(found);
             }
-            return Err(Error::Ended { name: name.to_owned(), status, said: said(log.as_mut()) });
+            return Err(Error::Ended { name: name.to_owned(), status, said: said(log) });
         }
         if Instant::now() > deadline {
             let _ = child.kill();
@@ -137,10 +137,10 @@ fn spawn(launch: &Launch, args: &[OsString]) -> io::Result<(Child, Option<(File,
 }
 
 /// What the process wrote since its start.
-fn said(log: Option<&mut (File, u64)>) -> String {
+fn said(log: Option<(File, u64)>) -> String {
     let mut text = String::new();
-    if let Some((file, from)) = log {
-        let _ = file.seek(SeekFrom::Start(*from));
+    if let Some((mut file, from)) = log {
+        let _ = file.seek(SeekFrom::Start(from));
         let _ = file.take(SAID_BYTES_MAX).read_to_string(&mut text);
     }
     match text.trim() {
