@@ -293,3 +293,16 @@ fn the_rust_template_is_deployed_once_it_is_built() {
     let packed = images.values().next().unwrap();
     assert!(packed.iter().any(|path| spec.command[0].ends_with(path.as_str())), "{packed:?}");
 }
+
+#[test]
+fn a_machine_that_never_joined_is_told_how() {
+    let faas = Faas::alone();
+    let state = ["--state-dir", "state", "--interface", "faascli0"];
+    let run = |verb: &str, more: &[&str], code, why: &str| {
+        faas.fails(&[&["vpn", verb], state.as_slice(), more].concat(), code, why);
+    };
+    run("status", &[], 66, "faas vpn connect INVITATION");
+    run("connect", &[], 66, "faas vpn connect INVITATION");
+    run("connect", &["nonsense"], 65, "no invitation");
+    run("connect", &["-"], 66, "standard input");
+}
