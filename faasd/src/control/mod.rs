@@ -4,4 +4,3 @@ pub mod api;
 pub mod dns;
 pub mod records;
 pub mod store;
-//! Control: what is declared, and the work of making it so.
