@@ -168,7 +168,7 @@ fn the_life_of_a_function() {
     assert!(faas.ok(&["ls", "--color", "always"]).contains('\x1b'));
 
     let described = faas.ok(&["describe", "hello"]);
-    for part in ["hand-off", "handle in handler.py", "128 MiB", "requeued", "hello-2", "4321"] {
+    for part in ["hand-off", "handle in handler.py", "64 MiB", "requeued", "hello-2", "4321"] {
         assert!(described.contains(part), "{part}: {described}");
     }
     faas.fails(&["describe", "helo"], 1, "no function 'helo'; did you mean 'hello'?");
@@ -279,7 +279,14 @@ fn completions_know_the_verbs() {
 fn the_rust_template_is_deployed_once_it_is_built() {
     let daemon = Daemon::start();
     let faas = Faas::new(&daemon);
-    faas.ok(&["new", "hi", "--lang", "rust"]);
+    faas.fails(&["new", "hi", "--lang", "rust", "--sdk", "nowhere"], 66, "nowhere/Cargo.toml");
+    let sdk = concat!(env!("CARGO_MANIFEST_DIR"), "/../faasd-sdk");
+    for (name, more, key) in [("hi", &["--sdk", sdk][..], "path"), ("released", &[], "git")] {
+        faas.ok(&[&["new", name, "--lang", "rust"], more].concat());
+        let manifest = fs::read_to_string(faas.dir.path().join(name).join("Cargo.toml")).unwrap();
+        let manifest: toml::Table = manifest.parse().unwrap();
+        assert!(manifest["dependencies"]["faasd-sdk"][key].is_str(), "{manifest}");
+    }
     let toml = fs::read_to_string(faas.dir.path().join("hi/faas.toml")).unwrap();
     let spec = faasd::core::spec::FunctionSpec::from_toml(&toml).unwrap();
     faas.fails(&["deploy", "./hi"], 66, "build it first");
@@ -292,4 +299,37 @@ fn the_rust_template_is_deployed_once_it_is_built() {
     let images = daemon.fake.images.lock().unwrap();
     let packed = images.values().next().unwrap();
     assert!(packed.iter().any(|path| spec.command[0].ends_with(path.as_str())), "{packed:?}");
+}
+
+#[test]
+fn a_machine_that_never_joined_is_told_how() {
+    let faas = Faas::alone();
+    let state = ["--state-dir", "state", "--interface", "faascli0"];
+    let run = |verb: &str, more: &[&str], code, why: &str| {
+        faas.fails(&[&["vpn", verb], state.as_slice(), more].concat(), code, why);
+    };
+    run("status", &[], 66, "faas vpn connect INVITATION");
+    run("connect", &[], 66, "faas vpn connect INVITATION");
+    run("connect", &["nonsense"], 65, "no invitation");
+    run("connect", &["-"], 66, "standard input");
+}
+
+#[test]
+fn the_doctor_names_a_verdict_and_a_remedy_for_each_check() {
+    let faas = Faas::alone();
+    let ran = faas.run(&["doctor", "-o", "json"]);
+    let found: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let checks = found["checks"].as_array().unwrap();
+    let failed = checks.iter().filter(|check| check["verdict"] == "failed").count();
+    assert_eq!(ran.code, i32::from(failed > 0), "{}{}", ran.out, ran.err);
+    let daemon = checks.iter().find(|check| check["name"] == "faasd").unwrap();
+    assert_eq!(
+        (daemon["verdict"].as_str(), daemon["remedy"].as_str()),
+        (Some("warning"), Some("systemctl start faasd"))
+    );
+    assert!(checks.len() > 5, "{found}");
+    for check in checks {
+        assert!(check["verdict"] == "ok" || check["remedy"].is_string(), "no remedy: {check}");
+    }
+    assert!(faas.run(&["doctor"]).out.starts_with("VERDICT"));
 }

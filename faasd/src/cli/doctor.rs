@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::ui::{printable, state_cell};
 use super::{Context, Exit, Failure, Format, Output};
 use crate::api::client::ClientError;
+use crate::runtime::doctor::{self, Verdict};
 
 /// Check what this machine has and lacks
 #[derive(Debug, Args)]
@@ -36,9 +37,21 @@ struct Check {
     remedy: Option<String>,
 }
 
+impl From<doctor::Check> for Check {
+    fn from(check: doctor::Check) -> Self {
+        let verdict = match check.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Warn => "warning",
+            Verdict::Fail => "failed",
+        };
+        Self { name: check.name.to_owned(), verdict, found: check.detail, remedy: check.remedy }
+    }
+}
+
 impl Doctor {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let checks = vec![daemon(context).await];
+        let mut checks: Vec<Check> = doctor::checks().await.into_iter().map(Check::from).collect();
+        checks.push(daemon(context).await);
         let failed = checks.iter().filter(|check| check.verdict == "failed").count();
         if self.output.format == Format::Json {
             context.ui.json(&Checks { checks })?;
@@ -47,11 +60,14 @@ impl Doctor {
                 vec![
                     state_cell(check.verdict),
                     Cell::new(&check.name),
-                    Cell::new(printable(&check.found)),
-                    Cell::new(printable(check.remedy.as_deref().unwrap_or_default())),
+                    // A remedy is a command to be copied: it gets a line to itself.
+                    Cell::new(printable(&match &check.remedy {
+                        Some(remedy) => format!("{}\n→ {remedy}", check.found),
+                        None => check.found.clone(),
+                    })),
                 ]
             });
-            context.ui.table(["VERDICT", "CHECK", "FOUND", "REMEDY"], rows)?;
+            context.ui.table(["VERDICT", "CHECK", "FOUND"], rows)?;
         }
         match failed {
             0 => Ok(()),

@@ -59,6 +59,19 @@ impl Failure {
         self
     }
 
+    /// An error with its chain of causes beneath it.
+    #[must_use]
+    pub fn chain(exit: Exit, error: &dyn std::error::Error) -> Self {
+        let mut causes = Vec::new();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            causes.push(error.to_string());
+            cause = error.source();
+        }
+        let hint = (!causes.is_empty()).then(|| causes.join(": "));
+        Self { exit, message: error.to_string(), hint }
+    }
+
     /// Ends with a code, and says nothing more.
     #[must_use]
     pub const fn silent(exit: Exit) -> Self {

@@ -1,7 +1,7 @@
 //! `faas new`
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -23,6 +23,9 @@ pub struct New {
     /// Where to make it [default: NAME]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// A checkout of faasd-sdk to build a Rust function with [default: this version's, from its repository]
+    #[arg(long, value_name = "DIR")]
+    sdk: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -33,6 +36,9 @@ enum Lang {
 
 /// What stands for the function's name in a template.
 const NAME: &str = "{{name}}";
+
+/// What stands for where cargo finds faasd-sdk.
+const SDK: &str = "{{sdk}}";
 
 const PYTHON: &[(&str, &str)] = &[
     ("handler.py", include_str!("../../templates/python/handler.py")),
@@ -54,15 +60,16 @@ impl New {
             Lang::Python => PYTHON,
             Lang::Rust => RUST,
         };
+        let sdk = sdk(self.sdk.as_deref())?;
         refuse_to_overwrite(&dir)?;
         for (path, text) in files {
             let path = dir.join(path);
             let failed =
                 |e: io::Error| Failure { exit: Exit::CannotCreate, ..Failure::file("write", &path, &e) };
             fs::create_dir_all(path.parent().unwrap_or(&dir)).map_err(failed)?;
-            let file = fs::File::create_new(&path).map_err(failed)?;
-            io::Write::write_all(&mut &file, text.replace(NAME, self.name.as_str()).as_bytes())
-                .map_err(failed)?;
+            let text = text.replace(NAME, self.name.as_str()).replace(SDK, &sdk);
+            let mut file = fs::File::create_new(&path).map_err(failed)?;
+            file.write_all(text.as_bytes()).map_err(failed)?;
         }
         for (path, _) in files {
             context.ui.print(&format!("{}\n", dir.join(path).display()))?;
@@ -75,6 +82,27 @@ impl New {
         context.ui.note(&format!("deploy it with `faas deploy {name} {dir}`{build}"));
         Ok(())
     }
+}
+
+/// The keys of cargo's dependency on the SDK.
+fn sdk(checkout: Option<&Path>) -> Result<String, Failure> {
+    let Some(checkout) = checkout else {
+        return Ok(concat!(
+            "git = \"",
+            env!("CARGO_PKG_REPOSITORY"),
+            "\", tag = \"v",
+            env!("CARGO_PKG_VERSION"),
+            "\""
+        )
+        .to_owned());
+    };
+    let manifest = checkout.join("Cargo.toml");
+    if !manifest.is_file() {
+        let text = format!("there is no {}; --sdk names the directory of faasd-sdk", manifest.display());
+        return Err(Failure::new(Exit::NoInput, text));
+    }
+    let path = checkout.canonicalize().map_err(|e| Failure::file("use", checkout, &e))?;
+    Ok(format!("path = {}", toml::Value::String(path.to_string_lossy().into_owned())))
 }
 
 fn refuse_to_overwrite(dir: &Path) -> Result<(), Failure> {

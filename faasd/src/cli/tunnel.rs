@@ -1,41 +1,21 @@
-//! Where the command line meets the tunnel's client: the four calls of `faas vpn connect`, `disconnect`, `status` and
-//! of the userspace tunnel's own process.
+//! `faas tunnel`: the userspace tunnel's process. `faas vpn connect` and the daemon start it where the kernel has no
+//! WireGuard, and it outlives them.
 
 use clap::Args;
 
-use super::{Exit, Failure, Ui};
+use super::{Exit, Failure};
+use crate::tunnel::process::{self, ProcessArgs};
 
-/// The userspace tunnel's process; `faas vpn connect` starts it
+/// The userspace tunnel's process; faasd and `faas vpn connect` start it
 #[derive(Debug, Args)]
-#[command(hide = true, disable_help_flag = true)]
+#[command(hide = true)]
 pub struct Tunnel {
-    /// What the parent passes
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    args: Vec<String>,
+    #[command(flatten)]
+    args: ProcessArgs,
 }
 
 impl Tunnel {
     pub fn run(self) -> Result<(), Failure> {
-        drop(self.args);
-        Err(missing())
+        process::run(&self.args).map_err(|e| Failure::chain(Exit::Failed, &e))
     }
-}
-
-/// Joins, or takes up an earlier connection; answers what to tell the user.
-pub fn connect(_invitation: Option<&str>, _interface: &str, _dns: bool) -> Result<String, Failure> {
-    Err(missing())
-}
-
-/// Leaves; answers what to tell the user.
-pub fn disconnect(_interface: &str) -> Result<String, Failure> {
-    Err(missing())
-}
-
-/// Prints the state of the connection.
-pub fn status(_ui: &Ui, _interface: &str, _json: bool) -> Result<(), Failure> {
-    Err(missing())
-}
-
-fn missing() -> Failure {
-    Failure::new(Exit::Unavailable, "this build has no tunnel client")
 }

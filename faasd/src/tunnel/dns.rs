@@ -42,9 +42,9 @@ pub enum Dns {
 
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
-    #[error("cannot {operation} {}; `--dns none` leaves names alone", path.display())]
+    #[error("cannot {operation} {}; `--no-dns` leaves names alone", path.display())]
     File { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("`resolvectl {command}` failed: {said}; `--dns none` leaves names alone")]
+    #[error("`resolvectl {command}` failed: {said}; `--no-dns` leaves names alone")]
     Resolved { command: String, said: String },
 }
 

@@ -7,12 +7,50 @@ mod peers;
 mod revoke;
 mod status;
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
-use super::{Context, Failure, block_on};
+use super::{Context, Exit, Failure, block_on};
+use crate::tunnel::client::{ClientError, INTERFACE, Options};
+use crate::tunnel::dns::DnsMode;
+use crate::tunnel::{Choice, Launch};
 
-/// The interface of a machine that joined.
-const INTERFACE: &str = "faas0";
+/// Where a machine keeps whom it joined.
+const STATE: &str = "/var/lib/faas";
+
+/// Which of this machine's connections is meant.
+#[derive(Debug, Args)]
+struct Local {
+    /// The interface's name
+    #[arg(long, value_name = "NAME", default_value = INTERFACE)]
+    interface: String,
+    /// Where the connection's key is kept
+    #[arg(long, value_name = "DIR", default_value = STATE)]
+    state_dir: PathBuf,
+}
+
+impl Local {
+    fn options(self, choice: Choice, dns: DnsMode) -> Result<Options, Failure> {
+        // The tunnel's process, where it takes one, is this program again.
+        let program = std::env::current_exe()
+            .map_err(|e| Failure::new(Exit::Failed, format!("cannot find this program's own file: {e}")))?;
+        let launch = Launch::new(program);
+        Ok(Options { name: self.interface, state_dir: self.state_dir, launch, choice, dns })
+    }
+}
+
+/// A failure of this machine's tunnel. Without root, that is nearly always why.
+fn failure(error: &ClientError) -> Failure {
+    if matches!(error, ClientError::NeverJoined) {
+        return Failure::new(Exit::NoInput, error.to_string());
+    }
+    let failure = Failure::chain(Exit::Failed, error);
+    if rustix::process::geteuid().is_root() {
+        return failure;
+    }
+    Failure { exit: Exit::Permission, ..failure.hint("run this as root, for instance with sudo") }
+}
 
 /// Let machines in, and join from one
 #[derive(Debug, Args)]
