@@ -474,6 +474,7 @@ mod tests {
     #[test]
     fn a_closed_directory_is_named() {
         let top = tempfile::tempdir().unwrap();
+        fs::set_permissions(top.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let inner = top.path().join("state");
         prepare(&inner, 0o711).unwrap();
         match check_passable(&inner) {
