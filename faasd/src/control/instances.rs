@@ -11,9 +11,9 @@ use faasd_sdk::status::StatusPage;
 use faasd_sdk::wire::{self, Kind};
 use jiff::Timestamp;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair, sockopt};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+use tokio::sync::watch as orders;
 
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
@@ -23,6 +23,7 @@ use crate::dataplane;
 use crate::runtime::instance::{Adopted, Request, Running, Runtime, new_id};
 use crate::runtime::logs::Logs;
 use crate::sys::pidfd::{Exit, Pidfd};
+use crate::sys::readiness::watch;
 use crate::sys::scm;
 
 /// The send buffer of an instance's socket: room for some thousand connections that it has not yet received.
@@ -54,7 +55,7 @@ pub struct Live {
     pub page: Arc<StatusPage>,
     socket: Arc<OwnedFd>,
     receive_end: Arc<OwnedFd>,
-    orders: watch::Sender<Order>,
+    orders: orders::Sender<Order>,
 }
 
 impl Live {
@@ -106,7 +107,7 @@ struct Task {
     socket: Arc<OwnedFd>,
     receive_end: Arc<OwnedFd>,
     page: Arc<StatusPage>,
-    orders: watch::Receiver<Order>,
+    orders: orders::Receiver<Order>,
     drain: Duration,
 }
 
@@ -202,7 +203,7 @@ impl Instances {
         (socket, receive_end, page): (OwnedFd, OwnedFd, StatusPage),
         adopted: bool,
     ) -> (Live, Task) {
-        let (orders, receiver) = watch::channel(Order::Run);
+        let (sender, receiver) = orders::channel(Order::Run);
         let (socket, receive_end, page) = (Arc::new(socket), Arc::new(receive_end), Arc::new(page));
         let task = Task {
             all: self.clone(),
@@ -224,7 +225,7 @@ impl Instances {
             page,
             socket,
             receive_end,
-            orders,
+            orders: sender,
         };
         (live, task)
     }
@@ -237,6 +238,12 @@ impl Instances {
         if let Err(error) = self.with_store(|store| store.remove(&format!("{ENTRY}{id}"))) {
             tracing::warn!(%error, "descriptors of an ended instance are kept");
         }
+    }
+
+    /// Tells the owner from within the owner: it cannot wait for itself.
+    pub fn report(&self, message: Message) {
+        let all = self.clone();
+        tokio::spawn(async move { all.tell(message).await });
     }
 
     async fn tell(&self, message: Message) {
@@ -341,7 +348,7 @@ impl Task {
 
     fn messages(&self) -> Option<AsyncFd<OwnedFd>> {
         let socket = self.socket.try_clone().ok()?;
-        AsyncFd::with_interest(socket, Interest::READABLE).ok()
+        watch(socket).ok()
     }
 }
 

@@ -171,6 +171,26 @@ impl Lifecycle {
         self.reason.as_deref()
     }
 
+    /// Whether an instance of the candidate would be promoted by its readiness.
+    #[must_use]
+    pub fn would_promote(&self, key: u32) -> bool {
+        self.instances.get(&key).is_some_and(|i| {
+            matches!(i.phase, Phase::Starting { .. }) && self.candidate.is_some_and(|c| c.number == i.revision)
+        })
+    }
+
+    /// Whether an instance is ready and not on its way out.
+    #[must_use]
+    pub fn is_ready(&self, key: u32) -> bool {
+        self.instances.get(&key).is_some_and(|i| i.phase == Phase::Ready)
+    }
+
+    /// Whether an instance is on its way out.
+    #[must_use]
+    pub fn is_leaving(&self, key: u32) -> bool {
+        self.instances.get(&key).is_some_and(|i| matches!(i.phase, Phase::Draining { .. } | Phase::Killed))
+    }
+
     /// Whether a deploy is under way.
     #[must_use]
     pub fn is_deploying(&self) -> bool {

@@ -94,7 +94,7 @@ pub struct Running {
 }
 
 /// A container that an earlier daemon started.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Adopted {
     pub id: String,
     pub pid: u32,

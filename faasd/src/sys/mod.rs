@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod netlink;
 pub mod netns;
 pub mod pidfd;
+pub mod readiness;
 pub mod scm;
 pub mod tun;
 pub mod uring;
