@@ -30,13 +30,39 @@ pub fn own(instance: &str) -> io::Result<PathBuf> {
     Ok(group)
 }
 
+/// Removes the group that [`own`] made, and the group of the containers, wherever they are empty.
+///
+/// # Errors
+/// Those of `rmdir(2)`; groups that are not there are none.
+pub fn remove(instance: &str) -> io::Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut result = Ok(());
+    for mount in cgroup_mounts(&mounts) {
+        for group in [format!("{instance}-daemon"), instance.to_owned()] {
+            match fs::remove_dir(mount.join(group)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => result = Err(e),
+                _ => {}
+            }
+        }
+    }
+    result
+}
+
+/// Where cgroup hierarchies of either version are mounted.
+fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
+    let is_cgroup = |kind: &str| matches!(kind, "cgroup" | "cgroup2");
+    mountinfo.lines().filter_map(|line| mount_of(line, is_cgroup)).collect()
+}
+
 /// Where cgroup2 is mounted: field 5 of the line whose file system type, after the separator, is `cgroup2`.
 fn mount_point(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let is_cgroup2 = file_system.split(' ').next() == Some("cgroup2");
-        is_cgroup2.then(|| mount.split(' ').nth(4).map(|path| Path::new(path).to_owned())).flatten()
-    })
+    mountinfo.lines().find_map(|line| mount_of(line, |kind| kind == "cgroup2"))
+}
+
+fn mount_of(line: &str, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let path = mount.split(' ').nth(4)?;
+    wanted(file_system.split(' ').next()?).then(|| Path::new(path).to_owned())
 }
 
 #[cfg(test)]

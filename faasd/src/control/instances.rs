@@ -108,7 +108,6 @@ struct Task {
     receive_end: Arc<OwnedFd>,
     page: Arc<StatusPage>,
     orders: orders::Receiver<Order>,
-    drain: Duration,
 }
 
 impl Instances {
@@ -214,7 +213,6 @@ impl Instances {
             receive_end: Arc::clone(&receive_end),
             page: Arc::clone(&page),
             orders: receiver,
-            drain: record.spec.deadlines.drain(),
         };
         let live = Live {
             id,
@@ -294,7 +292,7 @@ impl Task {
                     Some(_) => tracing::warn!(id = self.id, "an instance sent what only faasd sends"),
                     None => messages = None,
                 },
-                changed = self.orders.changed() => match *self.orders.borrow_and_update() {
+                order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
                     // A protocol message: it comes after every connection that the instance was given.
                     Order::Drain => {
@@ -303,8 +301,6 @@ impl Task {
                             tracing::debug!(id = self.id, %error, "an instance cannot be asked to finish");
                         }
                     }
-                    // The sender is gone with the owner: the instance is to outlive this daemon.
-                    Order::Kill if changed.is_err() => std::future::pending().await,
                     Order::Kill => {
                         let _ = process.signal(rustix::process::Signal::KILL);
                     }
@@ -350,6 +346,14 @@ impl Task {
         let socket = self.socket.try_clone().ok()?;
         watch(socket).ok()
     }
+}
+
+/// The next order. With the owner gone none follows: the instance is to outlive this daemon.
+async fn wanted(orders: &mut orders::Receiver<Order>) -> Order {
+    if orders.changed().await.is_err() {
+        return std::future::pending().await;
+    }
+    *orders.borrow_and_update()
 }
 
 /// The next message of an instance. `None`: it has closed its end, or breaks the protocol, and is listened to no more.

@@ -16,6 +16,7 @@ use super::config::Config;
 use super::fdstore::FdStore;
 use super::ingress::Ingress;
 use super::instances::{Instances, Live, Order, drop_listener, keep_listener, listener_entry};
+use super::metrics::Lives;
 use super::records::{FUNCTIONS, FunctionRecord, free_slot};
 use super::store::{Expect, Store, list_json, put_json};
 use crate::api::types::{Connections, Function, Instance, Phase, State};
@@ -44,7 +45,7 @@ pub enum Message {
     Deploy { name: FunctionName, image: String, spec: Box<FunctionSpec>, reply: Reply<Function> },
     Remove { name: FunctionName, reply: Reply<()> },
     Get { name: FunctionName, reply: Reply<Function> },
-    List { reply: oneshot::Sender<Vec<(Function, Arc<Stats>)>> },
+    List { reply: oneshot::Sender<Vec<(Function, Arc<Stats>, Lives)>> },
     /// The kernel program's decisions, by their index.
     Decisions { reply: Reply<[u64; faasd_common::Decision::COUNT as usize]> },
     /// An instance's container runs.
@@ -87,6 +88,7 @@ struct Entry {
     stats: Arc<Stats>,
     live: BTreeMap<u32, Live>,
     removals: Vec<Reply<()>>,
+    lives: Lives,
 }
 
 struct Candidate {
@@ -244,7 +246,7 @@ impl Owner {
                 drop(reply.send(view.ok_or_else(|| self.no_function(&name))));
             }
             Message::List { reply } => {
-                let view = |(name, entry)| Some((self.view(name, entry)?, Arc::clone(&entry.stats)));
+                let view = |(name, entry)| Some((self.view(name, entry)?, Arc::clone(&entry.stats), entry.lives));
                 drop(reply.send(self.functions.iter().filter_map(view).collect()));
             }
             Message::Decisions { reply } => {
@@ -395,10 +397,11 @@ impl Owner {
         let Some(entry) = self.functions.get_mut(&name) else { return };
         let slot = entry.slot;
         entry.live.remove(&key);
-        self.tell(Command::RemoveInstance { slot, key });
-        if !self.functions[&name].lifecycle.is_leaving(key) {
+        if !entry.lifecycle.is_leaving(key) {
+            entry.lives.failures += 1;
             tracing::warn!(function = %name, why, "an instance ended");
         }
+        self.tell(Command::RemoveInstance { slot, key });
         self.step(&name, Event::Exited { key, why }).await;
     }
 
@@ -454,7 +457,10 @@ impl Owner {
             },
         };
         match started {
-            Ok(live) => drop(entry.live.insert(key, live)),
+            Ok(live) => {
+                entry.lives.starts += 1;
+                entry.live.insert(key, live);
+            }
             Err(why) => self.parts.instances.report(Message::Exited { key, why }),
         }
     }
@@ -609,6 +615,7 @@ impl Owner {
             stats: Arc::default(),
             live: BTreeMap::new(),
             removals: Vec::new(),
+            lives: Lives::default(),
         }
     }
 
@@ -683,6 +690,12 @@ impl Owner {
                 refused: entry.stats.refused(),
             },
         })
+    }
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Owner({} functions)", self.functions.len())
     }
 }
 

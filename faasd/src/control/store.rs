@@ -60,7 +60,7 @@ impl fmt::Display for Expect {
 }
 
 /// Where desired state is kept.
-pub trait Store: Send + Sync {
+pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
     /// Those of the medium; see [`StoreError`].
     fn get(&self, key: &str) -> Result<Option<Versioned>, StoreError>;

@@ -1,0 +1,301 @@
+//! The daemon: puts the parts together in the one order that works, serves, and takes them apart again.
+//!
+//! Everything is bound and probed before anything is served. On its way out the daemon leaves behind what serves
+//! without it: instances, the tunnel, the kernel program, the descriptor store. [`teardown`] removes those as well.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use faasd_common::Route;
+use jiff::Timestamp;
+use rustix::process::{Resource, Rlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::api::{self, Spool};
+use super::config::Config;
+use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
+use super::fdstore::FdStore;
+use super::ingress::Ingress;
+use super::instances::Instances;
+use super::network::{self, Network};
+use super::owner::{self, Message, Owner};
+use super::service::Daemon;
+use super::store::{Embedded, Store};
+use super::cgroup;
+use crate::core::paths::Paths;
+use crate::core::zone::{self, Zone, ZoneSettings};
+use crate::dataplane::Acceptors;
+use crate::runtime::image;
+use crate::runtime::instance::Runtime;
+use crate::runtime::logs::Logs;
+use crate::sys::bpf::{Attachment, Kernel};
+use crate::sys::netlink::Netlink;
+use crate::sys::netns::NetNs;
+use crate::tunnel::userspace::Launch;
+use crate::tunnel::{self, keys};
+
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// Zone changes within this time are written to the zone file together.
+const ZONE_FILE_PAUSE: Duration = Duration::from_millis(200);
+
+/// How a daemon is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub paths: Paths,
+    pub config: PathBuf,
+    /// `FAAS_VPN_ENDPOINT`: comes before the one in the settings.
+    pub endpoint: Option<String>,
+}
+
+impl Options {
+    fn launch(&self) -> anyhow::Result<Launch> {
+        let mut launch = Launch::new(program()?);
+        // `wg` looks in the default directory; a second daemon on the machine has one of its own.
+        if self.paths.instance != DEFAULT_INSTANCE {
+            launch.socket_dir = self.paths.run.join("wireguard");
+        }
+        launch.log = Some(self.paths.run.join("tunnel.log"));
+        Ok(launch)
+    }
+}
+
+/// The name of the one daemon that most machines have.
+pub const DEFAULT_INSTANCE: &str = "faasd";
+
+/// Our own binary, by a path that stays good when a newer one takes its place.
+fn program() -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe().context("cannot tell where the faasd binary is")?;
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| path.clone(), PathBuf::from))
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What is missing or in the way, with the remedy. Nothing of this daemon's is left then but what an earlier one had
+/// left.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let Options { paths, .. } = &options;
+    let config = Config::load(&options.config)?;
+    prepare(paths)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let program = program()?;
+    let fdstore = Arc::new(Mutex::new(FdStore::open(&paths.fdstore(), &program)?));
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&paths.store())?);
+    let cgroup = cgroup::own(&paths.instance).context("cannot make a cgroup for the guards on passed sockets")?;
+    let runtime = Arc::new(Runtime::new(paths.clone()).await?);
+
+    let host = NetNs::current().context("cannot open this network namespace")?;
+    let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
+    let key = keys::load_or_create(&paths.wireguard)?;
+    let network = {
+        let parts = network::Parts {
+            config: config.clone(),
+            endpoint: options.endpoint.clone().or_else(|| config.endpoint.clone()),
+            key,
+            launch: options.launch()?,
+            host: host.try_clone()?,
+            ingress: ingress.ns().try_clone()?,
+            store: Arc::clone(&store),
+        };
+        Arc::new(tokio::task::spawn_blocking(|| Network::open(parts)).await?.context("there is no tunnel")?)
+    };
+    let tunnel_ifindex = Netlink::new(ingress.ns())
+        .index(&config.interface)?
+        .with_context(|| format!("the interface {} is gone again", config.interface))?;
+
+    let mut kernel = Kernel::load(&Attachment {
+        dir: &paths.bpf(),
+        ingress: ingress.ns(),
+        cgroup: &cgroup,
+        tunnel: &config.interface,
+        tunnel_ifindex,
+    })?;
+    let server = config.vpn_prefix.server();
+    let sockets = DnsSockets {
+        udp: ingress.udp(server, DNS_PORT)?,
+        tcp: vec![ingress.listen_service(server, DNS_PORT)?],
+    };
+    let http = ingress.listen_service(server, config.http_port)?;
+    for port in [DNS_PORT, config.http_port] {
+        kernel.set_route(server, port, Route::SERVICE)?;
+    }
+    let api_socket = api::bind_unix(&paths.socket())
+        .with_context(|| format!("cannot listen on {}", paths.socket().display()))?;
+
+    let settings = ZoneSettings {
+        negative_ttl_seconds: config.dns_negative_ttl_seconds,
+        ..ZoneSettings::new(server)
+    };
+    let zone = Arc::new(ArcSwap::from_pointee(Zone::new(settings, zone::serial(store.revision()?), [])));
+    let zone_changed = Arc::new(Notify::new());
+    let (events, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
+    let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
+    let logs = Logs::new(paths.logs());
+    let images = image::Store::new(paths.images());
+    let instances =
+        Instances::new(Arc::clone(&runtime), logs.clone(), Arc::clone(&fdstore), messages.clone());
+    let owner = Owner::restore(owner::Parts {
+        store: Arc::clone(&store),
+        fdstore,
+        ingress: Arc::clone(&ingress),
+        kernel,
+        acceptors: Acceptors::start(config.acceptors, &events)?,
+        instances,
+        images: images.clone(),
+        logs: logs.clone(),
+        zone: Arc::clone(&zone),
+        zone_changed: Arc::clone(&zone_changed),
+        config: config.clone(),
+    })
+    .await?;
+    let owner = tokio::spawn(owner.run(inbox, acceptor_events));
+
+    let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&zone))?;
+    let watching = tokio::spawn(Arc::clone(&network).watch());
+    let zone_file = tokio::spawn(keep_zone_file(paths.zone_file(), zone, zone_changed));
+    let daemon = Arc::new(Daemon {
+        owner: messages.clone(),
+        network,
+        ingress,
+        images,
+        logs,
+        dns: Arc::clone(dns.metrics()),
+        runtime_version: format!("runc {}", runtime.version()),
+        started_at: Timestamp::now(),
+    });
+    let (stop, stopped) = watch::channel(());
+    let until_stopped = || {
+        let mut stopped = stopped.clone();
+        async move {
+            // Sent or dropped: the end either way.
+            let _ = stopped.changed().await;
+        }
+    };
+    let spool = Spool::open(paths.state.join("uploads"))?;
+    let local = tokio::spawn(api::serve_unix(api_socket, api::local(daemon.clone(), spool), until_stopped()));
+    let peers = tokio::spawn(api::serve_tunnel(http, api::tunnel(daemon), until_stopped()));
+    tracing::info!(
+        socket = %paths.socket().display(),
+        version = env!("CARGO_PKG_VERSION"),
+        "faasd serves"
+    );
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping; instances and the tunnel stay");
+    let _ = stop.send(());
+    for served in [local.await, peers.await] {
+        served?.context("the API ended with an error")?;
+    }
+    watching.abort();
+    let (reply, done) = oneshot::channel();
+    if messages.send(Message::Stop { reply }).await.is_ok() {
+        let _ = done.await;
+    }
+    owner.await?;
+    zone_file.abort();
+    dns.shutdown().await?;
+    Ok(())
+}
+
+/// Directories, and as many descriptors as the system lets us have: each instance takes a handful.
+fn prepare(paths: &Paths) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "faasd needs root, for namespaces, eBPF and containers: `sudo faasd serve`"
+    );
+    for dir in [&paths.state, &paths.run, &paths.wireguard, &paths.images(), &paths.bundles(), &paths.logs()] {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+    Ok(())
+}
+
+fn dns_config(config: &Config) -> DnsConfig {
+    let mut dns = DnsConfig::default();
+    if let Some(upstreams) = &config.dns_upstreams {
+        dns.upstreams.clone_from(upstreams);
+    }
+    dns
+}
+
+/// Writes the zone file after each change, off the path of a deploy.
+async fn keep_zone_file(path: PathBuf, zone: Arc<ArcSwap<Zone>>, changed: Arc<Notify>) {
+    loop {
+        let (path, now) = (path.clone(), zone.load_full());
+        match tokio::task::spawn_blocking(move || write_zone_file(&path, &now)).await {
+            Ok(Err(error)) => tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "no zone file"),
+            Err(error) => tracing::warn!(%error, "no zone file"),
+            Ok(Ok(_)) => {}
+        }
+        changed.notified().await;
+        tokio::time::sleep(ZONE_FILE_PAUSE).await;
+    }
+}
+
+/// Removes what a daemon leaves behind to serve without it: instances, the kernel program, the tunnel, the ingress,
+/// the descriptor store. What is declared stays.
+///
+/// # Errors
+/// Everything that could not be removed; each step is tried.
+pub async fn teardown(options: Options) -> anyhow::Result<()> {
+    let Options { paths, .. } = &options;
+    anyhow::ensure!(rustix::process::geteuid().is_root(), "faasd needs root: `sudo faasd teardown`");
+    anyhow::ensure!(
+        std::os::unix::net::UnixStream::connect(paths.socket()).is_err(),
+        "faasd is running; stop it first: `systemctl stop faasd`"
+    );
+    let config = Config::load(&options.config)?;
+    let mut errors = Vec::new();
+    let mut tried = |what: &str, result: anyhow::Result<()>| {
+        if let Err(error) = result {
+            errors.push(format!("{what}: {error:#}"));
+        }
+    };
+    tried("instances", end_instances(paths).await);
+    tried("the kernel program", Kernel::unpin(&paths.bpf()).map_err(Into::into));
+    if paths.ingress().exists() {
+        let ended = NetNs::open(&paths.ingress()).map_err(anyhow::Error::from).and_then(|ns| {
+            let launch = options.launch()?;
+            Ok(tunnel::take_down(&ns, &config.interface, &launch)?)
+        });
+        tried("the tunnel", ended);
+        tried("the ingress", NetNs::unpin(&paths.ingress()).map_err(Into::into));
+    }
+    let quit = FdStore::find(&paths.fdstore()).map_err(anyhow::Error::from);
+    tried("the descriptor store", quit.and_then(|store| Ok(store.map_or(Ok(()), FdStore::quit)?)));
+    tried("the run directory", remove_dir(&paths.run));
+    tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
+    anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));
+    Ok(())
+}
+
+async fn end_instances(paths: &Paths) -> anyhow::Result<()> {
+    let runtime = Runtime::new(paths.clone()).await?;
+    for one in runtime.adopt().await? {
+        runtime.stop(&one.id, &one.process, Duration::ZERO).await?;
+    }
+    Ok(())
+}
+
+fn remove_dir(dir: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}

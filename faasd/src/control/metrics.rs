@@ -1,0 +1,113 @@
+//! Metrics, gathered when they are asked for: nothing is counted twice, and nothing costs while nobody scrapes.
+
+use std::sync::Arc;
+
+use faasd_common::Decision;
+use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
+use metrics_exporter_prometheus::PrometheusBuilder;
+
+use super::dns::DnsCounts;
+use crate::api::types::{Function, Peer, Phase};
+use crate::dataplane::{LATENCY_BOUNDS_NS, Stats};
+use crate::telemetry::names::{self, Metric};
+
+/// What one scrape shows.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub functions: Vec<(Function, Arc<Stats>, Lives)>,
+    pub decisions: [u64; Decision::COUNT as usize],
+    pub dns: DnsCounts,
+    pub peers: Vec<Peer>,
+}
+
+/// How a function's instances have fared under this daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lives {
+    pub starts: u64,
+    pub failures: u64,
+}
+
+static METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+/// A snapshot in Prometheus's text format.
+#[must_use]
+pub fn render(snapshot: &Snapshot) -> String {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    for metric in names::ALL {
+        let unit = if metric.name.contains("_bytes") { Unit::Bytes } else { Unit::Count };
+        let name = KeyName::from_const_str(metric.name);
+        if metric.name.ends_with("_total") {
+            recorder.describe_counter(name, Some(unit), metric.help.into());
+        } else {
+            recorder.describe_gauge(name, Some(unit), metric.help.into());
+        }
+    }
+    let count = |metric: Metric, labels: &[(&'static str, &str)], value: u64| {
+        let counter: Counter = recorder.register_counter(&key(metric, labels), &METADATA);
+        counter.absolute(value);
+    };
+    let gauge = |metric: Metric, labels: &[(&'static str, &str)], value: f64| {
+        let gauge: Gauge = recorder.register_gauge(&key(metric, labels), &METADATA);
+        gauge.set(value);
+    };
+    gauge(names::BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    gauge(names::FUNCTIONS, &[], snapshot.functions.len() as f64);
+    for (function, stats, lives) in &snapshot.functions {
+        let name = function.name.as_str();
+        let c = &function.connections;
+        for (lane, value) in [
+            ("steered", c.steered),
+            ("accepted", c.accepted),
+            ("handed_off", c.handed_off),
+            ("requeued", c.requeued),
+            ("refused", c.refused),
+        ] {
+            count(names::CONNECTIONS, &[("function", name), ("lane", lane)], value);
+        }
+        gauge(names::WAITING, &[("function", name)], stats.waiting() as f64);
+        let in_flight: u64 = function.instances.iter().map(|i| i.in_flight).sum();
+        gauge(names::IN_FLIGHT, &[("function", name)], in_flight as f64);
+        for phase in [Phase::Starting, Phase::Ready, Phase::Draining] {
+            let instances = function.instances.iter().filter(|i| i.phase == phase).count();
+            gauge(names::INSTANCES, &[("function", name), ("phase", phase.as_str())], instances as f64);
+        }
+        count(names::STARTS, &[("function", name)], lives.starts);
+        count(names::FAILURES, &[("function", name)], lives.failures);
+        let (sum_ns, buckets) = stats.latency();
+        let mut below = 0;
+        for (i, bucket) in buckets.iter().enumerate() {
+            below += bucket;
+            let bound = LATENCY_BOUNDS_NS.get(i).map_or("+Inf".to_owned(), |ns| (*ns as f64 / 1e9).to_string());
+            count(names::HANDOFF_BUCKET, &[("function", name), ("le", &bound)], below);
+        }
+        gauge(names::HANDOFF_SUM, &[("function", name)], sum_ns as f64 / 1e9);
+        count(names::HANDOFF_COUNT, &[("function", name)], below);
+    }
+    for (decision, value) in Decision::NAMES.into_iter().zip(snapshot.decisions) {
+        count(names::DECISIONS, &[("decision", decision)], value);
+    }
+    for (joined, label) in [(true, "joined"), (false, "invited")] {
+        let peers = snapshot.peers.iter().filter(|p| p.invited_until.is_none() == joined).count();
+        gauge(names::PEERS, &[("state", label)], peers as f64);
+    }
+    for peer in &snapshot.peers {
+        count(names::PEER_RECEIVED, &[("peer", peer.name.as_str())], peer.received_bytes);
+        count(names::PEER_SENT, &[("peer", peer.name.as_str())], peer.sent_bytes);
+    }
+    let dns = &snapshot.dns;
+    for (outcome, value) in [
+        ("answered", dns.answered),
+        ("nxdomain", dns.nxdomain),
+        ("forwarded", dns.forwarded),
+        ("refused", dns.refused),
+        ("failed", dns.failed),
+    ] {
+        count(names::DNS_QUERIES, &[("outcome", outcome)], value);
+    }
+    recorder.handle().render()
+}
+
+fn key(metric: Metric, labels: &[(&'static str, &str)]) -> Key {
+    let labels: Vec<_> = labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
+    Key::from_parts(metric.name, labels)
+}

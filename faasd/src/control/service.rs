@@ -1,0 +1,177 @@
+//! The daemon as the API sees it: questions go to the owner or to the network, code to the image store.
+
+use std::net::Ipv6Addr;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use super::api::{ApiError, Service};
+use super::dns::DnsMetrics;
+use super::ingress::Ingress;
+use super::metrics::{self, Snapshot};
+use super::network::Network;
+use super::owner::Message;
+use crate::api::types::{Deploy, Function, Image, Invite, Invited, Join, Peer, Version};
+use crate::core::name::FunctionName;
+use crate::runtime::image::{self, UnpackError};
+use crate::runtime::logs::Logs;
+
+/// The running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    pub owner: mpsc::Sender<Message>,
+    pub network: Arc<Network>,
+    pub ingress: Arc<Ingress>,
+    pub images: image::Store,
+    pub logs: Logs,
+    pub dns: Arc<DnsMetrics>,
+    pub runtime_version: String,
+    pub started_at: Timestamp,
+}
+
+impl Daemon {
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, ApiError> {
+        let stopping = || ApiError::Unavailable {
+            title: "faasd is stopping".to_owned(),
+            detail: Some("try again when it is back".to_owned()),
+        };
+        let (reply, answer) = oneshot::channel();
+        self.owner.send(message(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        Ok(Snapshot {
+            functions: self.ask(|reply| Message::List { reply }).await?,
+            decisions: self.ask(|reply| Message::Decisions { reply }).await??,
+            dns: self.dns.counts(),
+            peers: self.peers().await?,
+        })
+    }
+}
+
+/// Runs what waits for a disk or a socket where it holds up nobody.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::failed(&e))?
+}
+
+#[async_trait]
+impl Service for Daemon {
+    async fn version(&self) -> Version {
+        let network = Arc::clone(&self.network);
+        let wireguard = tokio::task::spawn_blocking(move || network.kind()).await;
+        Version {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            wireguard: wireguard.unwrap_or_else(|_| "unknown".to_owned()),
+            runtime: self.runtime_version.clone(),
+            layout: faasd_common::LAYOUT,
+        }
+    }
+
+    async fn functions(&self) -> Result<Vec<Function>, ApiError> {
+        let all = self.ask(|reply| Message::List { reply }).await?;
+        Ok(all.into_iter().map(|(function, ..)| function).collect())
+    }
+
+    async fn function(&self, name: &FunctionName) -> Result<Function, ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Get { name, reply }).await?
+    }
+
+    async fn add_image(&self, archive: &Path) -> Result<Image, ApiError> {
+        let (images, archive) = (self.images.clone(), archive.to_owned());
+        blocking(move || {
+            let file = std::fs::File::open(archive).map_err(|e| ApiError::failed(&e))?;
+            let unpacked = images.unpack(std::io::BufReader::new(file)).map_err(|e| match e {
+                UnpackError::Write { .. } | UnpackError::Store { .. } => ApiError::failed(&e),
+                refused => {
+                    let ApiError::Failed { title, detail } = ApiError::failed(&refused) else {
+                        return ApiError::invalid(refused.to_string());
+                    };
+                    ApiError::Invalid { title, detail }
+                }
+            })?;
+            Ok(Image { digest: unpacked.digest, bytes: unpacked.bytes })
+        })
+        .await
+    }
+
+    async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
+        let Deploy { image, spec } = deploy;
+        self.ask(|reply| Message::Deploy { name, image, spec: Box::new(spec), reply }).await?
+    }
+
+    async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Remove { name, reply }).await?
+    }
+
+    async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError> {
+        self.function(name).await?;
+        let (logs, name) = (self.logs.clone(), name.clone());
+        blocking(move || logs.tail(&name, lines).map_err(|e| ApiError::failed(&e))).await
+    }
+
+    async fn invoke(&self, name: &FunctionName, mut request: Request) -> Result<Response, ApiError> {
+        let function = self.function(name).await?;
+        let unreachable = |e: &dyn std::fmt::Display| ApiError::Unavailable {
+            title: format!("'{name}' took no connection: {e}"),
+            detail: function.reason.clone(),
+        };
+        let (ingress, address, port) = (Arc::clone(&self.ingress), function.address, function.spec.port);
+        let stream = tokio::task::spawn_blocking(move || ingress.connect(address, port))
+            .await
+            .map_err(|e| ApiError::failed(&e))?
+            .map_err(|e| unreachable(&e))?;
+        stream.set_nonblocking(true).map_err(|e| ApiError::failed(&e))?;
+        let stream = tokio::net::TcpStream::from_std(stream).map_err(|e| ApiError::failed(&e))?;
+        let broke_off = |e: hyper::Error| ApiError::BadAnswer(format!("'{name}' did not answer: {e}"));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broke_off)?;
+        // It drives the response's body as well, and ends with it.
+        tokio::spawn(connection);
+        let host = if port == 80 { format!("{name}.faas") } else { format!("{name}.faas:{port}") };
+        if let Ok(host) = host.parse() {
+            request.headers_mut().insert(hyper::header::HOST, host);
+        }
+        let response = sender.send_request(request).await.map_err(broke_off)?;
+        Ok(response.map(Body::new))
+    }
+
+    async fn peers(&self) -> Result<Vec<Peer>, ApiError> {
+        let network = Arc::clone(&self.network);
+        blocking(move || network.peers()).await
+    }
+
+    async fn invite(&self, invite: Invite) -> Result<Invited, ApiError> {
+        let network = Arc::clone(&self.network);
+        blocking(move || network.invite(&invite)).await
+    }
+
+    async fn revoke(&self, name: &FunctionName) -> Result<(), ApiError> {
+        let (network, name) = (Arc::clone(&self.network), name.clone());
+        blocking(move || network.revoke(&name)).await
+    }
+
+    async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
+        let network = Arc::clone(&self.network);
+        blocking(move || network.join(source, &join)).await
+    }
+
+    async fn metrics(&self) -> String {
+        match self.snapshot().await {
+            Ok(snapshot) => metrics::render(&snapshot),
+            Err(error) => format!("# {error}\n"),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Every metric's name, kind, unit and meaning.
+
+/// A metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $name:literal, $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: Metric = Metric { name: $name, help: $help };)*
+
+        /// All of them.
+        pub const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+metrics! {
+    CONNECTIONS = "faasd_connections_total",
+        "Connections by function and lane: steered by the kernel program, accepted, handed off, requeued, refused.";
+    WAITING = "faasd_connections_waiting",
+        "Connections that are accepted and not handed over, by function.";
+    IN_FLIGHT = "faasd_connections_in_flight",
+        "Connections that instances were given and have not finished, by function.";
+    INSTANCES = "faasd_instances", "Instances by function and phase.";
+    STARTS = "faasd_instance_starts_total", "Instances started by this daemon, by function.";
+    FAILURES = "faasd_instance_failures_total", "Instances that ended without being asked to, by function.";
+    HANDOFF_BUCKET = "faasd_handoff_seconds_bucket",
+        "Hand-offs that took at most `le` seconds, from the accept's completion to the message's arrival.";
+    HANDOFF_SUM = "faasd_handoff_seconds_sum", "Seconds that all hand-offs took together.";
+    HANDOFF_COUNT = "faasd_handoff_seconds_count", "Hand-offs.";
+    DECISIONS = "faasd_kernel_decisions_total", "Decisions of the kernel program, by what was decided.";
+    FUNCTIONS = "faasd_functions", "Functions that are declared.";
+    PEERS = "faasd_peers", "Peers of the tunnel, by whether they have joined.";
+    PEER_RECEIVED = "faasd_peer_received_bytes_total", "Bytes received from a peer.";
+    PEER_SENT = "faasd_peer_sent_bytes_total", "Bytes sent to a peer.";
+    DNS_QUERIES = "faasd_dns_queries_total", "Queries by outcome.";
+    BUILD = "faasd_build_info", "1, with the version as a label.";
+}
