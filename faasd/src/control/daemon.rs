@@ -81,9 +81,22 @@ fn program() -> anyhow::Result<PathBuf> {
 /// What is missing or in the way, with the remedy. Nothing of this daemon's is left then but what an earlier one had
 /// left.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let Options { paths, .. } = &options;
     let config = Config::load(&options.config)?;
-    prepare(paths)?;
+    prepare(&options.paths)?;
+    let is_first = FdStore::find(&options.paths.fdstore())?.is_none();
+    let mut serving = false;
+    let done = serve(&options, config, &mut serving).await;
+    if done.is_err() && is_first && !serving {
+        // Nobody served by it before us: what we had set up would only be in the way.
+        if let Err(error) = teardown(options).await {
+            tracing::warn!(error = format!("{error:#}"), "the failed start leaves something behind");
+        }
+    }
+    done
+}
+
+async fn serve(options: &Options, config: Config, serving: &mut bool) -> anyhow::Result<()> {
+    let Options { paths, .. } = options;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -188,6 +201,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "faasd serves"
     );
+    *serving = true;
 
     tokio::select! {
         _ = terminate.recv() => {}

@@ -99,6 +99,8 @@ impl Ingress {
                 socket.set_only_v6(true)?;
                 // An earlier daemon's connections may linger on the port.
                 socket.set_reuse_address(true)?;
+                // A local route makes an address ours, but only an interface's own can be bound without this.
+                socket.set_freebind_v6(true)?;
                 socket.bind(&SocketAddr::from((address, port)).into())?;
                 socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
                 Ok(socket)

@@ -322,7 +322,7 @@ impl Task {
     }
 
     async fn explain(&self, exit: Exit, oom_kills: u64) -> String {
-        let mut why = format!("it {exit}");
+        let mut why = exit.to_string();
         if oom_kills > 0 {
             why.push_str(", for want of memory (raise `limits.memory`)");
         } else if exit == Exit::Code(0) && !self.page.ready() {

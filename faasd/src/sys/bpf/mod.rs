@@ -346,7 +346,8 @@ fn attach_guards(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError>
         let attach = |e: &dyn std::error::Error| BpfError::Attach { program: name, reason: chain(e) };
         let program: &mut CgroupSockAddr = program(object, name)?;
         program.load().map_err(|e| attach(&e))?;
-        let id = program.attach(&cgroup, CgroupAttachMode::AllowMultiple).map_err(|e| attach(&e))?;
+        // No flag: several links may be attached to one cgroup in any case.
+        let id = program.attach(&cgroup, CgroupAttachMode::Single).map_err(|e| attach(&e))?;
         let link = program.take_link(id).map_err(|e| attach(&e))?;
         replace_pin(at.dir, name, link.try_into().map_err(|e| attach(&e))?)?;
     }
