@@ -1,1 +1,11 @@
+//! A bed for end-to-end tests: a server and a client on one machine, joined by a cable and by the tunnel.
+//!
+//! Everything in it is real: the programs as they are installed, the kernel, runc, the tunnel, curl. Each bed has names
+//! of its own (namespaces, cgroups, pins, directories), so that tests run beside each other and beside a real faasd,
+//! and each checks on its way out that nothing is left over.
 
+mod bed;
+mod leaks;
+
+pub use bed::{Bed, Client, Output, eventually, get, hello_program, program};
+pub use leaks::Traces;

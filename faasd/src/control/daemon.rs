@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::api::{self, Spool};
+use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
 use super::fdstore::FdStore;
@@ -25,7 +26,6 @@ use super::network::{self, Network};
 use super::owner::{self, Message, Owner};
 use super::service::Daemon;
 use super::store::{Embedded, Store};
-use super::cgroup;
 use crate::core::paths::Paths;
 use crate::core::zone::{self, Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
@@ -103,7 +103,8 @@ async fn serve(options: &Options, config: Config, serving: &mut bool) -> anyhow:
     let program = program()?;
     let fdstore = Arc::new(Mutex::new(FdStore::open(&paths.fdstore(), &program)?));
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&paths.store())?);
-    let cgroup = cgroup::own(&paths.instance).context("cannot make a cgroup for the guards on passed sockets")?;
+    let cgroup =
+        cgroup::own(&paths.instance).context("cannot make a cgroup for the guards on passed sockets")?;
     let runtime = Arc::new(Runtime::new(paths.clone()).await?);
 
     let host = NetNs::current().context("cannot open this network namespace")?;
@@ -144,10 +145,8 @@ async fn serve(options: &Options, config: Config, serving: &mut bool) -> anyhow:
     let api_socket = api::bind_unix(&paths.socket())
         .with_context(|| format!("cannot listen on {}", paths.socket().display()))?;
 
-    let settings = ZoneSettings {
-        negative_ttl_seconds: config.dns_negative_ttl_seconds,
-        ..ZoneSettings::new(server)
-    };
+    let settings =
+        ZoneSettings { negative_ttl_seconds: config.dns_negative_ttl_seconds, ..ZoneSettings::new(server) };
     let zone = Arc::new(ArcSwap::from_pointee(Zone::new(settings, zone::serial(store.revision()?), [])));
     let zone_changed = Arc::new(Notify::new());
     let (events, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
@@ -229,7 +228,8 @@ fn prepare(paths: &Paths) -> anyhow::Result<()> {
         rustix::process::geteuid().is_root(),
         "faasd needs root, for namespaces, eBPF and containers: `sudo faasd serve`"
     );
-    for dir in [&paths.state, &paths.run, &paths.wireguard, &paths.images(), &paths.bundles(), &paths.logs()] {
+    for dir in [&paths.state, &paths.run, &paths.wireguard, &paths.images(), &paths.bundles(), &paths.logs()]
+    {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -253,7 +253,9 @@ async fn keep_zone_file(path: PathBuf, zone: Arc<ArcSwap<Zone>>, changed: Arc<No
     loop {
         let (path, now) = (path.clone(), zone.load_full());
         match tokio::task::spawn_blocking(move || write_zone_file(&path, &now)).await {
-            Ok(Err(error)) => tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "no zone file"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "no zone file")
+            }
             Err(error) => tracing::warn!(%error, "no zone file"),
             Ok(Ok(_)) => {}
         }

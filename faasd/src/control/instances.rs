@@ -331,7 +331,8 @@ impl Task {
         let (logs, function, id) = (self.all.logs.clone(), self.function.clone(), format!(" {}: ", self.id));
         let lines = tokio::task::spawn_blocking(move || logs.tail(&function, 100)).await;
         let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
-        let own: Vec<_> = lines.iter().filter_map(|line| line.split_once(&id).map(|(_, text)| text)).collect();
+        let own: Vec<_> =
+            lines.iter().filter_map(|line| line.split_once(&id).map(|(_, text)| text)).collect();
         if !own.is_empty() {
             why.push_str("; its last output:");
             for line in own.iter().skip(own.len().saturating_sub(OUTPUT_LINES)) {

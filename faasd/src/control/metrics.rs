@@ -77,7 +77,8 @@ pub fn render(snapshot: &Snapshot) -> String {
         let mut below = 0;
         for (i, bucket) in buckets.iter().enumerate() {
             below += bucket;
-            let bound = LATENCY_BOUNDS_NS.get(i).map_or("+Inf".to_owned(), |ns| (*ns as f64 / 1e9).to_string());
+            let bound =
+                LATENCY_BOUNDS_NS.get(i).map_or("+Inf".to_owned(), |ns| (*ns as f64 / 1e9).to_string());
             count(names::HANDOFF_BUCKET, &[("function", name), ("le", &bound)], below);
         }
         gauge(names::HANDOFF_SUM, &[("function", name)], sum_ns as f64 / 1e9);

@@ -159,7 +159,8 @@ impl Network {
     /// # Errors
     /// If there is no such peer.
     pub fn revoke(&self, name: &FunctionName) -> Result<(), ApiError> {
-        let removed = self.store.delete(&PeerRecord::key(name), Expect::Any).map_err(|e| ApiError::failed(&e))?;
+        let removed =
+            self.store.delete(&PeerRecord::key(name), Expect::Any).map_err(|e| ApiError::failed(&e))?;
         if !removed {
             let known = self.records().map_err(|e| ApiError::failed(&e))?;
             return Err(ApiError::no_peer(name, known.iter().map(|r| r.name.as_str())));
@@ -190,7 +191,8 @@ impl Network {
             }
             Some(_) => {}
         }
-        let temporary: PublicKey = record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
+        let temporary: PublicKey =
+            record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
         record.public_key = new.to_string();
         record.invited_until = None;
         put_json(&*self.store, &key, &record, Expect::Version(stored.version)).map_err(|e| match e {
@@ -200,7 +202,8 @@ impl Network {
         tracing::info!(peer = %record.name, %source, "joined");
         // The answer travels through the session of the temporary key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
-        let known_only = PeerConfig { public_key: new, allowed_ips: Vec::new(), endpoint: None, keepalive_s: None };
+        let known_only =
+            PeerConfig { public_key: new, allowed_ips: Vec::new(), endpoint: None, keepalive_s: None };
         self.lock().interface.set_peer(known_only).map_err(|e| ApiError::failed(&e))?;
         let network = Arc::clone(self);
         tokio::spawn(async move {
@@ -244,7 +247,10 @@ impl Network {
         let now = Timestamp::now();
         let expired = |r: &PeerRecord| r.invited_until.is_some_and(|until| until < now);
         let records = self.records()?;
-        if records.iter().any(|r| expired(r) && up.peers.iter().any(|p| p.public_key.to_string() == r.public_key)) {
+        if records
+            .iter()
+            .any(|r| expired(r) && up.peers.iter().any(|p| p.public_key.to_string() == r.public_key))
+        {
             return self.reconcile(&mut up);
         }
         Ok(())
@@ -339,4 +345,3 @@ fn view(record: PeerRecord, peers: &[PeerStatus]) -> Peer {
         sent_bytes: status.map_or(0, |s| s.tx_bytes),
     }
 }
-

@@ -42,20 +42,45 @@ pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 /// What the owner is told.
 #[derive(Debug)]
 pub enum Message {
-    Deploy { name: FunctionName, image: String, spec: Box<FunctionSpec>, reply: Reply<Function> },
-    Remove { name: FunctionName, reply: Reply<()> },
-    Get { name: FunctionName, reply: Reply<Function> },
-    List { reply: oneshot::Sender<Vec<(Function, Arc<Stats>, Lives)>> },
+    Deploy {
+        name: FunctionName,
+        image: String,
+        spec: Box<FunctionSpec>,
+        reply: Reply<Function>,
+    },
+    Remove {
+        name: FunctionName,
+        reply: Reply<()>,
+    },
+    Get {
+        name: FunctionName,
+        reply: Reply<Function>,
+    },
+    List {
+        reply: oneshot::Sender<Vec<(Function, Arc<Stats>, Lives)>>,
+    },
     /// The kernel program's decisions, by their index.
-    Decisions { reply: Reply<[u64; faasd_common::Decision::COUNT as usize]> },
+    Decisions {
+        reply: Reply<[u64; faasd_common::Decision::COUNT as usize]>,
+    },
     /// An instance's container runs.
-    Started { key: u32, pid: u32 },
+    Started {
+        key: u32,
+        pid: u32,
+    },
     /// An instance can take connections.
-    Ready { key: u32 },
+    Ready {
+        key: u32,
+    },
     /// An instance and all its traces are gone.
-    Exited { key: u32, why: String },
+    Exited {
+        key: u32,
+        why: String,
+    },
     /// The daemon ends: instances stay.
-    Stop { reply: oneshot::Sender<()> },
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// What the owner works with.
@@ -125,10 +150,8 @@ impl Owner {
             began: Instant::now(),
             next_key: 0,
         };
-        let records: Vec<FunctionRecord> = list_json(&*owner.parts.store, FUNCTIONS)?
-            .into_iter()
-            .map(|(_, stored)| stored.record)
-            .collect();
+        let records: Vec<FunctionRecord> =
+            list_json(&*owner.parts.store, FUNCTIONS)?.into_iter().map(|(_, stored)| stored.record).collect();
         let mut listeners = {
             let store = owner.parts.fdstore.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             store.list()?
@@ -138,8 +161,9 @@ impl Owner {
         for record in records {
             let name = record.name.clone();
             let listener = listeners.remove(&listener_entry(&name)).and_then(|mut kept| kept.pop());
-            let (own, others): (Vec<_>, Vec<_>) =
-                found.into_iter().partition(|(one, _)| one.function == name && one.revision == record.revision);
+            let (own, others): (Vec<_>, Vec<_>) = found
+                .into_iter()
+                .partition(|(one, _)| one.function == name && one.revision == record.revision);
             found = others;
             if let Err(error) = owner.restore_function(record, listener, own).await {
                 tracing::error!(function = %name, error = format!("{error:#}"), "a function could not be restored");
@@ -246,7 +270,8 @@ impl Owner {
                 drop(reply.send(view.ok_or_else(|| self.no_function(&name))));
             }
             Message::List { reply } => {
-                let view = |(name, entry)| Some((self.view(name, entry)?, Arc::clone(&entry.stats), entry.lives));
+                let view =
+                    |(name, entry)| Some((self.view(name, entry)?, Arc::clone(&entry.stats), entry.lives));
                 drop(reply.send(self.functions.iter().filter_map(view).collect()));
             }
             Message::Decisions { reply } => {
@@ -263,7 +288,13 @@ impl Owner {
         }
     }
 
-    async fn deploy(&mut self, name: FunctionName, image: String, spec: FunctionSpec, reply: Reply<Function>) {
+    async fn deploy(
+        &mut self,
+        name: FunctionName,
+        image: String,
+        spec: FunctionSpec,
+        reply: Reply<Function>,
+    ) {
         match self.prepare(&name, image, spec) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(record) => {
@@ -287,7 +318,12 @@ impl Owner {
     }
 
     /// Everything that can be refused before anything is started.
-    fn prepare(&self, name: &FunctionName, image: String, spec: FunctionSpec) -> Result<FunctionRecord, ApiError> {
+    fn prepare(
+        &self,
+        name: &FunctionName,
+        image: String,
+        spec: FunctionSpec,
+    ) -> Result<FunctionRecord, ApiError> {
         spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
         let dir = self.parts.images.directory(&image).ok_or_else(|| ApiError::Invalid {
             title: format!("there is no image {image}"),
@@ -296,16 +332,23 @@ impl Owner {
         image::entry_point(&dir, &spec).map_err(|e| ApiError::invalid(e.to_string()))?;
         let existing = self.functions.get(name);
         if existing.is_some_and(|entry| entry.lifecycle.is_removed()) {
-            return Err(ApiError::conflict(format!("'{name}' is being removed; deploy it again in a moment")));
+            return Err(ApiError::conflict(format!(
+                "'{name}' is being removed; deploy it again in a moment"
+            )));
         }
         let address = self.parts.config.function_prefix.function(name);
         if let Some((other, _)) = self.functions.iter().find(|(n, e)| *n != name && e.address == address) {
-            return Err(ApiError::conflict(format!("'{name}' has the same address as '{other}'; choose another name")));
+            return Err(ApiError::conflict(format!(
+                "'{name}' has the same address as '{other}'; choose another name"
+            )));
         }
         let slot = match existing {
             Some(entry) => entry.slot,
-            None => free_slot(self.functions.values().map(|e| e.slot), SLOTS_MAX.min(crate::runtime::bundle::SLOTS_MAX))
-                .ok_or_else(|| ApiError::conflict("there is no room for another function"))?,
+            None => free_slot(
+                self.functions.values().map(|e| e.slot),
+                SLOTS_MAX.min(crate::runtime::bundle::SLOTS_MAX),
+            )
+            .ok_or_else(|| ApiError::conflict("there is no room for another function"))?,
         };
         let newest = existing.and_then(|e| e.candidate.as_ref().map(|c| &c.record).or(e.record.as_ref()));
         Ok(FunctionRecord {
@@ -572,7 +615,8 @@ impl Owner {
     /// Removes routes of functions that are no longer declared.
     fn forget_stale_routes(&mut self, records: &[FunctionRecord]) -> anyhow::Result<()> {
         let prefix = self.parts.config.function_prefix;
-        let declared: HashMap<_, _> = records.iter().map(|r| (prefix.function(&r.name), r.spec.port)).collect();
+        let declared: HashMap<_, _> =
+            records.iter().map(|r| (prefix.function(&r.name), r.spec.port)).collect();
         for (address, port, route) in self.parts.kernel.routes()? {
             if route != Route::SERVICE && declared.get(&address) != Some(&port) {
                 self.parts.kernel.clear_route(address, port)?;
@@ -710,6 +754,7 @@ fn revision(record: &FunctionRecord) -> Revision {
 
 /// Whether a listener that was kept is the one that the function needs now.
 fn is_bound_to(listener: &OwnedFd, address: Ipv6Addr, port: u16) -> bool {
-    let bound = rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
+    let bound =
+        rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
     bound.is_some_and(|bound| *bound.ip() == address && bound.port() == port)
 }

@@ -39,9 +39,13 @@ pub struct Revision {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    Starting { until: Time },
+    Starting {
+        until: Time,
+    },
     Ready,
-    Draining { until: Time },
+    Draining {
+        until: Time,
+    },
     /// A kill is under way.
     Killed,
 }
@@ -175,7 +179,8 @@ impl Lifecycle {
     #[must_use]
     pub fn would_promote(&self, key: u32) -> bool {
         self.instances.get(&key).is_some_and(|i| {
-            matches!(i.phase, Phase::Starting { .. }) && self.candidate.is_some_and(|c| c.number == i.revision)
+            matches!(i.phase, Phase::Starting { .. })
+                && self.candidate.is_some_and(|c| c.number == i.revision)
         })
     }
 
@@ -289,7 +294,10 @@ impl Lifecycle {
         }
         let expected = matches!(instance.phase, Phase::Draining { .. } | Phase::Killed);
         let too_slow = matches!(instance.phase, Phase::Killed) && self.reason.is_some();
-        if self.removed || (expected && !too_slow) || self.current.is_none_or(|c| c.number != instance.revision) {
+        if self.removed
+            || (expected && !too_slow)
+            || self.current.is_none_or(|c| c.number != instance.revision)
+        {
             return;
         }
         if !too_slow {
@@ -329,7 +337,12 @@ impl Lifecycle {
         format!("it was not ready within {limit:?}; raise `deadlines.start` if it needs longer")
     }
 
-    fn start_what_is_missing(&mut self, now: Time, fresh: &mut dyn FnMut() -> u32, actions: &mut Vec<Action>) {
+    fn start_what_is_missing(
+        &mut self,
+        now: Time,
+        fresh: &mut dyn FnMut() -> u32,
+        actions: &mut Vec<Action>,
+    ) {
         let mut start = |instances: &mut BTreeMap<u32, Instance>, revision: Revision| {
             let key = fresh();
             let phase = Phase::Starting { until: now + revision.start_deadline };
@@ -451,7 +464,10 @@ mod tests {
         world.now = Duration::from_secs(10);
         assert_eq!(world.step(Event::Tick), [Action::Kill { key: 1 }]);
         let actions = world.exited(1);
-        assert!(matches!(&actions[0], Action::Abandon { why, .. } if why.contains("deadlines.start")), "{actions:?}");
+        assert!(
+            matches!(&actions[0], Action::Abandon { why, .. } if why.contains("deadlines.start")),
+            "{actions:?}"
+        );
     }
 
     #[test]

@@ -84,7 +84,12 @@ pub(super) enum Then {
 }
 
 impl Function {
-    pub(super) fn new(token: Token, listener: OwnedFd, stats: Arc<Stats>, ring: &mut Ring) -> io::Result<Self> {
+    pub(super) fn new(
+        token: Token,
+        listener: OwnedFd,
+        stats: Arc<Stats>,
+        ring: &mut Ring,
+    ) -> io::Result<Self> {
         let mut function = Self {
             token,
             listener,

@@ -104,9 +104,7 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
-        let messages = (0..MESSAGES_MAX)
-            .map(|_| Message { handoff: Handoff::new(), token: None })
-            .collect();
+        let messages = (0..MESSAGES_MAX).map(|_| Message { handoff: Handoff::new(), token: None }).collect();
         let free = (0..MESSAGES_MAX as u8).map(MessageId).collect();
         Ok(Self { ring, messages, free, completions: Vec::with_capacity(COMPLETIONS as usize) })
     }
@@ -193,7 +191,8 @@ impl Ring {
         message.token = Some(token);
         let header = message.handoff.sealed();
         let own = Token { slot: u32::from(id.0), key: 0 };
-        let mut chain: [squeue::Entry; CONNECTIONS_MAX + 1] = std::array::from_fn(|_| opcode::Nop::new().build());
+        let mut chain: [squeue::Entry; CONNECTIONS_MAX + 1] =
+            std::array::from_fn(|_| opcode::Nop::new().build());
         let count = message.handoff.len();
         // MSG_DONTWAIT: it is sent while it is submitted or fails with EAGAIN, never parked in the kernel.
         chain[0] = opcode::SendMsg::new(types::Fd(socket.as_raw_fd()), header)
@@ -207,7 +206,8 @@ impl Ring {
                 .flags(Flags::IO_LINK | Flags::SKIP_SUCCESS)
                 .user_data(user_data(Operation::Silent, own));
         }
-        let last = opcode::Close::new(types::Fd(message.handoff.connections().last().map_or(-1, |(_, fd)| fd)));
+        let last =
+            opcode::Close::new(types::Fd(message.handoff.connections().last().map_or(-1, |(_, fd)| fd)));
         chain[count] = last.build().user_data(user_data(Operation::Closed, own));
         self.push(&chain[..=count])
     }
@@ -254,10 +254,13 @@ impl Ring {
         let (result, more) = (entry.result(), cqueue::more(entry.flags()));
         match (data >> 56) as u8 {
             op if op == Operation::Accept as u8 => {
-                let result = if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(owned(result)) };
+                let result =
+                    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(owned(result)) };
                 Some(Completion::Accepted { token, result, more })
             }
-            op if op == Operation::Poll as u8 && result != -libc::ECANCELED => Some(Completion::Ready { token }),
+            op if op == Operation::Poll as u8 && result != -libc::ECANCELED => {
+                Some(Completion::Ready { token })
+            }
             op if op == Operation::Timer as u8 => Some(Completion::Elapsed { token }),
             op if op == Operation::Send as u8 => {
                 // A chain whose head is silent on success is silent as a whole when the head fails: no close reports.

@@ -43,7 +43,9 @@ pub enum BpfError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot load the kernel program: {0}; it takes Linux 5.10 or later, CAP_BPF and CAP_NET_ADMIN (root)")]
+    #[error(
+        "cannot load the kernel program: {0}; it takes Linux 5.10 or later, CAP_BPF and CAP_NET_ADMIN (root)"
+    )]
     Load(String),
     #[error("cannot attach `{program}`: {reason}")]
     Attach { program: &'static str, reason: String },
@@ -221,7 +223,8 @@ impl Kernel {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn reset_steered(&mut self, slot: u32) -> Result<(), BpfError> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, source)| io_error(&format!("read {what}"), source))?;
+        let cpus =
+            aya::util::nr_cpus().map_err(|(what, source)| io_error(&format!("read {what}"), source))?;
         let zeroes = aya::maps::PerCpuValues::try_from(vec![0; cpus])
             .map_err(|source| io_error("count the CPUs", source))?;
         self.steered.set(slot, zeroes, 0).map_err(|e| map_error(maps::STEERED, &e))
@@ -268,7 +271,9 @@ fn absent_is_fine(map: &'static str, result: Result<(), MapError>) -> Result<(),
     match result {
         Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
         // aya hands the bare errno through for deletions.
-        Err(MapError::SyscallError(e)) if matches!(e.io_error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+        Err(MapError::SyscallError(e))
+            if matches!(e.io_error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) =>
+        {
             Ok(())
         }
         other => other.map_err(|e| map_error(map, &e)),
@@ -276,8 +281,9 @@ fn absent_is_fine(map: &'static str, result: Result<(), MapError>) -> Result<(),
 }
 
 fn typed<T: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, map: &'static str) -> Result<T, BpfError> {
-    let raw =
-        object.take_map(map).ok_or(BpfError::Map { map, reason: "the object does not define it".to_owned() })?;
+    let raw = object
+        .take_map(map)
+        .ok_or(BpfError::Map { map, reason: "the object does not define it".to_owned() })?;
     T::try_from(raw).map_err(|e| map_error(map, &e))
 }
 
@@ -285,7 +291,8 @@ fn typed<T: TryFrom<Map, Error = MapError>>(object: &mut Ebpf, map: &'static str
 fn mount_bpffs(dir: &Path) -> Result<(), BpfError> {
     const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
     let root = dir.parent().unwrap_or(dir);
-    let stat = rustix::fs::statfs(root).map_err(|e| io_error(&format!("stat {}", root.display()), e.into()))?;
+    let stat =
+        rustix::fs::statfs(root).map_err(|e| io_error(&format!("stat {}", root.display()), e.into()))?;
     if stat.f_type as u64 != BPF_FS_MAGIC {
         rustix::mount::mount("bpf", root, "bpf", rustix::mount::MountFlags::empty(), c"mode=0700")
             .map_err(|e| io_error(&format!("mount the BPF file system on {}", root.display()), e.into()))?;
@@ -340,8 +347,8 @@ fn attach_steering(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfErro
 }
 
 fn attach_guards(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError> {
-    let cgroup =
-        File::open(at.cgroup).map_err(|e| io_error(&format!("open the cgroup {}", at.cgroup.display()), e))?;
+    let cgroup = File::open(at.cgroup)
+        .map_err(|e| io_error(&format!("open the cgroup {}", at.cgroup.display()), e))?;
     for name in GUARDS {
         let attach = |e: &dyn std::error::Error| BpfError::Attach { program: name, reason: chain(e) };
         let program: &mut CgroupSockAddr = program(object, name)?;

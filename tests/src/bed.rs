@@ -1,0 +1,532 @@
+//! The bed itself.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use faasd::sys::netns::NetNs;
+use serde_json::Value;
+
+use crate::leaks::Traces;
+
+/// No condition is waited for longer.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits until something holds.
+///
+/// # Errors
+/// If it does not within [`DEADLINE`]; `what` says what was waited for.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds() {
+        ensure!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A program of this build: `faasd`, `faas`, `escape-function`, `examples/hello`.
+///
+/// # Panics
+/// If this test program is not where cargo puts one.
+#[must_use]
+pub fn program(name: &str) -> PathBuf {
+    if let Some(dir) = std::env::var_os("FAASD_BIN_DIR") {
+        return Path::new(&dir).join(name);
+    }
+    #[expect(clippy::expect_used, reason = "without programs there is nothing to test")]
+    let own = std::env::current_exe().expect("the test's own path");
+    // target/PROFILE/deps/TEST
+    own.ancestors().nth(2).map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
+}
+
+/// The compiled function that most tests deploy: the SDK's example.
+#[must_use]
+pub fn hello_program() -> PathBuf {
+    program("examples/hello")
+}
+
+/// What a program said.
+#[derive(Clone, Debug)]
+pub struct Output {
+    pub status: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Output {
+    /// What was printed, if all went well.
+    ///
+    /// # Errors
+    /// With everything that was said, if not.
+    pub fn ok(self) -> Result<String> {
+        ensure!(self.status == Some(0), "exit {:?}\n{}{}", self.status, self.out, self.err);
+        Ok(self.out)
+    }
+
+    /// What was complained about, if it failed.
+    ///
+    /// # Errors
+    /// If it did not fail.
+    pub fn failed(self) -> Result<String> {
+        ensure!(self.status != Some(0), "it went well, and should not have:\n{}", self.out);
+        Ok(self.err)
+    }
+}
+
+fn run(command: &mut Command) -> Result<Output> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
+    Ok(Output {
+        status: output.status.code(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// A server and a client.
+#[derive(Debug)]
+pub struct Bed {
+    name: String,
+    dir: tempfile::TempDir,
+    daemon: Option<Child>,
+    /// Written to `faasd.toml`.
+    pub config: String,
+    /// Put before the daemon's own command, such as `["env", "PATH=/nowhere"]`.
+    pub wrapper: Vec<String>,
+    before: Traces,
+    joined: bool,
+}
+
+/// The client's side.
+#[derive(Debug)]
+pub struct Client<'a> {
+    bed: &'a Bed,
+}
+
+impl Bed {
+    /// Two namespaces and a cable. No daemon runs yet.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn new() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // Short: interfaces' names have 15 characters.
+        let name = format!("ft{}x{}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::Builder::new().prefix(&format!("faasd-{name}-")).tempdir_in("/var/tmp")?;
+        // Containers have users of their own, and must find their code below.
+        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let bed = Self {
+            before: Traces::of(&name)?,
+            name,
+            dir,
+            daemon: None,
+            config: String::new(),
+            wrapper: Vec::new(),
+            joined: false,
+        };
+        let (s, c) = (bed.netns('s'), bed.netns('c'));
+        for ns in [&s, &c] {
+            bed.ip(&["netns", "add", ns])?;
+            bed.ip(&["-n", ns, "link", "set", "lo", "up"])?;
+        }
+        bed.ip(&["link", "add", &s, "netns", &s, "type", "veth", "peer", "name", &c, "netns", &c])?;
+        for (ns, address) in [(&s, "fd00:1::1/64"), (&c, "fd00:1::2/64")] {
+            bed.ip(&["-n", ns, "addr", "add", address, "dev", ns, "nodad"])?;
+            bed.ip(&["-n", ns, "link", "set", ns, "up"])?;
+        }
+        Ok(bed)
+    }
+
+    /// A bed with a daemon that serves.
+    ///
+    /// # Errors
+    /// If it does not begin to serve.
+    pub fn serving() -> Result<Self> {
+        let mut bed = Self::new()?;
+        bed.serve()?;
+        Ok(bed)
+    }
+
+    /// A bed with a daemon and a client that has joined.
+    ///
+    /// # Errors
+    /// If either fails.
+    pub fn joined() -> Result<Self> {
+        let mut bed = Self::serving()?;
+        bed.join()?;
+        Ok(bed)
+    }
+
+    /// Starts the daemon and waits until it serves.
+    ///
+    /// # Errors
+    /// If it ends or does not serve in time; its log is part of the error.
+    pub fn serve(&mut self) -> Result<()> {
+        self.start_daemon()?;
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if self.faas(&["ls", "-o", "json"])?.status == Some(0) {
+                return Ok(());
+            }
+            let ended = match &mut self.daemon {
+                Some(daemon) => daemon.try_wait()?,
+                None => None,
+            };
+            if ended.is_some() || Instant::now() > deadline {
+                bail!("the daemon does not serve ({ended:?}):\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts the daemon and waits until it gives up.
+    ///
+    /// # Errors
+    /// If it serves instead.
+    pub fn serve_in_vain(&mut self) -> Result<Output> {
+        self.start_daemon()?;
+        let Some(mut daemon) = self.daemon.take() else { bail!("no daemon") };
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = daemon.try_wait()? {
+                return Ok(Output { status: status.code(), out: String::new(), err: self.log() });
+            }
+            if Instant::now() > deadline {
+                daemon.kill()?;
+                daemon.wait()?;
+                bail!("the daemon goes on:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn start_daemon(&mut self) -> Result<()> {
+        fs::write(self.path("faasd.toml"), &self.config)?;
+        let log = File::options().create(true).append(true).open(self.path("faasd.log"))?;
+        let mut command = Command::new("nsenter");
+        // Not `ip netns exec`, which mounts a new /sys over the cgroups.
+        command.arg(format!("--net=/run/netns/{}", self.netns('s'))).args(&self.wrapper);
+        command.arg(program("faasd")).arg("serve").args(self.places());
+        command.args(["--endpoint", "[fd00:1::1]:51820"]).process_group(0);
+        let daemon = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    fn places(&self) -> Vec<String> {
+        let place = |flag: &str, name: &str| [flag.to_owned(), self.path(name).display().to_string()];
+        [
+            place("--config", "faasd.toml"),
+            place("--state", "state"),
+            place("--run", "run"),
+            place("--wireguard", "wireguard"),
+            ["--instance".to_owned(), self.name.clone()],
+        ]
+        .concat()
+    }
+
+    /// The daemon's process id.
+    ///
+    /// # Panics
+    /// If no daemon was started.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "a test that asks has started one")]
+    pub fn daemon(&self) -> u32 {
+        self.daemon.as_ref().expect("a daemon").id()
+    }
+
+    /// Ends the daemon by a signal and waits for its end.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn end_daemon(&mut self, signal: rustix::process::Signal) -> Result<Option<i32>> {
+        let Some(mut daemon) = self.daemon.take() else { bail!("no daemon runs") };
+        if let Some(pid) = rustix::process::Pid::from_raw(daemon.id() as i32) {
+            rustix::process::kill_process(pid, signal)?;
+        }
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = daemon.try_wait()? {
+                return Ok(status.code());
+            }
+            ensure!(Instant::now() < deadline, "the daemon goes on after {signal:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Invites the client and lets it join, by the real command.
+    ///
+    /// # Errors
+    /// If it cannot.
+    pub fn join(&mut self) -> Result<()> {
+        let invitation = self.faas(&["vpn", "invite", "client"])?.ok()?;
+        self.client()
+            .run(&[
+                &self.faas_path(),
+                "vpn",
+                "connect",
+                invitation.trim(),
+                "--state-dir",
+                &self.at("client"),
+                "--interface",
+                &self.netns('t'),
+            ])?
+            .ok()?;
+        self.joined = true;
+        Ok(())
+    }
+
+    /// Runs `faas` on the server.
+    ///
+    /// # Errors
+    /// If it cannot be run; that it fails is no error here.
+    pub fn faas(&self, arguments: &[&str]) -> Result<Output> {
+        run(Command::new(program("faas")).arg("--socket").arg(self.path("run/faasd.sock")).args(arguments))
+    }
+
+    /// What a verb prints as JSON.
+    ///
+    /// # Errors
+    /// If it fails or prints something else.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let out = self.faas(&[arguments, &["-o", "json"]].concat())?.ok()?;
+        serde_json::from_str(&out).with_context(|| format!("no JSON: {out}"))
+    }
+
+    /// `faas describe` as JSON.
+    ///
+    /// # Errors
+    /// If there is no such function.
+    pub fn describe(&self, name: &str) -> Result<Value> {
+        self.json(&["describe", name])
+    }
+
+    /// Writes a function's files and deploys them.
+    ///
+    /// # Errors
+    /// If they cannot be written; that the deploy fails is told by the output.
+    pub fn deploy(&self, name: &str, files: &[(&str, &[u8])]) -> Result<Output> {
+        let dir = self.path("functions").join(name);
+        fs::create_dir_all(&dir)?;
+        for (file, content) in files {
+            let path = dir.join(file);
+            fs::write(&path, content)?;
+            let mode = if content.starts_with(b"\x7fELF") { 0o755 } else { 0o644 };
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+        }
+        self.faas(&["deploy", name, &dir.display().to_string()])
+    }
+
+    /// Deploys a compiled program that speaks the hand-off protocol. `more` is appended to its `faas.toml`.
+    ///
+    /// # Errors
+    /// If the program cannot be read.
+    pub fn deploy_program(&self, name: &str, program: &Path, more: &str) -> Result<Output> {
+        let code = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+        let toml = format!("contract = \"fd\"\ncommand = [\"./program\"]\n{more}\n");
+        self.deploy(name, &[("program", &code), ("faas.toml", toml.as_bytes())])
+    }
+
+    /// Deploys the SDK's example.
+    ///
+    /// # Errors
+    /// If the deploy fails.
+    pub fn deploy_hello(&self, name: &str, more: &str) -> Result<()> {
+        self.deploy_program(name, &hello_program(), more)?.ok().map(drop)
+    }
+
+    #[must_use]
+    pub fn client(&self) -> Client<'_> {
+        Client { bed: self }
+    }
+
+    /// The ingress namespace of the running daemon.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn ingress(&self) -> io::Result<NetNs> {
+        NetNs::open(&self.path("run/ingress"))
+    }
+
+    /// The server's own namespace.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn server(&self) -> io::Result<NetNs> {
+        NetNs::open(&Path::new("/run/netns").join(self.netns('s')))
+    }
+
+    /// Everything that this bed has on the machine now, by kind.
+    ///
+    /// # Errors
+    /// If the machine cannot be looked at.
+    pub fn traces(&self) -> Result<Traces> {
+        Traces::of(&self.name)
+    }
+
+    /// The daemon's name: cgroups and pins are called after it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// What the daemons of this bed have logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("faasd.log")).unwrap_or_default()
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    fn faas_path(&self) -> String {
+        program("faas").display().to_string()
+    }
+
+    fn netns(&self, side: char) -> String {
+        format!("{}{side}", self.name)
+    }
+
+    fn ip(&self, arguments: &[&str]) -> Result<()> {
+        run(Command::new("ip").args(arguments))?.ok().map(drop).with_context(|| format!("ip {arguments:?}"))
+    }
+
+    /// Ends everything, and fails if anything is left.
+    ///
+    /// # Errors
+    /// What is left, by kind.
+    pub fn finish(mut self) -> Result<()> {
+        let done = self.tear_down();
+        done?;
+        // What ended last may not have been reaped yet.
+        let compare = || Traces::of(&self.name)?.compare(&self.before);
+        let clean = eventually("nothing is left over", || compare().is_ok());
+        clean.and_then(|()| compare()).or_else(|_| compare())
+    }
+
+    fn tear_down(&mut self) -> Result<()> {
+        let mut errors = Vec::new();
+        let mut tried = |what: &str, result: Result<()>| {
+            if let Err(e) = result {
+                errors.push(format!("{what}: {e:#}"));
+            }
+        };
+        if self.joined {
+            let faas = self.faas_path();
+            let left = self.client().run(&[
+                &faas,
+                "vpn",
+                "disconnect",
+                "--state-dir",
+                &self.at("client"),
+                "--interface",
+                &self.netns('t'),
+            ]);
+            tried("disconnect", left.and_then(|o| o.ok().map(drop)));
+            self.joined = false;
+        }
+        if self.daemon.is_some() {
+            tried("stop", self.end_daemon(rustix::process::Signal::TERM).map(drop));
+        }
+        let mut teardown = Command::new("nsenter");
+        teardown.arg(format!("--net=/run/netns/{}", self.netns('s'))).arg(program("faasd"));
+        tried("teardown", run(teardown.arg("teardown").args(self.places())).and_then(|o| o.ok().map(drop)));
+        for side in ['s', 'c'] {
+            tried("netns", self.ip(&["netns", "del", &self.netns(side)]));
+        }
+        ensure!(errors.is_empty(), "{}\n{}", errors.join("\n"), self.log());
+        Ok(())
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        // After `finish` there is nothing to do; after a failed test nobody is to stumble over the rest.
+        if Path::new("/run/netns").join(self.netns('s')).exists() {
+            if let Err(e) = self.tear_down() {
+                eprintln!("{e:#}");
+            }
+        }
+    }
+}
+
+impl Client<'_> {
+    /// Runs a program on the client, with the client's own resolv.conf.
+    ///
+    /// # Errors
+    /// If it cannot be run; that it fails is no error here.
+    pub fn run(&self, arguments: &[&str]) -> Result<Output> {
+        let resolv = self.bed.path("resolv.conf");
+        if !resolv.exists() {
+            fs::write(&resolv, "")?;
+        }
+        // A mount namespace of its own, in which the file lies over the machine's.
+        const SCRIPT: &str = r#"mount --bind "$1" /etc/resolv.conf && exec nsenter --net="$2" -- "${@:3}""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "bash", "-c", SCRIPT, "bash"]).arg(&resolv);
+        command.arg(format!("/run/netns/{}", self.bed.netns('c'))).args(arguments);
+        run(&mut command)
+    }
+
+    /// `curl` a URL.
+    ///
+    /// # Errors
+    /// If it fails, also by a status of 400 and above.
+    pub fn curl(&self, url: &str) -> Result<String> {
+        self.run(&["curl", "-sS", "--fail-with-body", "--max-time", "20", url])?.ok()
+    }
+
+    /// Runs `work` on a thread in the client's namespace: its sockets are the client's.
+    ///
+    /// # Errors
+    /// What `work` returns.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        NetNs::open(&Path::new("/run/netns").join(self.bed.netns('c')))?.run(work)
+    }
+
+    /// A TCP connection of the client's to a function.
+    ///
+    /// # Errors
+    /// Those of `connect(2)`.
+    pub fn connect(&self, address: Ipv6Addr, port: u16) -> io::Result<TcpStream> {
+        self.within(|| {
+            let stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), DEADLINE)?;
+            stream.set_read_timeout(Some(DEADLINE))?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
+    }
+}
+
+/// One request on a connection that is kept alive: the status and the body.
+///
+/// # Errors
+/// Those of the socket, and of an answer that is none.
+pub fn get(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>)> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")?;
+    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).map_err(|_| invalid())?.to_ascii_lowercase();
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(invalid)?;
+    let length = head.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
+    let mut body = vec![0; length.ok_or_else(invalid)?];
+    stream.read_exact(&mut body)?;
+    Ok((status, body))
+}
