@@ -2,7 +2,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -22,8 +22,11 @@ use crate::tunnel::{self, Setup};
 /// How often the tunnel is looked after.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the answer to a join may take on its way through the session that the join ends.
-const JOIN_GRACE: Duration = Duration::from_millis(250);
+/// How long a peer that joined may take to come back with its own key.
+const JOIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often it is looked for.
+const JOIN_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The longest time an invitation may be open: 30 days.
 const INVITATION_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
@@ -206,17 +209,23 @@ impl Network {
             PeerConfig { public_key: new, allowed_ips: Vec::new(), endpoint: None, keepalive_s: None };
         self.lock().interface.set_peer(known_only).map_err(|e| ApiError::failed(&e))?;
         let network = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(JOIN_GRACE).await;
-            let switched = tokio::task::spawn_blocking(move || {
-                let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(&record, new))];
-                network.lock().interface.update(&changes)
-            });
-            if let Ok(Err(error)) = switched.await {
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = network.switch(temporary, new, &record) {
                 tracing::warn!(%error, "a joined peer waits for the tunnel to be looked after");
             }
         });
         Ok(())
+    }
+
+    /// Gives a peer's address to its new key, once the new key has shown itself: then the peer has had its answer.
+    fn switch(&self, temporary: PublicKey, new: PublicKey, record: &PeerRecord) -> Result<(), tunnel::Error> {
+        let deadline = Instant::now() + JOIN_DEADLINE;
+        let met = |peer: &PeerStatus| peer.public_key == new && peer.last_handshake.is_some();
+        while Instant::now() < deadline && !self.lock().interface.status()?.peers.iter().any(met) {
+            std::thread::sleep(JOIN_INTERVAL);
+        }
+        let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(record, new))];
+        self.lock().interface.update(&changes)
     }
 
     /// Looks after the tunnel: brings it up again if its process is gone, ends invitations that have expired.

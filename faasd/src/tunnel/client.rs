@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,6 +35,9 @@ const KEEPALIVE_S: u16 = 25;
 
 /// How long a handshake may take: it is repeated after 5 s, should its first packet be lost.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(12);
+
+/// How long one try waits for the first packet to come back. TCP's own next try is a second away.
+const PASSAGE_TRY: Duration = Duration::from_millis(50);
 
 /// How long the server may take to answer, once the tunnel is up.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
@@ -198,6 +201,7 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         }
         let membership = Membership { joined: true, ..membership.clone() };
         save(options, &membership)?;
+        wait_for_passage(membership.server, invitation.http_port)?;
         finish(&*interface, membership, options, handshake)
     };
     joined().inspect_err(|_| undo(options))
@@ -338,6 +342,20 @@ fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Op
             return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until packets pass: the server gives our address to the new key once it has seen its handshake. Whoever looks
+/// up a name right after joining is not to wait for a second try.
+fn wait_for_passage(server: Ipv6Addr, port: u16) -> Result<(), ClientError> {
+    let start = Instant::now();
+    loop {
+        match TcpStream::connect_timeout(&SocketAddr::from((server, port)), PASSAGE_TRY) {
+            Ok(_) => return Ok(()),
+            Err(source) if start.elapsed() > JOIN_DEADLINE => return Err(ClientError::Exchange { source }),
+            // Refused at once, it would spin.
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
     }
 }
 
