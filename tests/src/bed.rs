@@ -454,10 +454,10 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         // After `finish` there is nothing to do; after a failed test nobody is to stumble over the rest.
-        if Path::new("/run/netns").join(self.netns('s')).exists() {
-            if let Err(e) = self.tear_down() {
-                eprintln!("{e:#}");
-            }
+        if Path::new("/run/netns").join(self.netns('s')).exists()
+            && let Err(e) = self.tear_down()
+        {
+            eprintln!("{e:#}");
         }
     }
 }

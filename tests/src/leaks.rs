@@ -39,7 +39,7 @@ impl Traces {
             let group = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
             // The test itself has the name in no argument, but what it started has.
             let is_ours = pid.parse::<u32>().is_ok_and(|pid| pid != std::process::id());
-            if is_ours && (has(&line) || group.lines().any(|l| has(l))) {
+            if is_ours && (has(&line) || group.lines().any(&has)) {
                 processes.insert(format!("{pid} {line}"));
             }
         }

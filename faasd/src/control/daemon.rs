@@ -254,7 +254,7 @@ async fn keep_zone_file(path: PathBuf, zone: Arc<ArcSwap<Zone>>, changed: Arc<No
         let (path, now) = (path.clone(), zone.load_full());
         match tokio::task::spawn_blocking(move || write_zone_file(&path, &now)).await {
             Ok(Err(error)) => {
-                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "no zone file")
+                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "no zone file");
             }
             Err(error) => tracing::warn!(%error, "no zone file"),
             Ok(Ok(_)) => {}

@@ -59,7 +59,7 @@ struct Acceptor {
     /// By slot.
     functions: Vec<Option<Box<Function>>>,
     /// Removed, but an accept is still armed.
-    closing: Vec<Box<Function>>,
+    closing: Vec<Function>,
     commands: Receiver<Command>,
     wake: OwnedFd,
     events: Sender<Event>,
@@ -154,8 +154,8 @@ impl Acceptor {
 
     /// The function whose listener has this token, be it removed already.
     fn listener(&mut self, token: Token) -> Option<&mut Function> {
-        let current = self.functions.get_mut(token.slot as usize).and_then(Option::as_mut);
-        current.into_iter().chain(&mut self.closing).map(|f| &mut **f).find(|f| f.token() == token)
+        let current = self.functions.get_mut(token.slot as usize).and_then(Option::as_deref_mut);
+        current.into_iter().chain(&mut self.closing).find(|f| f.token() == token)
     }
 
     fn ended(&mut self, token: Token, error: Option<&io::Error>, ring: &mut Ring) -> io::Result<()> {
@@ -234,7 +234,7 @@ impl Acceptor {
         if let Some(mut function) = self.functions.get_mut(slot as usize).and_then(Option::take) {
             function.close(ring)?;
             if function.is_armed() {
-                self.closing.push(function);
+                self.closing.push(*function);
             }
         }
         Ok(())

@@ -15,6 +15,8 @@ const LONG: &[(&str, &str)] = &[];
 const UNSAFE: &[(&str, &str)] = &[
     ("faasd/src/sys/", "the fence: every kernel interface of the daemon"),
     ("faasd-sdk/src/status.rs", "the status page is memory shared with the daemon"),
+    ("faasd-sdk/src/sys.rs", "an instance inherits its descriptors by number"),
+    ("bench/src/acceptors/", "the measured ring crates give and take descriptors as numbers"),
     ("faasd-ebpf/src/", "maps and helpers of the kernel program are raw pointers"),
 ];
 
