@@ -11,7 +11,7 @@ use crate::core::spec::explain;
 use crate::tunnel::Choice;
 
 /// What can be set.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `HOST` or `HOST:PORT` that clients of the tunnel dial; `FAAS_VPN_ENDPOINT` comes first.
@@ -111,6 +111,13 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_documented_file_is_the_defaults() {
+        let manual = include_str!("../../../docs/CONFIGURATION.md");
+        let example = manual.split("```toml").nth(2).and_then(|rest| rest.split("```").next()).unwrap();
+        assert_eq!(Config::parse(example, Path::new("faasd.toml")).unwrap(), Config::default());
+    }
 
     #[test]
     fn settings_are_read_and_mistakes_are_named() {

@@ -343,6 +343,15 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_file_is_the_defaults() {
+        let manual = include_str!("../../../docs/CONFIGURATION.md");
+        let example = manual.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let spec = FunctionSpec::from_toml(example).unwrap();
+        assert_eq!(spec.handler_parts(), ("handler.py", "handle"));
+        assert_eq!(FunctionSpec { handler: None, ..spec }, FunctionSpec::default());
+    }
+
+    #[test]
     fn units_are_understood() {
         let spec = FunctionSpec::from_toml(
             "contract = 'fd'\ncommand = ['./a']\n[limits]\nmemory = '64MiB'\ncpu = 0.5\n[deadlines]\nstart = '3s'",
