@@ -57,9 +57,12 @@ pub fn bad_declarations() -> Result<()> {
     bed.finish()
 }
 
+/// A name, its files, and what must be said of them.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a [u8])], &'a [&'a str]);
+
 pub fn bad_handlers() -> Result<()> {
     let bed = Bed::serving()?;
-    let cases: [(&str, &[(&str, &[u8])], &[&str]); 6] = [
+    let cases: [Case<'_>; 6] = [
         ("nothing", &[("readme.txt", b"")], &["holds no function", "handler.py"]),
         (
             "nofile",
@@ -137,7 +140,7 @@ pub fn bad_programs() -> Result<()> {
 
     let (ld, none) = (b"/lib64/ld-linux", b"/lib64/no-linux");
     let at = code.windows(ld.len()).position(|w| w == ld).context("a program with an interpreter")?;
-    let mut foreign = code.clone();
+    let mut foreign = code;
     foreign[at..at + ld.len()].copy_from_slice(none);
     let output = bed.deploy("foreign", &[("program", &foreign), ("faas.toml", toml)])?;
     says(output, &["exec /app/program", "no such file or directory"])?;
