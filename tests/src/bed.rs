@@ -116,8 +116,8 @@ impl Bed {
     /// If `ip` fails.
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Short: interfaces' names have 15 characters.
-        let name = format!("ft{}x{}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed));
+        // Short: interfaces' names have 15 characters. Padded: no name is the beginning of another.
+        let name = format!("ft{}x{:02}", std::process::id() % 100_000, NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = tempfile::Builder::new().prefix(&format!("faasd-{name}-")).tempdir_in("/var/tmp")?;
         // Containers have users of their own, and must find their code below.
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;

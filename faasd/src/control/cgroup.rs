@@ -36,6 +36,7 @@ pub fn own(instance: &str) -> io::Result<PathBuf> {
 /// Those of `rmdir(2)`; groups that are not there are none.
 pub fn remove(instance: &str) -> io::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    leave(instance, &mounts)?;
     let mut result = Ok(());
     for mount in cgroup_mounts(&mounts) {
         for group in [format!("{instance}-daemon"), instance.to_owned()] {
@@ -46,6 +47,16 @@ pub fn remove(instance: &str) -> io::Result<()> {
         }
     }
     result
+}
+
+/// Moves this process back out of the group that [`own`] made: nobody can remove the group that they are in.
+fn leave(instance: &str, mounts: &str) -> io::Result<()> {
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let group = format!("0::/{instance}-daemon");
+    match mount_point(mounts).filter(|_| own.lines().any(|line| line == group)) {
+        Some(mount) => fs::write(mount.join("cgroup.procs"), "0"),
+        None => Ok(()),
+    }
 }
 
 /// Where cgroup hierarchies of either version are mounted.

@@ -92,6 +92,13 @@ impl Config {
         if config.vpn_prefix == config.function_prefix {
             return value("function_prefix", &config.function_prefix, "choose another than `vpn_prefix`");
         }
+        if !is_interface_name(&config.interface) {
+            return value(
+                "interface",
+                &config.interface,
+                "use 1 to 15 characters without '/', ':' or space, and another name than lo",
+            );
+        }
         if config.http_port == 0 || config.http_port == 53 {
             return value("http_port", &config.http_port, "use 1 to 65535, but not 53, which is DNS");
         }
@@ -106,6 +113,12 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// What the kernel takes for an interface's name, and is not the name of the one that every namespace has.
+fn is_interface_name(name: &str) -> bool {
+    let is_odd = |c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace();
+    (1..=15).contains(&name.len()) && !name.contains(is_odd) && !matches!(name, "." | ".." | "lo")
 }
 
 #[cfg(test)]
@@ -130,6 +143,8 @@ mod tests {
             ("vpn_prefix = 'fd00::/48'", "no IPv6 /64"),
             ("acceptors = 0", "1 to 64"),
             ("http_port = 53", "DNS"),
+            ("interface = 'a long name for one'", "1 to 15 characters"),
+            ("interface = 'lo'", "another name"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(why) && error.starts_with("faasd.toml"), "{text}: {error}");

@@ -3,6 +3,7 @@
 //! Everything is bound and probed before anything is served. On its way out the daemon leaves behind what serves
 //! without it: instances, the tunnel, the kernel program, the descriptor store. [`teardown`] removes those as well.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use faasd_common::Route;
 use jiff::Timestamp;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -83,26 +85,33 @@ fn program() -> anyhow::Result<PathBuf> {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let config = Config::load(&options.config)?;
     prepare(&options.paths)?;
+    // Before anything is looked at or touched: what another daemon has is not ours to take over or to clear away.
+    let _alone = alone(&options.paths.run)?;
+    let store: Arc<dyn Store> = Arc::new(Embedded::open(&options.paths.store())?);
     let is_first = FdStore::find(&options.paths.fdstore())?.is_none();
     let mut serving = false;
-    let done = serve(&options, config, &mut serving).await;
+    let done = serve(&options, config, store, &mut serving).await;
     if done.is_err() && is_first && !serving {
         // Nobody served by it before us: what we had set up would only be in the way.
-        if let Err(error) = teardown(options).await {
+        if let Err(error) = clear(&options).await {
             tracing::warn!(error = format!("{error:#}"), "the failed start leaves something behind");
         }
     }
     done
 }
 
-async fn serve(options: &Options, config: Config, serving: &mut bool) -> anyhow::Result<()> {
+async fn serve(
+    options: &Options,
+    config: Config,
+    store: Arc<dyn Store>,
+    serving: &mut bool,
+) -> anyhow::Result<()> {
     let Options { paths, .. } = options;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let program = program()?;
     let fdstore = Arc::new(Mutex::new(FdStore::open(&paths.fdstore(), &program)?));
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&paths.store())?);
     let cgroup =
         cgroup::own(&paths.instance).context("cannot make a cgroup for the guards on passed sockets")?;
     let runtime = Arc::new(Runtime::new(paths.clone()).await?);
@@ -240,6 +249,21 @@ fn prepare(paths: &Paths) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A lock on the run directory, for as long as the descriptor is open. It takes no file that could be left behind.
+fn alone(run: &Path) -> anyhow::Result<OwnedFd> {
+    let what = || format!("cannot lock {}", run.display());
+    let dir = rustix::fs::open(run, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(what)?;
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(dir),
+        Err(rustix::io::Errno::WOULDBLOCK) => anyhow::bail!(
+            "another faasd runs with {}; stop it first (`systemctl stop faasd`), or give this one places of its own",
+            run.display()
+        ),
+        Err(error) => Err(error).with_context(what),
+    }
+}
+
 fn dns_config(config: &Config) -> DnsConfig {
     let mut dns = DnsConfig::default();
     if let Some(upstreams) = &config.dns_upstreams {
@@ -272,10 +296,12 @@ async fn keep_zone_file(path: PathBuf, zone: Arc<ArcSwap<Zone>>, changed: Arc<No
 pub async fn teardown(options: Options) -> anyhow::Result<()> {
     let Options { paths, .. } = &options;
     anyhow::ensure!(rustix::process::geteuid().is_root(), "faasd needs root: `sudo faasd teardown`");
-    anyhow::ensure!(
-        std::os::unix::net::UnixStream::connect(paths.socket()).is_err(),
-        "faasd is running; stop it first: `systemctl stop faasd`"
-    );
+    let _alone = if paths.run.exists() { Some(alone(&paths.run)?) } else { None };
+    clear(&options).await
+}
+
+async fn clear(options: &Options) -> anyhow::Result<()> {
+    let Options { paths, .. } = options;
     let config = Config::load(&options.config)?;
     let mut errors = Vec::new();
     let mut tried = |what: &str, result: anyhow::Result<()>| {
@@ -302,6 +328,11 @@ pub async fn teardown(options: Options) -> anyhow::Result<()> {
 }
 
 async fn end_instances(paths: &Paths) -> anyhow::Result<()> {
+    let is_empty = |dir: PathBuf| std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+    if is_empty(paths.bundles()) && is_empty(paths.runc()) {
+        // Without runc there can be no instances, and none are no reason to ask for it.
+        return Ok(());
+    }
     let runtime = Runtime::new(paths.clone()).await?;
     for one in runtime.adopt().await? {
         runtime.stop(&one.id, &one.process, Duration::ZERO).await?;

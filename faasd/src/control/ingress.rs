@@ -25,12 +25,21 @@ const DNS_SOCKETS_MAX: usize = 4;
 /// Why there is no ingress.
 #[derive(Debug, thiserror::Error)]
 pub enum IngressError {
-    #[error("cannot make the ingress network namespace at {path}")]
+    #[error("cannot make the ingress network namespace at {path}{}", rights(source))]
     Namespace { path: String, source: io::Error },
     #[error("cannot set up the ingress network namespace")]
     Link(#[from] NetlinkError),
     #[error("cannot listen on [{address}]:{port} in the tunnel{}", remedy(source))]
     Listen { address: Ipv6Addr, port: u16, source: io::Error },
+}
+
+fn rights(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ": it takes CAP_SYS_ADMIN (root, and not within a container that withholds it)"
+        }
+        _ => "",
+    }
 }
 
 fn remedy(error: &io::Error) -> &'static str {

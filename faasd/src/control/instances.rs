@@ -283,14 +283,25 @@ impl Task {
     async fn attend(mut self, process: Arc<Pidfd>, log: OwnedFd) -> String {
         let capture = self.all.logs.capture(log, &self.function, &self.id);
         let mut messages = self.messages();
+        let (mut is_ready, mut breach) = (false, None);
         let exit = loop {
             tokio::select! {
                 exit = process.exited() => break exit.unwrap_or(Exit::Unknown),
                 kind = next(&mut messages) => match kind {
-                    Some(Kind::Ready) => self.all.tell(Message::Ready { key: self.key }).await,
-                    Some(Kind::Drained) => tracing::debug!(id = self.id, "drained"),
-                    Some(_) => tracing::warn!(id = self.id, "an instance sent what only faasd sends"),
-                    None => messages = None,
+                    // Once is enough: who repeats it keeps the owner from the others.
+                    Ok(Kind::Ready) if !is_ready => {
+                        is_ready = true;
+                        self.all.tell(Message::Ready { key: self.key }).await;
+                    }
+                    Ok(Kind::Ready | Kind::Drained) => {}
+                    Ok(Kind::Connections | Kind::Drain) => {
+                        breach = Some("it sent a message that only faasd sends".to_owned());
+                        messages = None;
+                    }
+                    Err(how) => {
+                        breach = how;
+                        messages = None;
+                    }
                 },
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
@@ -306,6 +317,10 @@ impl Task {
                     }
                 },
             }
+            // What it means by anything else it says, or does with a connection, nobody can tell now.
+            if breach.is_some() {
+                let _ = process.signal(rustix::process::Signal::KILL);
+            }
         };
         let oom_kills = self.all.runtime.oom_kills(&self.id);
         // It is dead: this only removes what is left.
@@ -318,12 +333,14 @@ impl Task {
             let _ = tokio::time::timeout(Duration::from_secs(1), capture).await;
         }
         tracing::info!(id = self.id, %exit, served = self.page.requests(), "ended");
-        self.explain(exit, oom_kills).await
+        self.explain(exit, oom_kills, breach).await
     }
 
-    async fn explain(&self, exit: Exit, oom_kills: u64) -> String {
+    async fn explain(&self, exit: Exit, oom_kills: u64, breach: Option<String>) -> String {
         let mut why = exit.to_string();
-        if oom_kills > 0 {
+        if let Some(how) = breach {
+            why = format!("it broke the hand-off protocol, and was ended: {how}");
+        } else if oom_kills > 0 {
             why.push_str(", for want of memory (raise `limits.memory`)");
         } else if exit == Exit::Code(0) && !self.page.ready() {
             why.push_str(" without saying that it is ready (does it speak the hand-off protocol?)");
@@ -357,21 +374,25 @@ async fn wanted(orders: &mut orders::Receiver<Order>) -> Order {
     *orders.borrow_and_update()
 }
 
-/// The next message of an instance. `None`: it has closed its end, or breaks the protocol, and is listened to no more.
-async fn next(messages: &mut Option<AsyncFd<OwnedFd>>) -> Option<Kind> {
+/// The next message of an instance. An error: nothing more is to be expected of it, with how it broke the protocol if it
+/// did.
+async fn next(messages: &mut Option<AsyncFd<OwnedFd>>) -> Result<Kind, Option<String>> {
     let Some(socket) = messages else { return std::future::pending().await };
     loop {
-        let mut guard = socket.readable().await.ok()?;
+        let mut guard = socket.readable().await.map_err(|_| None)?;
         let mut bytes = [0; wire::HEADER_BYTES];
         // Whatever descriptors it may have sent along are closed with the answer.
         let received = guard.try_io(|socket| scm::recv(socket.get_ref(), &mut bytes, RecvFlags::DONTWAIT));
         match received {
             Err(_would_block) => {}
-            Ok(Ok((n, _))) => return wire::Message::parse(&bytes[..n]).ok().map(|message| message.kind),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "an instance broke the protocol");
-                return None;
+            Ok(Ok((n, _))) => {
+                let message = wire::Message::parse(&bytes[..n]).map_err(|error| Some(error.to_string()))?;
+                return Ok(message.kind);
             }
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Some(error.to_string()));
+            }
+            Ok(Err(_)) => return Err(None),
         }
     }
 }

@@ -158,6 +158,9 @@ impl Owner {
         };
         let mut found = owner.parts.instances.found().await?;
         owner.forget_stale_routes(&records)?;
+        if let Err(error) = owner.parts.logs.retain(|name| records.iter().any(|r| r.name.as_str() == name)) {
+            tracing::warn!(%error, "logs of functions that are not declared stay");
+        }
         for record in records {
             let name = record.name.clone();
             let listener = listeners.remove(&listener_entry(&name)).and_then(|mut kept| kept.pop());
@@ -474,7 +477,7 @@ impl Owner {
                 }
                 Action::Kill { key } => self.order(key, Order::Kill),
                 Action::Promote { .. } => promoted = true,
-                Action::Abandon { why, .. } => self.abandon(name, why),
+                Action::Abandon { revision, why } => self.abandon(name, revision, why),
                 Action::Refuse => {
                     let slot = self.functions[name].slot;
                     self.tell(Command::Refuse { slot });
@@ -532,9 +535,11 @@ impl Owner {
         self.collect_images();
     }
 
-    fn abandon(&mut self, name: &FunctionName, why: String) {
+    fn abandon(&mut self, name: &FunctionName, revision: u64, why: String) {
         let Some(entry) = self.functions.get_mut(name) else { return };
-        let Some(Candidate { reply, error, record }) = entry.candidate.take() else { return };
+        // One that was overtaken has been answered, and what stands in its place now is not meant.
+        let candidate = entry.candidate.take_if(|candidate| candidate.record.revision == revision);
+        let Some(Candidate { reply, error, record }) = candidate else { return };
         tracing::warn!(function = %name, revision = record.revision, why, "a deploy failed");
         let error = error.unwrap_or_else(|| ApiError::Failed {
             title: format!("'{name}' was not deployed: its instance did not become ready"),
@@ -686,7 +691,8 @@ impl Owner {
     }
 
     fn no_function(&self, name: &FunctionName) -> ApiError {
-        ApiError::no_function(name, self.functions.keys().map(FunctionName::as_str))
+        let deployed = self.functions.iter().filter(|(_, entry)| entry.record.is_some());
+        ApiError::no_function(name, deployed.map(|(name, _)| name.as_str()))
     }
 
     /// The function as callers see it. One that was never deployed with success is none.

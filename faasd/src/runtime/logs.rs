@@ -72,10 +72,8 @@ impl Logs {
         function: &FunctionName,
         instance: &str,
     ) -> io::Result<JoinHandle<io::Result<()>>> {
-        let dir = self.dir.join(function.as_str());
-        fs::create_dir_all(&dir)?;
-        let base = dir.join(instance);
-        let sink = Sink::open(&base)?;
+        let base = self.dir.join(function.as_str()).join(instance);
+        let sink = Sink::new(&base);
         let receiver = Receiver::from_owned_fd(read)?;
         self.lock().insert(base.clone());
         let live = Live { base, live: Arc::clone(&self.live) };
@@ -126,6 +124,21 @@ impl Logs {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
+    }
+
+    /// Removes the logs of functions that `is_declared` does not know: a daemon that was killed in the middle of a first
+    /// deploy, or of a removal, leaves them.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn retain(&self, is_declared: impl Fn(&str) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(&is_declared) {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the files of all but the last few instances that have ended.
@@ -252,17 +265,23 @@ impl Lines {
 #[derive(Debug)]
 struct Sink {
     base: PathBuf,
-    file: File,
+    /// `None` until it could be opened: an instance is read also while there is no room for its file.
+    file: Option<File>,
     bytes: u64,
     /// Lines that did not make it to the disk and have not been told of yet.
     dropped: u64,
 }
 
 impl Sink {
-    fn open(base: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).open(with_suffix(base, SUFFIX))?;
-        let bytes = file.metadata()?.len();
-        Ok(Self { base: base.to_owned(), file, bytes, dropped: 0 })
+    fn new(base: &Path) -> Self {
+        Self { base: base.to_owned(), file: None, bytes: 0, dropped: 0 }
+    }
+
+    fn open(&self) -> io::Result<File> {
+        if let Some(dir) = self.base.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        OpenOptions::new().append(true).create(true).open(with_suffix(&self.base, SUFFIX))
     }
 
     /// Writes whole lines. An error, as that of a full disk, drops them; the next line that can be written says how
@@ -287,10 +306,19 @@ impl Sink {
     fn append(&mut self, text: &[u8]) -> io::Result<()> {
         if self.bytes + text.len() as u64 > FILE_BYTES_MAX {
             fs::rename(with_suffix(&self.base, SUFFIX), with_suffix(&self.base, SUFFIX_OLD))?;
-            let fresh = Self::open(&self.base)?;
-            (self.file, self.bytes) = (fresh.file, fresh.bytes);
+            (self.file, self.bytes) = (None, 0);
         }
-        self.file.write_all(text)?;
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                let file = self.open()?;
+                self.bytes = file.metadata()?.len();
+                file
+            }
+        };
+        let written = file.write_all(text);
+        self.file = Some(file);
+        written?;
         self.bytes += text.len() as u64;
         Ok(())
     }
@@ -439,12 +467,13 @@ mod tests {
     fn what_does_not_fit_is_told_of() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("a");
-        let mut sink = Sink::open(&base).unwrap();
+        let mut sink = Sink::new(&base);
         // Reading alone: every write fails, as on a full disk.
-        sink.file = File::open(with_suffix(&base, SUFFIX)).unwrap();
+        fs::write(with_suffix(&base, SUFFIX), "").unwrap();
+        sink.file = Some(File::open(with_suffix(&base, SUFFIX)).unwrap());
         sink.write(b"1 lost\n2 lost\n", 3);
         assert_eq!(sink.dropped, 5);
-        sink.file = Sink::open(&base).unwrap().file;
+        sink.file = None;
         sink.write(b"3 kept\n", 0);
         let text = fs::read_to_string(with_suffix(&base, SUFFIX)).unwrap();
         let mut lines = text.lines();

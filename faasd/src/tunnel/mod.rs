@@ -81,6 +81,10 @@ pub enum Error {
     Interface { operation: &'static str, name: String, source: io::Error },
     #[error("the interface {name} refused the change (errno {errno})")]
     Refused { name: String, errno: i32 },
+    #[error(
+        "UDP port {port} is taken by another program; stop that, or choose another port (`listen_port` in faasd.toml)"
+    )]
+    Port { port: u16, source: Box<Error> },
     #[error("the tunnel process of {name} answered with something else")]
     Protocol { name: String, source: uapi::ProtocolError },
     #[error("this kernel has no WireGuard; load its module, or let faasd run it: `wireguard = \"auto\"`")]
@@ -103,6 +107,18 @@ pub enum Error {
     Ended { name: String, status: std::process::ExitStatus, said: String },
     #[error("the tunnel process of {name} did not {operation} within {} s", PROCESS_DEADLINE.as_secs())]
     Deadline { name: String, operation: &'static str },
+}
+
+impl Error {
+    /// The kernel's error number, if it comes to that, also where a tunnel process tells of it.
+    fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Netlink(error) => error.errno(),
+            Self::Interface { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
 }
 
 /// Brings the interface up in `ns`, or finds it up, and gives it its key, port, address and MTU. Its UDP socket
@@ -137,7 +153,10 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
     {
         return Err(Error::Foreign { name: name.to_owned() });
     }
-    interface.configure(setup.private_key, setup.listen_port)?;
+    interface.configure(setup.private_key, setup.listen_port).map_err(|error| match error.errno() {
+        Some(libc::EADDRINUSE) => Error::Port { port: setup.listen_port, source: Box::new(error) },
+        _ => error,
+    })?;
     netlink.set_mtu(name, setup.mtu_bytes)?;
     netlink.add_address(name, setup.address, setup.bits)?;
     netlink.set_up(name)?;
