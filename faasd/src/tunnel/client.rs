@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -38,6 +38,9 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(12);
 
 /// How long the server may take to answer, once the tunnel is up.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a first packet may take to the server and back before another is sent.
+const FIRST_PACKET_DEADLINE: Duration = Duration::from_millis(100);
 
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
@@ -196,6 +199,7 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         if handshake.is_none() {
             return Err(no_handshake(&server, &membership));
         }
+        wait_until_heard(&membership, invitation.http_port)?;
         let membership = Membership { joined: true, ..membership.clone() };
         save(options, &membership)?;
         finish(&*interface, membership, options, handshake)
@@ -338,6 +342,28 @@ fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Op
             return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until packets reach the server under our own key: it shakes hands with the key at once, but gives it our
+/// address only once its answer to the join has had time to arrive. What is sent before that is lost.
+fn wait_until_heard(membership: &Membership, port: u16) -> Result<(), ClientError> {
+    let (start, mut patience) = (Instant::now(), FIRST_PACKET_DEADLINE);
+    loop {
+        let error = match TcpStream::connect_timeout(&(membership.server, port).into(), patience) {
+            Ok(_) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+            Err(e) => e,
+        };
+        if start.elapsed() > JOIN_DEADLINE {
+            return Err(ClientError::Exchange { source: error });
+        }
+        // Sooner again than TCP itself would send, but no less patient in the end.
+        if error.kind() == io::ErrorKind::TimedOut {
+            patience *= 2;
+        } else {
+            std::thread::sleep(FIRST_PACKET_DEADLINE);
+        }
     }
 }
 
