@@ -294,7 +294,10 @@ pub async fn teardown(options: Options) -> anyhow::Result<()> {
         tried("the ingress", NetNs::unpin(&paths.ingress()).map_err(Into::into));
     }
     let quit = fdstore::Connection::find(&paths.fdstore()).map_err(anyhow::Error::from);
-    tried("the descriptor store", quit.and_then(|store| Ok(store.map_or(Ok(()), fdstore::Connection::quit)?)));
+    tried(
+        "the descriptor store",
+        quit.and_then(|store| Ok(store.map_or(Ok(()), fdstore::Connection::quit)?)),
+    );
     tried("the run directory", remove_dir(&paths.run));
     tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
     anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));

@@ -161,7 +161,10 @@ pub async fn watch(store: Arc<Mutex<FdStore>>) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
-                tracing::error!(error, "there is no descriptor store: should the daemon die, connections are lost");
+                tracing::error!(
+                    error,
+                    "there is no descriptor store: should the daemon die, connections are lost"
+                );
             }
             Err(error) => tracing::error!(%error, "the descriptor store's watch failed"),
         }

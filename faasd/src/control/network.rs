@@ -210,7 +210,17 @@ impl Network {
             tokio::time::sleep(JOIN_GRACE).await;
             let switched = tokio::task::spawn_blocking(move || {
                 let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(&record, new))];
-                network.lock().interface.update(&changes)
+                let mut up = network.lock();
+                // The client is where it was, should the tunnel have to be brought up before it is next looked at:
+                // without an endpoint only the client could begin, and it would wait for 15 s of silence.
+                let mut peers = up.interface.status()?.peers;
+                let place = peers.iter().find(|p| p.public_key == temporary).and_then(|p| p.endpoint);
+                peers.retain(|p| p.public_key != temporary);
+                for peer in peers.iter_mut().filter(|p| p.public_key == new) {
+                    peer.endpoint = peer.endpoint.or(place);
+                }
+                up.peers = peers;
+                up.interface.update(&changes)
             });
             if let Ok(Err(error)) = switched.await {
                 tracing::warn!(%error, "a joined peer waits for the tunnel to be looked after");
