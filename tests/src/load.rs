@@ -2,11 +2,11 @@
 
 use std::io;
 use std::net::{Ipv6Addr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail};
 
 use crate::{Client, eventually, get};
 
@@ -15,7 +15,8 @@ use crate::{Client, eventually, get};
 pub struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
-    clients: Vec<JoinHandle<io::Result<()>>>,
+    failure: Arc<Mutex<Option<String>>>,
+    clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
@@ -26,13 +27,18 @@ impl Load {
     pub fn start(client: &Client<'_>, address: Ipv6Addr, port: u16, clients: usize) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
+        let failure = Arc::<Mutex<Option<String>>>::default();
         let streams: io::Result<Vec<_>> = (0..clients).map(|_| client.connect(address, port)).collect();
         let start = |stream| {
-            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-            std::thread::spawn(move || ask(stream, &stop, &answered))
+            let (stop, answered, failure) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&failure));
+            std::thread::spawn(move || {
+                if let Err(error) = ask(stream, &stop, &answered) {
+                    lock(&failure).get_or_insert(format!("a client's connection failed: {error}"));
+                }
+            })
         };
         let clients = streams?.into_iter().map(start).collect();
-        Ok(Self { stop, answered, clients })
+        Ok(Self { stop, answered, failure, clients })
     }
 
     /// Requests answered so far.
@@ -47,9 +53,10 @@ impl Load {
     /// If they do not come, or a client had to give up.
     pub fn more(&self, answers: u64) -> Result<()> {
         let wanted = self.answered() + answers;
-        eventually("the clients are answered", || self.answered() >= wanted || self.has_failed())?;
-        ensure!(!self.has_failed(), "a client's connection failed");
-        Ok(())
+        eventually("the clients are answered", || {
+            self.answered() >= wanted || lock(&self.failure).is_some()
+        })?;
+        self.check()
     }
 
     /// Stops the clients.
@@ -59,15 +66,24 @@ impl Load {
     pub fn finish(self) -> Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients {
-            let outcome = client.join().map_err(|_| anyhow!("a client panicked"))?;
-            outcome.context("a client's connection failed")?;
+            client.join().map_err(|_| anyhow!("a client panicked"))?;
+        }
+        if let Some(failure) = lock(&self.failure).take() {
+            bail!(failure);
         }
         Ok(self.answered.load(Ordering::Relaxed))
     }
 
-    fn has_failed(&self) -> bool {
-        self.clients.iter().any(JoinHandle::is_finished)
+    fn check(&self) -> Result<()> {
+        match &*lock(&self.failure) {
+            Some(failure) => bail!(failure.clone()),
+            None => Ok(()),
+        }
     }
+}
+
+fn lock(failure: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
+    failure.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn ask(mut stream: TcpStream, stop: &AtomicBool, answered: &AtomicU64) -> io::Result<()> {

@@ -26,7 +26,11 @@ pub fn descriptors() -> Result<()> {
     let connections = established(&bed.ingress()?, 80)?;
     ensure!(connections.len() == CONNECTIONS, "{} sockets", connections.len());
     let container = sockets_of(only(&function)?)?;
-    ensure!(container.is_superset(&connections), "the container lacks {:?}", connections.difference(&container));
+    ensure!(
+        container.is_superset(&connections),
+        "the container lacks {:?}",
+        connections.difference(&container)
+    );
     let store = bed.helper("fdstore").context("no descriptor store")?;
     for (who, pid) in [("the daemon", bed.daemon()), ("the descriptor store", store)] {
         let own = sockets_of(pid)?;
@@ -42,7 +46,10 @@ pub fn descriptors() -> Result<()> {
     // With nobody else to hold it, the function's close is the client's end, and the client's the function's.
     drop(streams);
     until(&bed, "hello", "the function sees all clients leave", |f| f["instances"][0]["in_flight"] == 0)?;
-    ensure!(sockets_of(only(&function)?)?.is_disjoint(&connections), "the container keeps closed connections");
+    ensure!(
+        sockets_of(only(&function)?)?.is_disjoint(&connections),
+        "the container keeps closed connections"
+    );
     bed.finish()
 }
 
@@ -69,6 +76,7 @@ pub fn requeue() -> Result<()> {
     // Stopped, it receives nothing, while its socket goes on taking connections.
     signal(victim, Signal::STOP)?;
     let mut streams = (0..30).map(|_| Ok(bed.client().connect(address, 80)?)).collect::<Result<Vec<_>>>()?;
+    until(&bed, "hello", "ten connections each", |f| in_flight(f) == [10, 10, 10])?;
     for stream in &mut streams {
         write!(stream, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
     }
@@ -76,7 +84,9 @@ pub fn requeue() -> Result<()> {
         let instances = f["instances"].as_array().into_iter().flatten();
         instances.filter(|i| i["pid"] == victim).filter_map(|i| i["in_flight"].as_u64()).sum::<u64>()
     };
-    let before = until(&bed, "hello", "ten wait for the stopped one", |f| queued(f) >= 10)?;
+    let before = until(&bed, "hello", "only the stopped one keeps clients waiting", |f| {
+        in_flight(f).iter().sum::<u64>() == 10 && queued(f) == 10
+    })?;
     ensure!(before["connections"]["requeued"] == 0, "{before}");
     signal(victim, Signal::KILL)?;
     for mut stream in streams {
@@ -84,7 +94,8 @@ pub fn requeue() -> Result<()> {
         stream.read_to_string(&mut answer)?;
         ensure!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("hello from faasd\n"), "{answer:?}");
     }
-    let after = until(&bed, "hello", "it is replaced", |f| ready(f).len() == 3 && !ready(f).contains(&victim))?;
+    let after =
+        until(&bed, "hello", "it is replaced", |f| ready(f).len() == 3 && !ready(f).contains(&victim))?;
     ensure!(after["connections"]["requeued"] == queued(&before), "{after}");
     ensure!(after["connections"]["accepted"] == 30, "{after}");
     let stayed: BTreeSet<_> = ready(&function).into_iter().filter(|pid| *pid != victim).collect();

@@ -59,7 +59,10 @@ pub fn nothing_grows() -> Result<()> {
     for lane in ["steered", "accepted", "handed_off"] {
         ensure!(connections[lane] == all, "{lane} should be {all}: {connections}");
     }
-    ensure!(after["instances"][0]["pid"] == function["instances"][0]["pid"], "its instance did not live: {after}");
+    ensure!(
+        after["instances"][0]["pid"] == function["instances"][0]["pid"],
+        "its instance did not live: {after}"
+    );
     bed.finish()
 }
 
@@ -73,7 +76,9 @@ fn pass(ingress: &NetNs, address: Ipv6Addr, count: usize) -> io::Result<()> {
     let share = || ingress.run(|| (0..count / THREADS).try_for_each(|_| once(address)));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(share)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("panic"))))
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("panic"))))
     })
 }
 
@@ -89,7 +94,11 @@ fn once(address: Ipv6Addr) -> io::Result<()> {
             n => length += n,
         }
     }
-    if answer[..length].starts_with(b"HTTP/1.1 200 ") { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if answer[..length].starts_with(b"HTTP/1.1 200 ") {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 fn connect(address: Ipv6Addr) -> io::Result<TcpStream> {
