@@ -4,6 +4,10 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long processes that were told to end may take to leave their group.
+const EMPTY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The cgroup (v2) that this process is in; out of the root, where everything else may be, it moves itself first.
 ///
@@ -40,7 +44,7 @@ pub fn remove(instance: &str) -> io::Result<()> {
     let mut result = Ok(());
     for mount in cgroup_mounts(&mounts) {
         for group in [format!("{instance}-daemon"), instance.to_owned()] {
-            match fs::remove_dir(mount.join(group)) {
+            match remove_soon(&mount.join(group)) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => result = Err(e),
                 _ => {}
             }
@@ -56,6 +60,19 @@ fn leave(instance: &str, mounts: &str) -> io::Result<()> {
     match mount_point(mounts).filter(|_| own.lines().any(|line| line == group)) {
         Some(mount) => fs::write(mount.join("cgroup.procs"), "0"),
         None => Ok(()),
+    }
+}
+
+/// Removes a group once it is empty: a process that was told to end leaves its group as the last thing it does.
+fn remove_soon(group: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + EMPTY_DEADLINE;
+    loop {
+        match fs::remove_dir(group) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use super::api::{self, Spool};
 use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
-use super::fdstore::FdStore;
+use super::fdstore::{self, FdStore};
 use super::ingress::Ingress;
 use super::instances::Instances;
 use super::network::{self, Network};
@@ -88,7 +88,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Before anything is looked at or touched: what another daemon has is not ours to take over or to clear away.
     let _alone = alone(&options.paths.run)?;
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&options.paths.store())?);
-    let is_first = FdStore::find(&options.paths.fdstore())?.is_none();
+    let is_first = fdstore::Connection::find(&options.paths.fdstore())?.is_none();
     let mut serving = false;
     let done = serve(&options, config, store, &mut serving).await;
     if done.is_err() && is_first && !serving {
@@ -166,7 +166,7 @@ async fn serve(
         Instances::new(Arc::clone(&runtime), logs.clone(), Arc::clone(&fdstore), messages.clone());
     let owner = Owner::restore(owner::Parts {
         store: Arc::clone(&store),
-        fdstore,
+        fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
         kernel,
         acceptors: Acceptors::start(config.acceptors, &events)?,
@@ -181,7 +181,7 @@ async fn serve(
     let owner = tokio::spawn(owner.run(inbox, acceptor_events));
 
     let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&zone))?;
-    let watching = tokio::spawn(Arc::clone(&network).watch());
+    let watching = [tokio::spawn(Arc::clone(&network).watch()), tokio::spawn(fdstore::watch(fdstore))];
     let zone_file = tokio::spawn(keep_zone_file(paths.zone_file(), zone, zone_changed));
     let daemon = Arc::new(Daemon {
         owner: messages.clone(),
@@ -220,7 +220,7 @@ async fn serve(
     for served in [local.await, peers.await] {
         served?.context("the API ended with an error")?;
     }
-    watching.abort();
+    watching.iter().for_each(tokio::task::JoinHandle::abort);
     let (reply, done) = oneshot::channel();
     if messages.send(Message::Stop { reply }).await.is_ok() {
         let _ = done.await;
@@ -319,8 +319,11 @@ async fn clear(options: &Options) -> anyhow::Result<()> {
         tried("the tunnel", ended);
         tried("the ingress", NetNs::unpin(&paths.ingress()).map_err(Into::into));
     }
-    let quit = FdStore::find(&paths.fdstore()).map_err(anyhow::Error::from);
-    tried("the descriptor store", quit.and_then(|store| Ok(store.map_or(Ok(()), FdStore::quit)?)));
+    let quit = fdstore::Connection::find(&paths.fdstore()).map_err(anyhow::Error::from);
+    tried(
+        "the descriptor store",
+        quit.and_then(|store| Ok(store.map_or(Ok(()), fdstore::Connection::quit)?)),
+    );
     tried("the run directory", remove_dir(&paths.run));
     tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
     anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));

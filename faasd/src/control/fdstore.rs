@@ -13,8 +13,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
     socket_with, sockopt,
@@ -30,6 +32,9 @@ const START_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long the daemon waits for its turn and for an answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often the store is looked after.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 const PUT: u8 = b'P';
 const DROP: u8 = b'D';
@@ -49,9 +54,19 @@ pub enum FdStoreError {
     Request { operation: &'static str, name: String, source: io::Error },
 }
 
-/// The daemon's connection to its store.
+/// The daemon's store: the process that holds the descriptors, and a duplicate of each here, so that a store that died
+/// can be replaced by one that holds the same.
 #[derive(Debug)]
 pub struct FdStore {
+    path: PathBuf,
+    program: PathBuf,
+    connection: Connection,
+    kept: BTreeMap<String, Vec<OwnedFd>>,
+}
+
+/// A conversation with the store's process.
+#[derive(Debug)]
+pub struct Connection {
     socket: OwnedFd,
 }
 
@@ -61,6 +76,107 @@ impl FdStore {
     /// # Errors
     /// [`FdStoreError`].
     pub fn open(path: &Path, program: &Path) -> Result<Self, FdStoreError> {
+        let connection = Connection::open(path, program)?;
+        let kept = connection.list()?;
+        Ok(Self { path: path.to_owned(), program: program.to_owned(), connection, kept })
+    }
+
+    /// Keeps duplicates of descriptors under a name, in place of what was kept there before.
+    ///
+    /// # Errors
+    /// [`FdStoreError`].
+    pub fn put(&mut self, name: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), FdStoreError> {
+        let own: io::Result<_> = descriptors.iter().map(BorrowedFd::try_clone_to_owned).collect();
+        let own =
+            own.map_err(|source| FdStoreError::Request { operation: "keep", name: name.to_owned(), source })?;
+        self.kept.insert(name.to_owned(), own);
+        self.connection.put(name, descriptors).or_else(|error| self.replace_if_dead(error))
+    }
+
+    /// Closes what is kept under a name.
+    ///
+    /// # Errors
+    /// [`FdStoreError`].
+    pub fn remove(&mut self, name: &str) -> Result<(), FdStoreError> {
+        self.kept.remove(name);
+        self.connection.remove(name).or_else(|error| self.replace_if_dead(error))
+    }
+
+    /// Duplicates of everything that is kept.
+    ///
+    /// # Errors
+    /// [`FdStoreError::Request`].
+    pub fn list(&self) -> Result<BTreeMap<String, Vec<OwnedFd>>, FdStoreError> {
+        let duplicates = |(name, kept): (&String, &Vec<OwnedFd>)| {
+            let kept: io::Result<_> = kept.iter().map(OwnedFd::try_clone).collect();
+            Ok((name.clone(), kept?))
+        };
+        self.kept.iter().map(duplicates).collect::<io::Result<_>>().map_err(|source| FdStoreError::Request {
+            operation: "list",
+            name: String::new(),
+            source,
+        })
+    }
+
+    /// Whether the store's process has ended.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        // Hanging up shows without being asked for; answers do not.
+        let mut poll = [PollFd::new(&self.connection.socket, PollFlags::empty())];
+        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut poll, Some(&zero)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Starts another store in place of one that died, and gives it everything.
+    ///
+    /// # Errors
+    /// [`FdStoreError`].
+    pub fn replace(&mut self) -> Result<(), FdStoreError> {
+        tracing::warn!("the descriptor store died; another takes its place");
+        self.connection = Connection::open(&self.path, &self.program)?;
+        for (name, kept) in &self.kept {
+            let kept: Vec<_> = kept.iter().map(AsFd::as_fd).collect();
+            self.connection.put(name, &kept)?;
+        }
+        Ok(())
+    }
+
+    fn replace_if_dead(&mut self, error: FdStoreError) -> Result<(), FdStoreError> {
+        if self.is_dead() { self.replace() } else { Err(error) }
+    }
+}
+
+/// Replaces the store whenever it has died, for as long as the daemon lives.
+pub async fn watch(store: Arc<Mutex<FdStore>>) {
+    let mut interval = tokio::time::interval(WATCH_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let store = Arc::clone(&store);
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+            if store.is_dead() { store.replace() } else { Ok(()) }
+        });
+        match looked.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(
+                    error,
+                    "there is no descriptor store: should the daemon die, connections are lost"
+                );
+            }
+            Err(error) => tracing::error!(%error, "the descriptor store's watch failed"),
+        }
+    }
+}
+
+impl Connection {
+    /// Connects to the store at `path`, starting one (`PROGRAM fdstore --socket PATH`) if there is none.
+    ///
+    /// # Errors
+    /// [`FdStoreError`].
+    fn open(path: &Path, program: &Path) -> Result<Self, FdStoreError> {
         let error = |source| FdStoreError::Connect { path: path.to_owned(), source };
         if let Some(store) = Self::find(path).map_err(error)? {
             return Ok(store);
@@ -181,7 +297,7 @@ fn seqpacket() -> io::Result<OwnedFd> {
 pub fn run(path: &Path) -> io::Result<()> {
     // A shell's hang-up must not reach it either. EPERM: it leads a session already.
     let _ = rustix::process::setsid();
-    if FdStore::find(path)?.is_some() {
+    if Connection::find(path)?.is_some() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "a descriptor store runs here already"));
     }
     match std::fs::remove_file(path) {
@@ -269,7 +385,7 @@ mod tests {
         let open = || {
             let deadline = Instant::now() + START_DEADLINE;
             loop {
-                match FdStore::find(&path).unwrap() {
+                match Connection::find(&path).unwrap() {
                     Some(store) => return store,
                     None => assert!(Instant::now() < deadline),
                 }

@@ -180,7 +180,7 @@ impl Instances {
     /// If runc or the descriptor store cannot tell.
     pub async fn found(&self) -> anyhow::Result<Vec<(Adopted, Vec<OwnedFd>)>> {
         let found = self.runtime.adopt().await?;
-        let mut kept = self.with_store(FdStore::list)?;
+        let mut kept = self.with_store(|store| store.list())?;
         let pairs: Vec<_> = found
             .into_iter()
             .map(|one| {
@@ -228,8 +228,8 @@ impl Instances {
         (live, task)
     }
 
-    fn with_store<T>(&self, work: impl FnOnce(&FdStore) -> T) -> T {
-        work(&self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with_store<T>(&self, work: impl FnOnce(&mut FdStore) -> T) -> T {
+        work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn forget(&self, id: &str) {
@@ -406,7 +406,7 @@ pub fn keep_listener(
     function: &FunctionName,
     listener: &OwnedFd,
 ) -> Result<(), FdStoreError> {
-    let store = store.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
     store.put(&listener_entry(function), &[listener.as_fd()])
 }
 

@@ -225,7 +225,11 @@ impl Network {
             std::thread::sleep(JOIN_INTERVAL);
         }
         let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(record, new))];
-        self.lock().interface.update(&changes)
+        let mut up = self.lock();
+        // Where the new key's packets come from, should the tunnel have to be brought up before it is next looked at:
+        // without an endpoint only the client could begin, and it would wait for 15 s of silence.
+        up.peers = up.interface.status()?.peers;
+        up.interface.update(&changes)
     }
 
     /// Looks after the tunnel: brings it up again if its process is gone, ends invitations that have expired.

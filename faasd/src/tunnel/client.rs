@@ -36,11 +36,11 @@ const KEEPALIVE_S: u16 = 25;
 /// How long a handshake may take: it is repeated after 5 s, should its first packet be lost.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(12);
 
-/// How long one try waits for the first packet to come back. TCP's own next try is a second away.
-const PASSAGE_TRY: Duration = Duration::from_millis(50);
-
 /// How long the server may take to answer, once the tunnel is up.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a first packet may take to the server and back before another is sent.
+const FIRST_PACKET_DEADLINE: Duration = Duration::from_millis(100);
 
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
@@ -199,9 +199,9 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         if handshake.is_none() {
             return Err(no_handshake(&server, &membership));
         }
+        wait_until_heard(&membership, invitation.http_port)?;
         let membership = Membership { joined: true, ..membership.clone() };
         save(options, &membership)?;
-        wait_for_passage(membership.server, invitation.http_port)?;
         finish(&*interface, membership, options, handshake)
     };
     joined().inspect_err(|_| undo(options))
@@ -345,16 +345,24 @@ fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Op
     }
 }
 
-/// Waits until packets pass: the server gives our address to the new key once it has seen its handshake. Whoever looks
-/// up a name right after joining is not to wait for a second try.
-fn wait_for_passage(server: Ipv6Addr, port: u16) -> Result<(), ClientError> {
-    let start = Instant::now();
+/// Waits until packets reach the server under our own key: it shakes hands with the key at once, but gives it our
+/// address only once its answer to the join has had time to arrive. What is sent before that is lost.
+fn wait_until_heard(membership: &Membership, port: u16) -> Result<(), ClientError> {
+    let (start, mut patience) = (Instant::now(), FIRST_PACKET_DEADLINE);
     loop {
-        match TcpStream::connect_timeout(&SocketAddr::from((server, port)), PASSAGE_TRY) {
+        let error = match TcpStream::connect_timeout(&(membership.server, port).into(), patience) {
             Ok(_) => return Ok(()),
-            Err(source) if start.elapsed() > JOIN_DEADLINE => return Err(ClientError::Exchange { source }),
-            // Refused at once, it would spin.
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+            Err(e) => e,
+        };
+        if start.elapsed() > JOIN_DEADLINE {
+            return Err(ClientError::Exchange { source: error });
+        }
+        // Sooner again than TCP itself would send, but no less patient in the end.
+        if error.kind() == io::ErrorKind::TimedOut {
+            patience *= 2;
+        } else {
+            std::thread::sleep(FIRST_PACKET_DEADLINE);
         }
     }
 }

@@ -23,7 +23,8 @@ use gotatun::device::configure::DeviceWrite;
 use gotatun::device::{self, Device, Peer};
 use gotatun::packet::{Ip, Packet, PacketBufPool};
 use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
-use gotatun::udp::socket::UdpSocketFactory;
+use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
+use gotatun::udp::{UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
 use gotatun::x25519;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -107,7 +108,7 @@ pub enum ProcessError {
     Fatal { name: String },
 }
 
-type Gotatun = Device<(UdpSocketFactory, Outbound, Inbound)>;
+type Gotatun = Device<(OneSocket, Outbound, Inbound)>;
 
 /// Runs a tunnel until it is told to end, or its interface is removed.
 ///
@@ -178,9 +179,7 @@ async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), 
     let tun = Arc::new(tun.register().map_err(runtime)?);
     let mtu = MtuWatcher::new(u16::try_from(args.mtu_bytes).unwrap_or(u16::MAX));
     let mut device: Gotatun = device::build()
-        .with_default_udp()
-        .udp_recv_buffer_size(UDP_BUFFER_BYTES)
-        .udp_send_buffer_size(UDP_BUFFER_BYTES)
+        .with_udp(OneSocket::new())
         .with_ip_pair(
             Outbound { tun: Arc::clone(&tun) },
             Inbound { tun: Arc::clone(&tun), packets: Vec::new(), mtu },
@@ -359,7 +358,7 @@ async fn status(device: &Gotatun) -> String {
 
 /// Applies changes, peer by peer and field by field, so that a session goes on unless its peer is removed.
 async fn apply(
-    device: &mut DeviceWrite<'_, (UdpSocketFactory, Outbound, Inbound)>,
+    device: &mut DeviceWrite<'_, (OneSocket, Outbound, Inbound)>,
     set: &Set,
 ) -> Result<Vec<x25519::PublicKey>, i32> {
     if let Some(key) = &set.private_key {
@@ -396,7 +395,7 @@ async fn apply(
 
 /// Whether there is such a peer now.
 async fn apply_peer(
-    device: &mut DeviceWrite<'_, (UdpSocketFactory, Outbound, Inbound)>,
+    device: &mut DeviceWrite<'_, (OneSocket, Outbound, Inbound)>,
     key: x25519::PublicKey,
     change: &SetPeer,
     replace: bool,
@@ -438,6 +437,43 @@ async fn apply_peer(
         })
         .await;
     modified || (!change.update_only && device.add_peer(wanted))
+}
+
+/// The UDP socket, kept for as long as its port is wanted.
+///
+/// gotatun asks for a new one whenever a peer is added or the key changes, while tasks that it has only just told to
+/// end hold the old one: the port may still be taken, and the packets of all other peers that had arrived on the old
+/// socket are lost, first handshakes among them, which are repeated after 5 s.
+struct OneSocket {
+    factory: UdpSocketFactory,
+    socket: Option<UdpSocket>,
+}
+
+impl OneSocket {
+    fn new() -> Self {
+        let bytes = Some(UDP_BUFFER_BYTES);
+        Self { factory: UdpSocketFactory { recv_buffer_size: bytes, send_buffer_size: bytes }, socket: None }
+    }
+}
+
+impl UdpTransportFactory for OneSocket {
+    type Send = UdpSocket;
+    type Recv = UdpSocket;
+
+    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
+        if let Some(socket) = &self.socket {
+            let port = socket.local_addr()?.port();
+            if params.addr.is_none() && (params.port == 0 || params.port == port) {
+                if let Some(mark) = params.fwmark {
+                    socket.set_fwmark(mark)?;
+                }
+                return Ok((socket.clone(), socket.clone()));
+            }
+        }
+        let (send, receive) = self.factory.bind(params).await?;
+        self.socket = Some(send.clone());
+        Ok((send, receive))
+    }
 }
 
 /// Packets from peers, to the interface.

@@ -1,0 +1,101 @@
+//! The path of a connection, from the client's name lookup to the function's answer, and what may die on the way
+//! without a client's noticing.
+
+mod answers;
+mod crashes;
+mod handoff;
+mod life;
+mod volume;
+
+use std::net::{Ipv6Addr, TcpStream};
+use std::sync::{PoisonError, RwLock};
+
+use anyhow::{Context, Result, ensure};
+use faasd_tests::{Bed, eventually};
+use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
+
+/// Held alone by a test that measures, and shared by all others.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn main() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let outcome = |result: Result<()>| result.map_err(|e| Failed::from(format!("{e:#}")));
+    let shared = |name: &str, test: fn() -> Result<()>| {
+        Trial::test(name, move || {
+            let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+            outcome(test())
+        })
+    };
+    let alone = |name: &str, test: fn() -> Result<()>| {
+        Trial::test(name, move || {
+            let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+            outcome(test())
+        })
+    };
+    let trials = vec![
+        shared("both_kinds_of_function_answer_by_name_through_the_tunnel", answers::both_kinds),
+        shared("what_is_not_there_is_refused_at_once", answers::refusals),
+        shared("names_come_and_go_with_their_functions", answers::names),
+        shared("after_the_hand_off_only_the_container_holds_the_connection", handoff::descriptors),
+        shared("connections_are_spread_by_what_is_in_flight", handoff::spread),
+        shared("what_a_dead_instance_had_not_received_another_answers", handoff::requeue),
+        shared("a_killed_daemon_costs_no_connection", crashes::daemon_killed),
+        shared("a_daemon_killed_during_a_deploy_leaves_one_revision", crashes::killed_during_deploy),
+        shared("a_stopped_daemon_costs_no_connection", crashes::daemon_stopped),
+        shared("a_killed_tunnel_comes_up_again", crashes::tunnel_killed),
+        shared("a_killed_descriptor_store_is_replaced", crashes::store_killed),
+        shared("the_first_connections_wake_a_cold_function", life::cold),
+        shared("a_crashed_instance_is_replaced", life::mended),
+        shared("a_new_revision_takes_over_and_the_old_one_finishes", life::redeploy),
+        shared("a_bad_revision_changes_nothing", life::bad_revision),
+        shared("a_removed_function_takes_only_its_own_connections_along", life::removal),
+        alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
+
+/// Where clients dial a function.
+fn address(function: &Value) -> Result<Ipv6Addr> {
+    Ok(function["address"].as_str().context("no address")?.parse()?)
+}
+
+/// The process ids of a function's instances that are ready.
+fn ready(function: &Value) -> Vec<u32> {
+    let instances = function["instances"].as_array().into_iter().flatten();
+    instances.filter(|i| i["phase"] == "ready").filter_map(|i| i["pid"].as_u64()?.try_into().ok()).collect()
+}
+
+/// The one instance of a function: its process id.
+fn only(function: &Value) -> Result<u32> {
+    let instances = function["instances"].as_array().map_or(0, Vec::len);
+    let pids = ready(function);
+    ensure!((instances, pids.len()) == (1, 1), "not one instance: {function}");
+    Ok(pids[0])
+}
+
+/// Waits until a function is as it should be.
+fn until(bed: &Bed, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
+    let mut last = Ok(Value::Null);
+    let came = eventually(what, || {
+        last = bed.describe(name);
+        last.as_ref().is_ok_and(&holds)
+    });
+    let last = last?;
+    came.with_context(|| last.to_string())?;
+    Ok(last)
+}
+
+/// Whether a connection has come to its end, by FIN or RST.
+fn has_ended(stream: &TcpStream) -> bool {
+    matches!(stream.peek(&mut [0]), Ok(0) | Err(_))
+}
+
+/// A request that is answered with 200.
+fn ask(stream: &mut TcpStream, path: &str) -> Result<Vec<u8>> {
+    let (status, body) = faasd_tests::get(stream, path)?;
+    ensure!(status == 200, "status {status}: {}", String::from_utf8_lossy(&body));
+    Ok(body)
+}
