@@ -315,7 +315,7 @@ mod tests {
         let deaf = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (full, _) = listener.accept().unwrap();
         full.set_nonblocking(true).unwrap();
-        while std::io::Write::write(&mut &full, &[0; 65_536]).is_ok() {}
+        while io::Write::write(&mut &full, &[0; 65_536]).is_ok() {}
         rustix::net::sockopt::set_socket_linger(&full, Some(std::time::Duration::from_secs(30))).unwrap();
         full.set_nonblocking(false).unwrap();
         send(&theirs, b"x", &[full.as_fd()]).unwrap();
