@@ -79,6 +79,7 @@ impl Agent {
         stream.write_all(format!("{order}\n").as_bytes())
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "each caller builds it in place")]
     fn repeat(&mut self, times: u64, call: i64, args: Value) -> Result<Outcome> {
         self.tell(&json!({ "call": call, "args": args, "repeat": times }))?;
         let mut line = String::new();
