@@ -10,7 +10,7 @@ use std::time::Duration;
 use faasd_sdk::status::StatusPage;
 use faasd_sdk::wire::{self, Kind};
 use jiff::Timestamp;
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::sync::watch as orders;
@@ -166,11 +166,12 @@ impl Instances {
     }
 
     /// Ends what was found running and is not wanted.
-    pub async fn discard(&self, found: Adopted) {
+    pub async fn discard(&self, found: Adopted, kept: &[OwnedFd]) {
         let id = found.id;
         if let Err(error) = self.runtime.stop(&id, &found.process, Duration::ZERO).await {
             tracing::warn!(%error, "an instance that is not wanted stays");
         }
+        kept.first().inspect(|socket| scm::discard(socket));
         self.forget(&id);
     }
 
@@ -188,7 +189,8 @@ impl Instances {
                 (one, kept)
             })
             .collect();
-        for name in kept.into_keys().filter(|name| name.starts_with(ENTRY)) {
+        for (name, kept) in kept.into_iter().filter(|(name, _)| name.starts_with(ENTRY)) {
+            kept.first().inspect(|socket| scm::discard(socket));
             self.with_store(|store| store.remove(&name))?;
         }
         Ok(pairs)
@@ -283,24 +285,30 @@ impl Task {
     async fn attend(mut self, process: Arc<Pidfd>, log: OwnedFd) -> String {
         let capture = self.all.logs.capture(log, &self.function, &self.id);
         let mut messages = self.messages();
-        let (mut is_ready, mut breach) = (false, None);
+        let (mut ready, mut drained, mut broke) = (false, false, None);
         let exit = loop {
             tokio::select! {
                 exit = process.exited() => break exit.unwrap_or(Exit::Unknown),
-                kind = next(&mut messages) => match kind {
-                    // Once is enough: who repeats it keeps the owner from the others.
-                    Ok(Kind::Ready) if !is_ready => {
-                        is_ready = true;
+                said = next(&mut messages) => match said {
+                    // Each is said once: an instance's messages are no way to keep the daemon busy.
+                    Ok(Some(Kind::Ready)) if !ready => {
+                        ready = true;
                         self.all.tell(Message::Ready { key: self.key }).await;
                     }
-                    Ok(Kind::Ready | Kind::Drained) => {}
-                    Ok(Kind::Connections | Kind::Drain) => {
-                        breach = Some("it sent a message that only faasd sends".to_owned());
-                        messages = None;
+                    Ok(Some(Kind::Drained)) if !drained => {
+                        drained = true;
+                        tracing::debug!(id = self.id, "drained");
                     }
-                    Err(how) => {
-                        breach = how;
+                    Ok(None) => messages = None,
+                    broken => {
+                        let why = match broken {
+                            Ok(kind) => format!("it said {kind:?}, which is not its turn"),
+                            Err(error) => error.to_string(),
+                        };
+                        tracing::warn!(id = self.id, why, "an instance broke the hand-off protocol, and is ended");
+                        broke = Some(why);
                         messages = None;
+                        let _ = process.signal(rustix::process::Signal::KILL);
                     }
                 },
                 order = wanted(&mut self.orders) => match order {
@@ -327,19 +335,20 @@ impl Task {
         if let Err(error) = self.all.runtime.stop(&self.id, &process, Duration::ZERO).await {
             tracing::error!(%error, "an instance left something behind");
         }
+        scm::discard(&*self.socket);
         self.all.forget(&self.id);
         // All writers are gone, so that what it printed last is written down by now or very soon.
         if let Ok(capture) = capture {
             let _ = tokio::time::timeout(Duration::from_secs(1), capture).await;
         }
         tracing::info!(id = self.id, %exit, served = self.page.requests(), "ended");
-        self.explain(exit, oom_kills, breach).await
+        self.explain(exit, oom_kills, broke).await
     }
 
-    async fn explain(&self, exit: Exit, oom_kills: u64, breach: Option<String>) -> String {
+    async fn explain(&self, exit: Exit, oom_kills: u64, broke: Option<String>) -> String {
         let mut why = exit.to_string();
-        if let Some(how) = breach {
-            why = format!("it broke the hand-off protocol, and was ended: {how}");
+        if let Some(how) = broke {
+            why = format!("ended by faasd: it broke the hand-off protocol ({how})");
         } else if oom_kills > 0 {
             why.push_str(", for want of memory (raise `limits.memory`)");
         } else if exit == Exit::Code(0) && !self.page.ready() {
@@ -374,20 +383,18 @@ async fn wanted(orders: &mut orders::Receiver<Order>) -> Order {
     *orders.borrow_and_update()
 }
 
-/// The next message of an instance. An error: nothing more is to be expected of it, with how it broke the protocol if it
-/// did.
-async fn next(messages: &mut Option<AsyncFd<OwnedFd>>) -> Result<Kind, Option<String>> {
+/// The next message of an instance. `None`: it has shut its end, and says no more.
+async fn next(messages: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Option<Kind>> {
     let Some(socket) = messages else { return std::future::pending().await };
     loop {
-        let mut guard = socket.readable().await.map_err(|_| None)?;
+        let mut guard = socket.readable().await?;
         let mut bytes = [0; wire::HEADER_BYTES];
-        // Whatever descriptors it may have sent along are closed with the answer.
-        let received = guard.try_io(|socket| scm::recv(socket.get_ref(), &mut bytes, RecvFlags::DONTWAIT));
-        match received {
+        match guard.try_io(|socket| scm::recv_plain(socket.get_ref(), &mut bytes)) {
             Err(_would_block) => {}
-            Ok(Ok((n, _))) => {
-                let message = wire::Message::parse(&bytes[..n]).map_err(|error| Some(error.to_string()))?;
-                return Ok(message.kind);
+            Ok(Ok(0)) => return Ok(None),
+            Ok(received) => {
+                let message = wire::Message::parse(&bytes[..received?]).map_err(io::Error::other)?;
+                return Ok(Some(message.kind));
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(Some(error.to_string()));

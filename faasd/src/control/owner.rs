@@ -172,9 +172,9 @@ impl Owner {
                 tracing::error!(function = %name, error = format!("{error:#}"), "a function could not be restored");
             }
         }
-        for (one, _) in found {
+        for (one, kept) in found {
             tracing::info!(id = one.id, "ending an instance that nothing declares");
-            owner.parts.instances.discard(one).await;
+            owner.parts.instances.discard(one, &kept).await;
         }
         for name in listeners.into_keys().filter_map(|n| n.strip_prefix("listener/")?.parse().ok()) {
             drop_listener(&owner.parts.fdstore, &name)?;
@@ -196,14 +196,16 @@ impl Owner {
         };
         for (one, kept) in found {
             let key = self.fresh_key();
-            // A discarded one needs its own process; an adopted one takes it.
+            // A discarded one needs its own process and socket; an adopted one takes them.
             let spare = one.clone();
+            let socket: Vec<_> =
+                kept.first().and_then(|socket| socket.try_clone().ok()).into_iter().collect();
             match self.parts.instances.adopt(key, &record, one, kept) {
                 Some(live) => {
                     self.by_key.insert(key, name.clone());
                     entry.live.insert(key, live);
                 }
-                None => self.parts.instances.discard(spare).await,
+                None => self.parts.instances.discard(spare, &socket).await,
             }
         }
         entry.lifecycle = Lifecycle::adopted(revision(&record), entry.live.keys().copied());
@@ -239,11 +241,14 @@ impl Owner {
                     Some(message) => self.handle(message).await,
                     None => return,
                 },
-                Some(dataplane::Event::Waiting { slot }) = events.recv() => {
-                    if let Some(name) = self.by_slot.get(&slot).cloned() {
-                        self.step(&name, Event::Waiting).await;
+                Some(event) = events.recv() => match event {
+                    dataplane::Event::Waiting { slot } => {
+                        if let Some(name) = self.by_slot.get(&slot).cloned() {
+                            self.step(&name, Event::Waiting).await;
+                        }
                     }
-                }
+                    dataplane::Event::Deaf { key } => self.order(key, Order::Kill),
+                },
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)).await },
                     if due.is_some() =>
                 {

@@ -179,6 +179,8 @@ impl Acceptor {
         if change(function, ring)? == Then::Report && self.events.try_send(Event::Waiting { slot }).is_err() {
             function.unreported(ring)?;
         }
+        // What does not get through is told by the function's next change.
+        function.deaf().retain(|&key| self.events.try_send(Event::Deaf { key }).is_err());
         Ok(())
     }
 

@@ -72,6 +72,8 @@ pub(super) struct Function {
     waiting: VecDeque<(Record, OwnedFd)>,
     /// Messages being filled during a sweep, by receiver.
     open: Vec<Option<MessageId>>,
+    /// Receivers that have shut their sockets, by key, of whom the control plane is still to hear.
+    deaf: Vec<u32>,
 }
 
 /// What a change calls for beyond the function itself.
@@ -99,6 +101,7 @@ impl Function {
             last: 0,
             waiting: VecDeque::with_capacity(64),
             open: Vec::new(),
+            deaf: Vec::new(),
         };
         function.watch(ring)?;
         Ok(function)
@@ -106,6 +109,10 @@ impl Function {
 
     pub(super) fn token(&self) -> Token {
         self.token
+    }
+
+    pub(super) fn deaf(&mut self) -> &mut Vec<u32> {
+        &mut self.deaf
     }
 
     /// Whether an accept may still complete.
@@ -248,7 +255,7 @@ impl Function {
     ) -> io::Result<()> {
         if let Some(receiver) = self.receivers.iter_mut().find(|r| r.instance.key == key) {
             receiver.instance.page.sub_sent(connections.len() as u64);
-            block(receiver, self.token.slot, error, ring)?;
+            block(receiver, &mut self.deaf, self.token.slot, error, ring)?;
         }
         while let Some(connection) = connections.pop() {
             self.waiting.push_front(connection);
@@ -288,7 +295,7 @@ impl Function {
                     self.waiting.pop_front();
                     break;
                 }
-                Err(error) => block(receiver, self.token.slot, &error, ring)?,
+                Err(error) => block(receiver, &mut self.deaf, self.token.slot, &error, ring)?,
             }
         }
         Ok(())
@@ -395,8 +402,23 @@ thread_local! {
     static LONE: std::cell::RefCell<Handoff> = std::cell::RefCell::new(Handoff::new());
 }
 
-/// Polls a receiver that could not take a message for room.
-fn block(receiver: &mut Receiver, slot: u32, error: &io::Error, ring: &mut Ring) -> io::Result<()> {
+/// Polls a receiver that could not take a message for room. One that has shut its socket would be reported writable
+/// for ever: it is given nothing further, and the control plane is to hear of it.
+fn block(
+    receiver: &mut Receiver,
+    deaf: &mut Vec<u32>,
+    slot: u32,
+    error: &io::Error,
+    ring: &mut Ring,
+) -> io::Result<()> {
+    if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) {
+        if !receiver.draining {
+            tracing::warn!(slot, key = receiver.instance.key, "an instance has shut its socket");
+            receiver.draining = true;
+            deaf.push(receiver.instance.key);
+        }
+        return Ok(());
+    }
     if error.kind() != io::ErrorKind::WouldBlock {
         tracing::warn!(slot, key = receiver.instance.key, %error, "a hand-off failed; its connection goes elsewhere");
     }

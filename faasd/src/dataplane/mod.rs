@@ -80,6 +80,8 @@ pub struct Instance {
 pub enum Event {
     /// Connections wait, and no instance can take them. Told once, until an instance comes or they are refused.
     Waiting { slot: u32 },
+    /// An instance has shut its socket for good, and is to be replaced.
+    Deaf { key: u32 },
 }
 
 /// The running acceptors.

@@ -112,8 +112,7 @@ const ALLOWED: &[&[&str]] = &[
         "removexattr",
         "setxattr",
     ],
-    // Devices and pipes. There is no terminal in a container, so TIOCSTI has nothing to push into.
-    &["ioctl", "pipe", "pipe2"],
+    &["pipe", "pipe2"],
     // Waiting for descriptors: the loops of tokio, libuv and asyncio.
     &[
         "epoll_create",
@@ -306,6 +305,13 @@ const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 const FORMAT_MASK: u64 = 0o170_000;
 const FORMAT_FIFO: u64 = 0o010_000;
 
+/// The type byte of requests that any descriptor knows: FIONREAD, FIONBIO, FIOCLEX, and the questions whether it is a
+/// terminal. There is no terminal in a container, so TIOCSTI has nothing to push into. Everything else is refused, above
+/// all 0x89: by a socket that was handed over, those requests list and change the interfaces of the ingress namespace.
+/// The mask ends with the 32 bits that the kernel reads.
+const IOCTL_MASK: u64 = 0xffff_ff00;
+const IOCTL_PLAIN: u64 = 0x5400;
+
 /// Unix, IPv4 and IPv6. Netlink, packet, vsock, alg and the rest are the kernel's less trodden paths.
 const SOCKET_DOMAINS: [u64; 3] = [1, 2, 10];
 
@@ -333,6 +339,7 @@ pub fn profile() -> Result<LinuxSeccomp, OciSpecError> {
             .errno_ret(ENOSYS)
             .build()?,
         allow("clone", masked(0, CLONE_NAMESPACES, 0)?)?,
+        allow("ioctl", masked(1, IOCTL_MASK, IOCTL_PLAIN)?)?,
         // Fifos are made by mknod. Device nodes could not be opened anyway.
         allow("mknod", masked(1, FORMAT_MASK, FORMAT_FIFO)?)?,
         allow("mknodat", masked(2, FORMAT_MASK, FORMAT_FIFO)?)?,
@@ -436,6 +443,7 @@ mod tests {
             "vhangup",
             "clone",
             "clone3",
+            "ioctl",
             "socket",
             "personality",
         ] {
@@ -447,7 +455,7 @@ mod tests {
     fn the_conditional_calls_have_their_conditions() {
         let profile = profile().unwrap();
         assert_eq!(profile.default_action(), LinuxSeccompAction::ScmpActErrno);
-        for name in ["clone", "socket", "personality", "mknod", "mknodat"] {
+        for name in ["clone", "ioctl", "socket", "personality", "mknod", "mknodat"] {
             let rules: Vec<_> = profile
                 .syscalls()
                 .iter()

@@ -196,6 +196,62 @@ pub fn recv(socket: impl AsFd, bytes: &mut [u8], flags: RecvFlags) -> io::Result
     Ok((message.bytes, descriptors))
 }
 
+/// What the kernel carries at most in one message (`SCM_MAX_FD`).
+const RIGHTS_MAX: usize = 253;
+
+/// More messages than a unix socket's queue has room for, at its largest unprivileged size.
+const QUEUE_MAX: u32 = 4096;
+
+/// Receives a message of somebody who has no descriptors to send. Such a message is left where it is: dropping the last
+/// descriptor of a socket may wait for as long as its owner has chosen (`SO_LINGER`), be it by `close(2)` or by the
+/// kernel, for want of room. See [`discard`].
+///
+/// # Errors
+/// Those of `recvmsg(2)`; `InvalidData` for a message with descriptors, or with more bytes than there is room for.
+pub fn recv_plain(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
+    let look = |bytes: &mut [u8], flags| {
+        rustix::net::recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(bytes)],
+            &mut RecvAncillaryBuffer::default(),
+            flags | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
+        )
+    };
+    // A look duplicates the descriptors, so that the ones that it drops are not the last.
+    if look(bytes, RecvFlags::PEEK)?.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long, or carries descriptors"));
+    }
+    Ok(look(bytes, RecvFlags::empty())?.bytes)
+}
+
+/// Throws away what is queued in a socket whose other end is dead, without ever waiting for a descriptor to close.
+pub fn discard(socket: impl AsFd) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RIGHTS_MAX))];
+    // An empty message looks like the end of file, which never ends; it is one up to the most that a queue holds.
+    let mut empty = 0;
+    while empty < QUEUE_MAX {
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received =
+            rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(&mut [0; 8])], &mut control, flags);
+        let mut any = false;
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = part {
+                for descriptor in rights {
+                    any = true;
+                    // Most are no sockets, or do not linger.
+                    let _ = rustix::net::sockopt::set_socket_linger(&descriptor, None);
+                }
+            }
+        }
+        match received {
+            Ok(message) if message.bytes > 0 || any => empty = 0,
+            Ok(_) => empty += 1,
+            Err(_) => return,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +290,41 @@ mod tests {
         message.push(&Record::default(), ours.as_raw_fd());
         let full = (0..100_000).find_map(|_| message.send(ours.as_fd()).err()).unwrap();
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn descriptors_are_not_taken_from_who_has_none_to_send() {
+        let (ours, theirs) = pair();
+        let mut bytes = [0; 8];
+        send(&theirs, b"plain", &[]).unwrap();
+        assert_eq!(recv_plain(&ours, &mut bytes).unwrap(), 5);
+        send(&theirs, b"x", &[theirs.as_fd()]).unwrap();
+        send(&theirs, b"much too long", &[]).unwrap();
+        for _ in 0..2 {
+            assert_eq!(recv_plain(&ours, &mut bytes).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        discard(&ours);
+        assert_eq!(recv_plain(&ours, &mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    /// The kernel waits for a lingering socket wherever its last descriptor is dropped.
+    #[test]
+    fn discarding_does_not_linger() {
+        let (ours, theirs) = pair();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let deaf = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (full, _) = listener.accept().unwrap();
+        full.set_nonblocking(true).unwrap();
+        while io::Write::write(&mut &full, &[0; 65_536]).is_ok() {}
+        rustix::net::sockopt::set_socket_linger(&full, Some(std::time::Duration::from_secs(30))).unwrap();
+        full.set_nonblocking(false).unwrap();
+        send(&theirs, b"x", &[full.as_fd()]).unwrap();
+        drop((full, theirs));
+        let started = std::time::Instant::now();
+        discard(&ours);
+        drop(ours);
+        assert!(started.elapsed() < std::time::Duration::from_secs(5));
+        drop(deaf);
     }
 
     #[test]
