@@ -325,10 +325,6 @@ impl Task {
                     }
                 },
             }
-            // What it means by anything else it says, or does with a connection, nobody can tell now.
-            if breach.is_some() {
-                let _ = process.signal(rustix::process::Signal::KILL);
-            }
         };
         let oom_kills = self.all.runtime.oom_kills(&self.id);
         // It is dead: this only removes what is left.
@@ -396,10 +392,6 @@ async fn next(messages: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Option<Kind
                 let message = wire::Message::parse(&bytes[..received?]).map_err(io::Error::other)?;
                 return Ok(Some(message.kind));
             }
-            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(Some(error.to_string()));
-            }
-            Ok(Err(_)) => return Err(None),
         }
     }
 }
