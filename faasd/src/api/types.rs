@@ -164,7 +164,7 @@ impl Phase {
 /// A function's connections since the kernel program was first loaded (`steered`) or the daemon started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Connections {
-    /// Chosen by the kernel program for this function's listener.
+    /// SYNs that the kernel program gave to this function's listener. A repeated one counts again.
     pub steered: u64,
     /// Accepted by io_uring.
     pub accepted: u64,

@@ -302,7 +302,8 @@ impl Task {
                     Ok(None) => messages = None,
                     broken => {
                         let why = match broken {
-                            Ok(kind) => format!("it said {kind:?}, which is not its turn"),
+                            Ok(Some(again @ (Kind::Ready | Kind::Drained))) => format!("it said {again:?} twice"),
+                            Ok(_) => "it sent a message that only faasd sends".to_owned(),
                             Err(error) => error.to_string(),
                         };
                         tracing::warn!(id = self.id, why, "an instance broke the hand-off protocol, and is ended");

@@ -1,0 +1,140 @@
+//! What is run of the code, and whether it is there.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Component, Path};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+
+use super::ENTRIES_MAX;
+use crate::core::spec::{Contract, FunctionSpec};
+use crate::runtime::bundle;
+
+/// Why code cannot be run as declared.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    #[error("there is no '{file}' in the code{hint}")]
+    Missing { file: String, hint: String },
+    #[error("'{0}' is no regular file")]
+    NoFile(String),
+    #[error("'{0}' is not executable: `chmod +x {0}`, then deploy again")]
+    NotExecutable(String),
+    #[error("'{0}' is not there inside a container, which has the code at /app and the host's /usr alone")]
+    NotInside(String),
+    #[error("the code at {0} is gone; deploy it again")]
+    Gone(String),
+}
+
+/// Checks that the code has what the declaration runs. For an `fd` function it returns the argument vector as it is
+/// inside a container; for a handler, whose runner is not its own, an empty one.
+///
+/// # Errors
+/// [`EntryError`], which names the file and, if there is one like it, the one that may be meant.
+pub fn entry_point(image: &Path, spec: &FunctionSpec) -> Result<Vec<String>, EntryError> {
+    let root = rustix::fs::open(image, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|_| EntryError::Gone(image.display().to_string()))?;
+    match (spec.contract, spec.command.split_first()) {
+        (Contract::Handler, _) => {
+            let (file, _) = spec.handler_parts();
+            match find(&root, Path::new(file)) {
+                None => Err(missing(image, file)),
+                Some(stat) if !is_file(&stat) => Err(EntryError::NoFile(file.to_owned())),
+                Some(_) => Ok(Vec::new()),
+            }
+        }
+        (Contract::Fd, None) => Err(missing(image, "")),
+        (Contract::Fd, Some((program, rest))) => {
+            let program = resolve(image, &root, program)?;
+            Ok([&[program], rest].concat())
+        }
+    }
+}
+
+/// A program's path inside: relative ones and plain names are looked for in the code, then plain names on the search
+/// path.
+fn resolve(image: &Path, root: &impl AsFd, program: &str) -> Result<String, EntryError> {
+    let path = Path::new(program);
+    let in_code = match path.strip_prefix(bundle::APP) {
+        Ok(path) => Some(path),
+        Err(_) if path.is_relative() => Some(path),
+        Err(_) => None,
+    };
+    if let Some(in_code) = in_code {
+        if let Some(stat) = find(root, in_code) {
+            return executable(&stat, program)
+                .map(|()| Path::new(bundle::APP).join(in_code.strip_prefix(".").unwrap_or(in_code)))
+                .map(|path| path.to_string_lossy().into_owned());
+        }
+        if program.contains('/') {
+            return Err(missing(image, program));
+        }
+    }
+    // The host's /usr is the container's; /bin, /sbin and /lib are links into it there.
+    let inside = match path.is_absolute() {
+        true => path.to_owned(),
+        false => Path::new("/usr/bin").join(path),
+    };
+    let on_host = match ["/bin", "/sbin", "/lib", "/lib64"].iter().find(|dir| inside.starts_with(dir)) {
+        Some(_) => Path::new("/usr").join(inside.strip_prefix("/").unwrap_or(&inside)),
+        None => inside.clone(),
+    };
+    let is_seen = on_host.starts_with("/usr") && !on_host.starts_with("/usr/local");
+    match rustix::fs::stat(&on_host) {
+        Ok(stat) if is_seen => executable(&stat, program).map(|()| inside.to_string_lossy().into_owned()),
+        _ if path.is_absolute() => Err(EntryError::NotInside(program.to_owned())),
+        _ => Err(missing(image, program)),
+    }
+}
+
+/// A file in the code, through links, as a container sees it.
+fn find(root: &impl AsFd, path: &Path) -> Option<Stat> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+    rustix::fs::fstat(file).ok()
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+fn executable(stat: &Stat, program: &str) -> Result<(), EntryError> {
+    match (is_file(stat), stat.st_mode & 0o111 != 0) {
+        (false, _) => Err(EntryError::NoFile(program.to_owned())),
+        (true, false) => Err(EntryError::NotExecutable(program.to_owned())),
+        (true, true) => Ok(()),
+    }
+}
+
+/// Names what is there instead: the nearest name in the same directory, or else the first few.
+fn missing(image: &Path, file: &str) -> EntryError {
+    const SHOWN_MAX: usize = 5;
+    let wanted = Path::new(file);
+    let name = wanted.file_name().unwrap_or_default().to_string_lossy();
+    // Only within the code: the file may be declared with any path.
+    let in_code = wanted.strip_prefix(bundle::APP).unwrap_or(wanted);
+    let parent = in_code
+        .parent()
+        .filter(|p| p.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)));
+    let mut names: Vec<String> = fs::read_dir(image.join(parent.unwrap_or(Path::new(""))))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .take(ENTRIES_MAX)
+        .collect();
+    names.sort();
+    let nearest = names
+        .iter()
+        .map(|known| (strsim::damerau_levenshtein(&name, known), known))
+        .filter(|(distance, known)| *distance <= known.len().div_ceil(3))
+        .min();
+    let hint = match nearest {
+        Some((_, known)) => format!("; did you mean '{known}'?"),
+        None if names.is_empty() => "; its directory is empty".to_owned(),
+        None => {
+            let more = if names.len() > SHOWN_MAX { ", …" } else { "" };
+            format!("; it has {}{more}", names[..names.len().min(SHOWN_MAX)].join(", "))
+        }
+    };
+    EntryError::Missing { file: file.to_owned(), hint }
+}
