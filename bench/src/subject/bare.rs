@@ -19,15 +19,15 @@ impl Subject for Bare {
     }
 
     fn start(&self, site: &Site) -> anyhow::Result<Running> {
-        let address = site.free_address()?;
+        let to = site.free_destination()?;
         let (program, args) = site.hello();
-        let env = [("FAAS_LISTEN", address.to_string())];
+        let env = [("FAAS_LISTEN", to.address.to_string())];
         let mut processes = vec![site.spawn(self.0, &program, &args, &env, Vec::new())?];
-        site.await_answer(address, &mut processes)?;
+        site.await_answer(&to, &mut processes)?;
         let function = vec![processes[0].pid()];
         Ok(Running {
             name: self.0.to_owned(),
-            address,
+            to,
             gateway: Vec::new(),
             function,
             processes,
