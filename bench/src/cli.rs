@@ -13,7 +13,7 @@ use crate::host::Cpus;
 use crate::load::{Placement, Scenario, Seat};
 use crate::report::{self, Report, Setup};
 use crate::rounds::{self, Case, Plan};
-use crate::subject::{Bare, HandedOver, Nginx, Site, Subject, Target, niceness, realtime_policy};
+use crate::subject::{Bare, HandedOver, Limited, Nginx, Site, Subject, Target, niceness, realtime_policy};
 use crate::{hello, host, idle};
 
 /// Measures servers against a bare one, interleaved in one run.
@@ -212,6 +212,9 @@ impl Run {
     fn subjects(&self) -> anyhow::Result<Vec<Box<dyn Subject>>> {
         let mut all: Vec<Box<dyn Subject>> = vec![Box::new(Bare(Bare::CONTROL)), Box::new(Nginx)];
         all.extend(Acceptor::ALL.map(|acceptor| Box::new(HandedOver(acceptor)) as Box<dyn Subject>));
+        // Like the first of the targets: they are there to be compared with each other.
+        let like = self.target.iter().find_map(|target| target.function.first());
+        all.extend(like.map(|pid| Box::new(Limited { like: *pid }) as Box<dyn Subject>));
         let names: Vec<_> = all.iter().map(|subject| subject.name().to_owned()).collect();
         for name in &self.subjects {
             ensure!(

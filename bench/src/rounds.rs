@@ -106,8 +106,7 @@ impl Measurement<'_> {
             for subject in 0..self.running.len() {
                 let (to, scenario) = (&self.running[subject].to, case.scenario);
                 let seat = &self.site.seat;
-                if let Err(fault) =
-                    seat.run(case.placement, to.netns.as_deref(), || Ok(fetch(to, scenario)?))
+                if let Err(fault) = seat.run(case.placement, to.netns.as_deref(), || Ok(fetch(to, scenario)?))
                 {
                     let (name, path) = (&self.running[subject].name, scenario.path());
                     eprintln!("skipped: {} of {name}: it does not serve {path} ({fault})", scenario.name());
@@ -164,8 +163,7 @@ impl Measurement<'_> {
         let running = &mut self.running[subject];
         running.check()?;
         let running = &*running;
-        let load =
-            Load { scenario: case.scenario, clients: case.clients, to: &running.to, duration };
+        let load = Load { scenario: case.scenario, clients: case.clients, to: &running.to, duration };
         let outcome = self
             .site
             .seat

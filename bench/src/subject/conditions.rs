@@ -18,6 +18,8 @@ pub(crate) struct Adopted {
     realtime: Vec<Pid>,
     /// Files of cgroups and what stood in them.
     weights: Vec<(PathBuf, String)>,
+    /// A cgroup of ours, empty by the time that this is dropped.
+    group: Option<PathBuf>,
 }
 
 impl Adopted {
@@ -62,8 +64,12 @@ impl Adopted {
             return Ok(());
         }
         let Some(group) = cpu_group(&groups(&pid.to_string())) else { return Ok(()) };
-        for file in group.files(Path::new("/sys/fs/cgroup")) {
-            let before = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        for file in group.files(Path::new(CGROUPS)) {
+            let before =
+                fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            if before.trim() == group.weight(niceness()) {
+                continue;
+            }
             fs::write(&file, group.weight(niceness()))
                 .with_context(|| format!("cannot write {}", file.display()))?;
             self.weights.push((file, before));
@@ -71,6 +77,42 @@ impl Adopted {
         Ok(())
     }
 }
+
+impl Adopted {
+    /// Puts a process of ours under a CPU limit like that of `like`, in a cgroup beside its own. Gives `None` where
+    /// `like` has no such cgroup.
+    ///
+    /// # Errors
+    /// If the cgroup cannot be made.
+    pub(super) fn limited(pid: Pid, like: Pid) -> anyhow::Result<Option<Self>> {
+        let text = fs::read_to_string(format!("/proc/{like}/cgroup"))
+            .with_context(|| format!("there is no process {like}"))?;
+        let Some(model) = cpu_group(&text).map(|group| group.directory(Path::new(CGROUPS))) else {
+            return Ok(None);
+        };
+        let Some(beside) = model.parent().filter(|_| model.join("cgroup.procs").exists()) else {
+            return Ok(None);
+        };
+        let group = beside.join(format!("faasd-bench-{pid}"));
+        fs::create_dir(&group).with_context(|| format!("cannot make {}", group.display()))?;
+        let mut adopted = Self::default();
+        adopted.group = Some(group.clone());
+        // Version 1 has the first two, version 2 the third.
+        for file in ["cpu.cfs_period_us", "cpu.cfs_quota_us", "cpu.max"] {
+            if let Ok(limit) = fs::read_to_string(model.join(file)) {
+                fs::write(group.join(file), limit.trim())
+                    .with_context(|| format!("cannot write {file} in {}", group.display()))?;
+            }
+        }
+        let procs = group.join("cgroup.procs");
+        fs::write(&procs, pid.to_string()).with_context(|| format!("cannot write {}", procs.display()))?;
+        adopted.weigh(pid)?;
+        Ok(Some(adopted))
+    }
+}
+
+/// Where cgroups are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// A process's place among the cgroups that share out the CPU.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,14 +131,17 @@ fn cpu_group(text: &str) -> Option<CpuGroup> {
 }
 
 impl CpuGroup {
+    fn directory(&self, mount: &Path) -> PathBuf {
+        let hierarchy = if self.unified { "" } else { "cpu" };
+        mount.join(hierarchy).join(self.path.strip_prefix("/").unwrap_or(&self.path))
+    }
+
     /// The files with the weights of the group and of those around it, the root excepted, which has none.
     fn files(&self, mount: &Path) -> Vec<PathBuf> {
-        let (hierarchy, file) = if self.unified { ("", "cpu.weight.nice") } else { ("cpu", "cpu.shares") };
-        let groups = self.path.ancestors().filter(|group| group.parent().is_some());
-        let file = |group: &Path| {
-            mount.join(hierarchy).join(group.strip_prefix("/").unwrap_or(group)).join(file)
-        };
-        groups.map(file).filter(|file| file.exists()).collect()
+        let file = if self.unified { "cpu.weight.nice" } else { "cpu.shares" };
+        let depth = self.path.components().count().saturating_sub(1);
+        let directory = self.directory(mount);
+        directory.ancestors().take(depth).map(|group| group.join(file)).filter(|file| file.exists()).collect()
     }
 
     fn weight(&self, nice: i32) -> String {
@@ -116,6 +161,11 @@ impl Drop for Adopted {
         }
         for (file, before) in &self.weights {
             let _ = fs::write(file, before.trim());
+        }
+        if let Some(group) = &self.group
+            && let Err(error) = fs::remove_dir(group)
+        {
+            eprintln!("{} is left over: {error}", group.display());
         }
         for pid in &self.realtime {
             if let Err(error) = chrt("--other", "0", *pid) {

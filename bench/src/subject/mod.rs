@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::load::Destination;
 
 pub use acceptor::HandedOver;
-pub use bare::Bare;
+pub use bare::{Bare, Limited};
 pub use conditions::{niceness, realtime_policy};
 pub use nginx::Nginx;
 pub use process::{Process, Site};

@@ -115,14 +115,14 @@ impl Site {
         loop {
             processes.iter_mut().try_for_each(Process::check)?;
             let netns = to.netns.as_deref();
-            let answer =
-                self.seat.run(Placement::Apart, netns, || Ok(load::fetch(to, Scenario::New)?));
+            let answer = self.seat.run(Placement::Apart, netns, || Ok(load::fetch(to, Scenario::New)?));
             match answer {
                 Ok(_) => return Ok(()),
                 Err(fault) if Instant::now() > deadline => {
                     let words: String = processes.iter_mut().map(Process::last_words).collect();
-                    return Err(fault)
-                        .with_context(|| format!("{} does not answer after {START_MAX:?}{words}", to.address));
+                    return Err(fault).with_context(|| {
+                        format!("{} does not answer after {START_MAX:?}{words}", to.address)
+                    });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }

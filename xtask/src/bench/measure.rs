@@ -65,7 +65,12 @@ pub fn deploy(server: &Server<'_>) -> Result<String> {
 /// The harness's run, at the head of the queue for the CPU.
 pub fn command(target: &str, arguments: &[OsString]) -> Command {
     let mut command = Command::new("nice");
-    command.args(["-n", NICE]).arg(built("faasd-bench")).arg("run").arg("--hello").arg(built("examples/hello"));
+    command
+        .args(["-n", NICE])
+        .arg(built("faasd-bench"))
+        .arg("run")
+        .arg("--hello")
+        .arg(built("examples/hello"));
     command.args(["--target", target]).args(arguments);
     command
 }
