@@ -1,11 +1,11 @@
 //! The command line.
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::acceptors::Acceptor;
@@ -13,12 +13,13 @@ use crate::host::Cpus;
 use crate::load::{Placement, Scenario, Seat};
 use crate::report::{self, Report, Setup};
 use crate::rounds::{self, Case, Plan};
-use crate::subject::{Bare, HandedOver, Nginx, Site, Subject, Target, realtime_policy};
+use crate::subject::{Bare, HandedOver, Limited, Nginx, Site, Subject, Target, niceness, realtime_policy};
 use crate::{hello, host, idle};
 
 /// Measures servers against a bare one, interleaved in one run.
 ///
-/// For quieter numbers on a machine that does other things too: `chrt --rr 1 faasd-bench run`.
+/// For quieter numbers on a machine that does other things too: `nice -n -20 faasd-bench run`, or, where no target is
+/// in a cpu cgroup, `chrt --rr 1 faasd-bench run`. The processes of a target get the same.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Cli {
@@ -80,9 +81,10 @@ pub struct Run {
     /// Only these subjects (bare always runs) [default: all].
     #[arg(long, value_delimiter = ',')]
     subjects: Vec<String>,
-    /// Measure something that runs already: NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…]. With a
-    /// netns all other subjects run in it too, so that the paths are equal; its processes, as far as they are given,
-    /// are on the servers' CPUs while the measurement lasts.
+    /// Measure something that runs already: NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…].
+    /// With a netns it is dialled from there, by loopback and marked as the daemon is, and all other subjects get a
+    /// fresh namespace of their own, which is dialled alike. Its processes, as far as they are given, are on the
+    /// servers' CPUs and have our priority while the measurement lasts.
     #[arg(long, value_name = "TARGET")]
     target: Vec<Target>,
     /// The function's program (such as the SDK's example `hello`); it serves with FAAS_LISTEN=ADDRESS, and without it
@@ -179,25 +181,14 @@ impl Run {
             }
             (None, _) => (Some(self.client_cpu), Some(usize::from(self.client_cpu == 0).into())),
         };
-        let mut namespaces: Vec<_> = self.target.iter().map(|target| target.netns.clone()).collect();
-        namespaces.dedup();
-        let netns = match namespaces.as_slice() {
-            [] => None,
-            [one] => one.clone(),
-            _ => bail!("the targets are in different network namespaces: measure them in separate runs"),
-        };
-        let open =
-            |path: &PathBuf| File::open(path).with_context(|| format!("cannot open {}", path.display()));
-        let seat = Seat {
-            own_cpu: client_cpu,
-            server_cpu: server_cpus.as_ref().map(Cpus::first),
-            netns: netns.as_ref().map(open).transpose()?,
-        };
+        let apart = self.target.iter().any(|target| target.netns.is_some());
+        let seat = Seat { own_cpu: client_cpu, server_cpu: server_cpus.as_ref().map(Cpus::first) };
         Ok(Site {
             program: std::env::current_exe()?,
             hello: self.hello.clone(),
             server_cpus,
-            netns,
+            netns: if apart { Some(Arc::new(host::fresh_netns()?)) } else { None },
+            mark: apart.then_some(faasd_common::DAEMON_MARK),
             ip: self.ip,
             dir: tempfile::Builder::new().prefix("faasd-bench-").tempdir()?,
             seat,
@@ -210,9 +201,10 @@ impl Run {
             chunk_ms: plan.chunk.as_millis(),
             client_cpu: site.seat.own_cpu,
             server_cpus: site.server_cpus.as_ref().map(ToString::to_string),
-            netns: site.netns.clone(),
+            fresh_netns: site.netns.is_some(),
             hello: self.hello.clone(),
             realtime: realtime_policy().is_some(),
+            nice: niceness(),
         }
     }
 
@@ -220,6 +212,9 @@ impl Run {
     fn subjects(&self) -> anyhow::Result<Vec<Box<dyn Subject>>> {
         let mut all: Vec<Box<dyn Subject>> = vec![Box::new(Bare(Bare::CONTROL)), Box::new(Nginx)];
         all.extend(Acceptor::ALL.map(|acceptor| Box::new(HandedOver(acceptor)) as Box<dyn Subject>));
+        // Like the first of the targets: they are there to be compared with each other.
+        let like = self.target.iter().find_map(|target| target.function.first());
+        all.extend(like.map(|pid| Box::new(Limited { like: *pid }) as Box<dyn Subject>));
         let names: Vec<_> = all.iter().map(|subject| subject.name().to_owned()).collect();
         for name in &self.subjects {
             ensure!(

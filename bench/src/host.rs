@@ -1,10 +1,11 @@
 //! What a result must say about the machine.
 
 use std::fmt;
+use std::fs::File;
 use std::process::Command;
 use std::str::FromStr;
 
-use anyhow::bail;
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CpuSet;
 use serde::Serialize;
@@ -111,6 +112,24 @@ pub fn commit() -> Option<String> {
 #[must_use]
 pub fn date() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A network namespace with loopback and nothing else. It goes with the last descriptor and process in it.
+///
+/// # Errors
+/// Those of `unshare(2)`, and of `ip link set lo up`.
+pub fn fresh_netns() -> anyhow::Result<File> {
+    let make = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+            .context("cannot make a network namespace: run as root (CAP_SYS_ADMIN)")?;
+        // A child is in the namespace of the thread that started it.
+        let up = Command::new("ip").args(["link", "set", "lo", "up"]).output();
+        let up = up.context("cannot run `ip` (iproute2)")?;
+        ensure!(up.status.success(), "ip link set lo up: {}", String::from_utf8_lossy(&up.stderr).trim());
+        File::open("/proc/thread-self/ns/net").context("cannot open the new network namespace")
+    };
+    // On a thread of its own, which takes the change with it when it ends.
+    std::thread::spawn(make).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Lets this process, and those that it starts, open as many descriptors as the hard limit allows.

@@ -54,11 +54,11 @@ pub fn run(connections: usize, site: &Site, running: &mut [Running]) -> anyhow::
 
 fn measure(connections: usize, site: &Site, running: &mut Running) -> anyhow::Result<Idle> {
     running.check()?;
-    let address = running.address;
+    let to = &running.to;
     let before = Cost::of(&running.gateway)?;
-    let held = site.seat.run(Placement::Apart, || {
+    let held = site.seat.run(Placement::Apart, to.netns.as_deref(), || {
         let open = |number| {
-            fetch(&address, Scenario::Keepalive)
+            fetch(to, Scenario::Keepalive)
                 .with_context(|| format!("idle connection {number} of {connections}"))
         };
         (0..connections).map(open).collect::<anyhow::Result<Vec<_>>>()

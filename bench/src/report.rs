@@ -32,11 +32,14 @@ pub struct Setup {
     pub chunk_ms: u128,
     pub client_cpu: Option<usize>,
     pub server_cpus: Option<String>,
-    pub netns: Option<PathBuf>,
+    /// Whether the servers that we start have a network namespace of their own.
+    pub fresh_netns: bool,
     /// The function's program; null is the built-in one.
     pub hello: Option<PathBuf>,
     /// Under `chrt`: other work on the machine shows little.
     pub realtime: bool,
+    /// Of every process that is measured.
+    pub nice: i32,
 }
 
 /// One subject in one scenario: its own numbers (medians over the chunks; p99.9 over all requests) and their ratios to

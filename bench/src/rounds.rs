@@ -104,8 +104,10 @@ impl Measurement<'_> {
     fn leave_out_what_is_not_served(&mut self) -> anyhow::Result<()> {
         for (index, case) in self.plan.cases.iter().enumerate() {
             for subject in 0..self.running.len() {
-                let (address, scenario) = (self.running[subject].address, case.scenario);
-                if let Err(fault) = self.site.seat.run(case.placement, || Ok(fetch(&address, scenario)?)) {
+                let (to, scenario) = (&self.running[subject].to, case.scenario);
+                let seat = &self.site.seat;
+                if let Err(fault) = seat.run(case.placement, to.netns.as_deref(), || Ok(fetch(to, scenario)?))
+                {
                     let (name, path) = (&self.running[subject].name, scenario.path());
                     eprintln!("skipped: {} of {name}: it does not serve {path} ({fault})", scenario.name());
                     continue;
@@ -161,12 +163,11 @@ impl Measurement<'_> {
         let running = &mut self.running[subject];
         running.check()?;
         let running = &*running;
-        let load =
-            Load { scenario: case.scenario, clients: case.clients, address: running.address, duration };
+        let load = Load { scenario: case.scenario, clients: case.clients, to: &running.to, duration };
         let outcome = self
             .site
             .seat
-            .run(case.placement, || load.run(&|| running.cpu()))
+            .run(case.placement, running.to.netns.as_deref(), || load.run(&|| running.cpu()))
             .with_context(|| format!("{case} of {}", running.name))?;
         std::thread::sleep(GAP);
         Ok(outcome)

@@ -1,28 +1,91 @@
-//! `cargo xtask bench`: the benchmarks of `bench/`, built with optimisation, with what they need installed.
+//! `cargo xtask bench`: the whole platform against the same program with no platform, interleaved in one run.
+//!
+//! A real daemon is started in a network namespace of its own, a real container serves the SDK's example in it, and the
+//! harness (`bench/`) measures it beside a bare server, nginx and three acceptors. docs/BENCHMARKS.md has the method.
+
+pub mod measure;
+mod platform;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+use crate::report::step;
 use crate::setup::{self, Scope};
-use crate::{repo, root, run};
+use crate::{interrupt, repo, root, run};
+use platform::Platform;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// For the benchmarks; `-- --help` lists what they take
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// About three minutes instead of fifteen
+    #[arg(long)]
+    quick: bool,
+    /// Write the results here too, as JSON
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Set-up and build are done
+    #[arg(long, hide = true)]
+    built: bool,
+    /// For the harness: `-- --help` lists what it takes
+    #[arg(last = true)]
     rest: Vec<OsString>,
 }
 
 /// The profile that is measured: the one that is shipped.
 pub const PROFILE: &str = "release";
 
+/// Connections that are held open to see what they cost the daemon.
+const IDLE_CONNECTIONS: &str = "10000";
+
 pub fn main(args: &Args) -> Result<()> {
-    setup::ensure(Scope::Bench)?;
-    build()?;
-    let mut bench = root::command(program(), &[])?;
-    bench.args(&args.rest);
-    run::run(&mut bench)
+    if !args.built {
+        setup::ensure(Scope::Bench)?;
+        step("bench", "building what is measured as it is shipped", build)?;
+    }
+    if !root::is_root() {
+        return again_as_root(args);
+    }
+    interrupt::catch()?;
+    let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
+    let target = step("bench", "deploying the function", || measure::deploy(&platform.server()));
+    let measured = target.and_then(|target| measure::run(&target, &arguments(args)).map(drop));
+    let ended = platform.end();
+    // Why the measurement failed matters more than what could not be cleaned up after it.
+    measured.and(ended)
+}
+
+/// What the harness is told, before what the caller adds.
+fn arguments(args: &Args) -> Vec<OsString> {
+    let mut all: Vec<OsString> = Vec::new();
+    if args.quick {
+        all.push("--quick".into());
+    }
+    if let Some(file) = &args.out {
+        all.extend(["--out".into(), file.into()]);
+    }
+    let own = |word: &OsString| word == "--idle" || word.to_string_lossy().starts_with("--idle=");
+    if !args.rest.iter().any(own) {
+        all.extend(["--idle", IDLE_CONNECTIONS].map(OsString::from));
+    }
+    all.extend(args.rest.iter().cloned());
+    all
+}
+
+/// Namespaces and containers need root; the build must not leave root's files in the user's checkout.
+fn again_as_root(args: &Args) -> Result<()> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let target = repo::target_dir();
+    let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
+    command.args(["bench", "--built"]);
+    if args.quick {
+        command.arg("--quick");
+    }
+    if let Some(file) = &args.out {
+        command.arg("--out").arg(file);
+    }
+    command.arg("--").args(&args.rest);
+    run::run(&mut command)
 }
 
 /// Builds the daemon, the client, the benchmarks and the function that these serve, as they are shipped.
@@ -33,6 +96,7 @@ pub fn build() -> Result<()> {
     run::run(&mut cargo)
 }
 
-pub fn program() -> std::path::PathBuf {
-    repo::target_dir().join(PROFILE).join("faasd-bench")
+/// One of the programs that [`build`] makes.
+pub fn built(name: &str) -> PathBuf {
+    repo::target_dir().join(PROFILE).join(name)
 }

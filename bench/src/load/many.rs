@@ -14,7 +14,7 @@ use super::{Clock, Load, Tally};
 const EVENTS_MAX: usize = 256;
 
 pub(super) fn run(
-    load: &Load,
+    load: &Load<'_>,
     request: &[u8],
     tally: &mut Tally,
     clock: &mut Clock<'_>,
@@ -32,7 +32,7 @@ pub(super) fn run(
         let mut slot = Slot::new();
         if load.scenario.keeps_connections() {
             // Blocking until here; every later call on it is MSG_DONTWAIT.
-            let socket = connect(&load.address)?;
+            let socket = connect(load.to)?;
             exchange(fd(&socket), request, &mut slot.response, &mut buffer)?;
             epoll::add(&set.epoll, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
             slot.socket = Some(socket);
@@ -95,7 +95,7 @@ impl Slot {
 }
 
 struct Clients<'a> {
-    load: &'a Load,
+    load: &'a Load<'a>,
     request: &'a [u8],
     epoll: OwnedFd,
     slots: Vec<Slot>,
@@ -131,8 +131,8 @@ impl Clients<'_> {
             slot.phase = send(socket, self.request)?;
             return Ok(());
         }
-        let socket = open(&self.load.address, SocketFlags::NONBLOCK)?;
-        match rustix::net::connect(&socket, &self.load.address) {
+        let socket = open(self.load.to, SocketFlags::NONBLOCK)?;
+        match rustix::net::connect(&socket, &self.load.to.address) {
             // Over loopback the handshake is through when connect returns, though it says that it is in progress.
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(errno) => return Err(Fault::Call { call: "connect", errno }),

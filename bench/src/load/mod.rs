@@ -10,7 +10,6 @@ mod response;
 mod socket;
 
 use std::fs::File;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -21,7 +20,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 pub use response::Fault;
-pub use socket::{connect, fetch};
+pub use socket::{Destination, connect, fetch};
 
 /// Bytes of a body in the scenario `large`.
 pub const LARGE_BYTES: u64 = 10 << 20;
@@ -94,17 +93,17 @@ pub enum Placement {
 pub struct Seat {
     pub own_cpu: Option<usize>,
     pub server_cpu: Option<usize>,
-    pub netns: Option<File>,
 }
 
 impl Seat {
-    /// Runs `work` on a thread of its own, on one of the seat's CPUs and in its network namespace.
+    /// Runs `work` on a thread of its own, on one of the seat's CPUs and in a network namespace.
     ///
     /// # Errors
     /// Those of `setns(2)` and `sched_setaffinity(2)`, and what `work` returns.
     pub fn run<T: Send>(
         &self,
         placement: Placement,
+        netns: Option<&File>,
         work: impl FnOnce() -> anyhow::Result<T> + Send,
     ) -> anyhow::Result<T> {
         let cpu = match placement {
@@ -112,7 +111,7 @@ impl Seat {
             Placement::Together => self.server_cpu,
         };
         let enter_and_work = || {
-            if let Some(netns) = &self.netns {
+            if let Some(netns) = netns {
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
                     .context("cannot enter the network namespace: run as root (CAP_SYS_ADMIN)")?;
             }
@@ -133,10 +132,10 @@ impl Seat {
 
 /// One chunk of load.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct Load<'a> {
     pub scenario: Scenario,
     pub clients: usize,
-    pub address: SocketAddr,
+    pub to: &'a Destination,
     pub duration: Duration,
 }
 
@@ -183,7 +182,7 @@ pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap()
 }
 
-impl Load {
+impl Load<'_> {
     /// Runs the chunk in the calling thread. `meter` reads the CPU time that the subject has used so far.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use super::socket::{BUFFER_BYTES, await_close, connect, exchange, fd};
 use super::{Clock, Load, Tally};
 
 pub(super) fn run(
-    load: &Load,
+    load: &Load<'_>,
     request: &[u8],
     tally: &mut Tally,
     clock: &mut Clock<'_>,
@@ -34,7 +34,7 @@ pub(super) fn run(
 }
 
 struct Client<'a> {
-    load: &'a Load,
+    load: &'a Load<'a>,
     request: &'a [u8],
     response: Response,
     buffer: Vec<u8>,
@@ -43,7 +43,7 @@ struct Client<'a> {
 impl Client<'_> {
     /// Opens a connection and uses it once: whatever a subject does only at a connection's start is behind it.
     fn warm(&mut self) -> Result<OwnedFd, Fault> {
-        let socket = connect(&self.load.address)?;
+        let socket = connect(self.load.to)?;
         exchange(fd(&socket), self.request, &mut self.response, &mut self.buffer)?;
         Ok(socket)
     }
@@ -57,7 +57,7 @@ impl Client<'_> {
 
     fn once(&mut self, tally: &mut Tally) -> Result<(), Fault> {
         let since = Instant::now();
-        let socket = connect(&self.load.address)?;
+        let socket = connect(self.load.to)?;
         self.on_new(&socket, since, tally)
     }
 

@@ -1,8 +1,11 @@
 //! Sockets of the load.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
+use nix::sys::socket::{setsockopt, sockopt::Mark};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -13,22 +16,38 @@ use super::{SILENCE_MAX, Scenario};
 /// The size of the buffer that answers are read into: a 10 MiB body takes few calls, and it stays in the L2 cache.
 pub(super) const BUFFER_BYTES: usize = 256 << 10;
 
-pub(super) fn open(address: &SocketAddr, flags: SocketFlags) -> Result<OwnedFd, Fault> {
-    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    rustix::net::socket_with(family, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
-        .map_err(Fault::call("socket"))
+/// What is dialled, and from where.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    pub address: SocketAddr,
+    /// The network namespace to dial in; `None` is our own.
+    pub netns: Option<Arc<File>>,
+    /// What every packet is marked with (`SO_MARK`): the platform's namespaces let nobody but the daemon open
+    /// connections. Either all subjects of a run have it or none, since it costs a system call.
+    pub mark: Option<u32>,
+}
+
+pub(super) fn open(to: &Destination, flags: SocketFlags) -> Result<OwnedFd, Fault> {
+    let family = if to.address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags | SocketFlags::CLOEXEC, None)
+        .map_err(Fault::call("socket"))?;
+    if let Some(mark) = &to.mark {
+        let marked = setsockopt(&socket, Mark, mark);
+        marked.map_err(|errno| Fault::call("SO_MARK")(Errno::from_raw_os_error(errno as i32)))?;
+    }
+    Ok(socket)
 }
 
 /// Opens a blocking connection on which no call waits longer than the load is willing to.
 ///
 /// # Errors
 /// [`Fault::Call`].
-pub fn connect(address: &SocketAddr) -> Result<OwnedFd, Fault> {
-    let socket = open(address, SocketFlags::empty())?;
+pub fn connect(to: &Destination) -> Result<OwnedFd, Fault> {
+    let socket = open(to, SocketFlags::empty())?;
     for id in [Timeout::Recv, Timeout::Send] {
         set_socket_timeout(&socket, id, Some(SILENCE_MAX)).map_err(Fault::call("setsockopt"))?;
     }
-    rustix::net::connect(&socket, address).map_err(Fault::call("connect"))?;
+    rustix::net::connect(&socket, &to.address).map_err(Fault::call("connect"))?;
     Ok(socket)
 }
 
@@ -55,8 +74,8 @@ pub(super) fn exchange(
 ///
 /// # Errors
 /// [`Fault`], also if the server does not answer the path.
-pub fn fetch(address: &SocketAddr, scenario: Scenario) -> Result<OwnedFd, Fault> {
-    let socket = connect(address)?;
+pub fn fetch(to: &Destination, scenario: Scenario) -> Result<OwnedFd, Fault> {
+    let socket = connect(to)?;
     let mut buffer = vec![0; 64 << 10];
     exchange(fd(&socket), &scenario.request(), &mut Response::default(), &mut buffer)?;
     Ok(socket)

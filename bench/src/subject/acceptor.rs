@@ -24,7 +24,7 @@ impl Subject for HandedOver {
 
     fn start(&self, site: &Site) -> anyhow::Result<Running> {
         let name = self.0.name();
-        let address = site.free_address()?;
+        let to = site.free_destination()?;
         let (daemon, instance) = wire::pair()?;
         let (program, args) = site.hello();
         let descriptors = vec![(instance, SOCKET_FD), (wire::status_page()?, STATUS_FD)];
@@ -33,15 +33,15 @@ impl Subject for HandedOver {
             .or_else(|e| function.check().and(Err(e)))
             .with_context(|| format!("{} does not take part in the hand-off", program.display()))?;
         let kind = clap::ValueEnum::to_possible_value(&self.0).context("every acceptor has a name")?;
-        let args = ["acceptor".to_owned(), kind.get_name().to_owned(), address.to_string()];
+        let args = ["acceptor".to_owned(), kind.get_name().to_owned(), to.address.to_string()];
         // Standard input is the one descriptor that a program may take safely.
         let acceptor = site.spawn(name, &site.program, &args, &[], vec![(daemon, 0)])?;
         let (gateway, functions) = (vec![acceptor.pid()], vec![function.pid()]);
         let mut processes = vec![acceptor, function];
-        site.await_answer(address, &mut processes)?;
+        site.await_answer(&to, &mut processes)?;
         Ok(Running {
             name: name.to_owned(),
-            address,
+            to,
             gateway,
             function: functions,
             processes,

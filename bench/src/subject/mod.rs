@@ -7,13 +7,13 @@ mod nginx;
 mod process;
 mod target;
 
-use std::net::SocketAddr;
-
 use nix::unistd::Pid;
 
+use crate::load::Destination;
+
 pub use acceptor::HandedOver;
-pub use bare::Bare;
-pub use conditions::realtime_policy;
+pub use bare::{Bare, Limited};
+pub use conditions::{niceness, realtime_policy};
 pub use nginx::Nginx;
 pub use process::{Process, Site};
 pub use target::Target;
@@ -39,7 +39,7 @@ pub trait Subject {
 #[derive(Debug)]
 pub struct Running {
     pub name: String,
-    pub address: SocketAddr,
+    pub to: Destination,
     /// The processes between client and function, if there are any.
     pub gateway: Vec<Pid>,
     /// The function's own processes.

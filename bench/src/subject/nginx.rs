@@ -25,18 +25,18 @@ impl Subject for Nginx {
 
     fn start(&self, site: &Site) -> anyhow::Result<Running> {
         let function = Bare("nginx-function").start(site)?;
-        let address = site.free_address()?;
+        let to = site.free_destination()?;
         let dir = site.dir.path().join("nginx");
         std::fs::create_dir_all(&dir)?;
         let file = dir.join("nginx.conf");
-        std::fs::write(&file, config(&dir, &address.to_string(), &function.address.to_string()))?;
+        std::fs::write(&file, config(&dir, &to.address.to_string(), &function.to.address.to_string()))?;
         let args = ["-p", &dir.to_string_lossy(), "-c", &file.to_string_lossy()].map(str::to_owned);
         let program = program().unwrap_or_else(|| PathBuf::from("nginx"));
         let master = site.spawn("nginx", &program, &args, &[], Vec::new())?;
         let master_pid = master.pid();
         let mut processes = vec![master];
         processes.extend(function.processes);
-        site.await_answer(address, &mut processes)?;
+        site.await_answer(&to, &mut processes)?;
         let deadline = Instant::now() + WORKER_MAX;
         let mut gateway = process::children(master_pid)?;
         while gateway.is_empty() {
@@ -46,7 +46,7 @@ impl Subject for Nginx {
         gateway.push(master_pid);
         Ok(Running {
             name: "nginx".to_owned(),
-            address,
+            to,
             gateway,
             function: function.function,
             processes,

@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -14,7 +15,7 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 
 use crate::host::Cpus;
-use crate::load::{self, Placement, Scenario, Seat};
+use crate::load::{self, Destination, Placement, Scenario, Seat};
 
 /// How long a subject may take to come up.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -32,8 +33,10 @@ pub struct Site {
     pub hello: Option<PathBuf>,
     /// The CPUs of all servers.
     pub server_cpus: Option<Cpus>,
-    /// The network namespace of all servers.
-    pub netns: Option<PathBuf>,
+    /// The network namespace of the servers that we start.
+    pub netns: Option<Arc<File>>,
+    /// What the load's sockets are marked with.
+    pub mark: Option<u32>,
     /// Where they listen.
     pub ip: IpAddr,
     pub dir: tempfile::TempDir,
@@ -46,11 +49,12 @@ impl Site {
     ///
     /// # Errors
     /// Those of `bind(2)`.
-    pub fn free_address(&self) -> anyhow::Result<SocketAddr> {
+    pub fn free_destination(&self) -> anyhow::Result<Destination> {
         let ip = self.ip;
-        self.seat.run(Placement::Apart, || {
+        let address = self.seat.run(Placement::Apart, self.netns.as_deref(), || {
             Ok(TcpListener::bind((ip, 0)).with_context(|| format!("cannot listen on {ip}"))?.local_addr()?)
-        })
+        })?;
+        Ok(Destination { address, netns: self.netns.clone(), mark: self.mark })
     }
 
     /// The function's program, which `FAAS_LISTEN` or its descriptors tell how to serve.
@@ -80,7 +84,9 @@ impl Site {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM", "--"]);
         if let Some(netns) = &self.netns {
-            command.arg("nsenter").arg(format!("--net={}", netns.display())).arg("--");
+            // By our own descriptor: the namespace has no name.
+            let path = format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
+            command.arg("nsenter").arg(format!("--net={path}")).arg("--");
         }
         if let Some(cpus) = &self.server_cpus {
             command.args(["taskset", "-c", &cpus.to_string()]);
@@ -100,21 +106,23 @@ impl Site {
         Ok(Process { name: name.to_owned(), child, log: output })
     }
 
-    /// Waits until `address` answers a request.
+    /// Waits until something answers a request there.
     ///
     /// # Errors
     /// If a process ends meanwhile, or the time is over.
-    pub fn await_answer(&self, address: SocketAddr, processes: &mut [Process]) -> anyhow::Result<()> {
+    pub fn await_answer(&self, to: &Destination, processes: &mut [Process]) -> anyhow::Result<()> {
         let deadline = Instant::now() + START_MAX;
         loop {
             processes.iter_mut().try_for_each(Process::check)?;
-            let answer = self.seat.run(Placement::Apart, || Ok(load::fetch(&address, Scenario::New)?));
+            let netns = to.netns.as_deref();
+            let answer = self.seat.run(Placement::Apart, netns, || Ok(load::fetch(to, Scenario::New)?));
             match answer {
                 Ok(_) => return Ok(()),
                 Err(fault) if Instant::now() > deadline => {
                     let words: String = processes.iter_mut().map(Process::last_words).collect();
-                    return Err(fault)
-                        .with_context(|| format!("{address} does not answer after {START_MAX:?}{words}"));
+                    return Err(fault).with_context(|| {
+                        format!("{} does not answer after {START_MAX:?}{words}", to.address)
+                    });
                 }
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }

@@ -1,8 +1,10 @@
 //! Something that runs already: this is how the whole platform is measured.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use nix::unistd::Pid;
@@ -10,6 +12,7 @@ use nix::unistd::Pid;
 use super::conditions::Adopted;
 use super::{Running, Site, Subject};
 use crate::host::Cpus;
+use crate::load::Destination;
 
 /// `NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…]`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,13 +60,18 @@ impl Subject for Target {
     }
 
     fn start(&self, site: &Site) -> anyhow::Result<Running> {
-        site.await_answer(self.address, &mut [])?;
+        let open = |path: &PathBuf| {
+            File::open(path).map(Arc::new).with_context(|| format!("cannot open {}", path.display()))
+        };
+        let netns = self.netns.as_ref().map(open).transpose()?;
+        let to = Destination { address: self.address, netns, mark: site.mark };
+        site.await_answer(&to, &mut [])?;
         let pids: Vec<_> = self.gateway.iter().chain(&self.function).copied().collect();
         let cpus = site.server_cpus.as_ref().map(Cpus::set);
         let adopted = Adopted::new(&pids, cpus.as_ref())?;
         Ok(Running {
             name: self.name.clone(),
-            address: self.address,
+            to,
             gateway: self.gateway.clone(),
             function: self.function.clone(),
             processes: Vec::new(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::undo::{Part, Undo};
-use crate::{bench, interrupt, repo, run};
+use crate::{bench, interrupt, run};
 
 /// The daemon's instance, and what every name of the demo begins with.
 pub const NAME: &str = "faasd-demo";
@@ -168,9 +168,9 @@ impl Lab {
     }
 
     /// As [`Lab::on`], for what reports its own progress and takes its time.
-    pub fn watch(&self, side: Side, program: &Path, arguments: &[&str], limit: Duration) -> Result<()> {
-        let mut command = side.command(program);
-        command.args(arguments);
+    pub fn watch(&self, side: Side, typed_command: &Command, limit: Duration) -> Result<()> {
+        let mut command = side.command(Path::new(typed_command.get_program()));
+        command.args(typed_command.get_args());
         println!("{}# {}", side.prompt(), typed(&command));
         execute(&mut command, limit, true).map(drop)
     }
@@ -241,11 +241,11 @@ fn ip(arguments: &[&str]) -> Result<()> {
 }
 
 pub fn faas_program() -> PathBuf {
-    repo::target_dir().join(bench::PROFILE).join("faas")
+    bench::built("faas")
 }
 
 fn faasd_program() -> PathBuf {
-    repo::target_dir().join(bench::PROFILE).join("faasd")
+    bench::built("faasd")
 }
 
 /// Where the demo's user works.
@@ -275,6 +275,10 @@ pub fn socket() -> PathBuf {
 
 pub fn pid_file() -> PathBuf {
     Path::new(RUN).join("demo.pid")
+}
+
+pub fn daemon_pid() -> Result<u32> {
+    fs::read_to_string(pid_file())?.trim().parse().context("the daemon's pid file")
 }
 
 pub fn log() -> PathBuf {

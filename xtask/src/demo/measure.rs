@@ -1,34 +1,23 @@
-//! The demo's measurement: one program, served by faasd and served bare, in the same namespace.
+//! The demo's measurement: `cargo xtask bench` in short, on the demo's own daemon.
 
-use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::lab::{Lab, Side, work};
-use crate::{bench, repo};
+use super::lab::{Lab, Side, daemon_pid, run_directory, work};
+use crate::bench::measure::{Server, command, deploy};
 
 const MEASUREMENT_MAX: Duration = Duration::from_secs(5 * 60);
-const FUNCTION: &str = "native";
-const FUNCTION_FILE: &str = "contract = \"fd\"\ncommand = [\"./hello\"]\n\n[scale]\nmin = 1\n";
 
 /// The client is the server's own machine: what the tunnel costs is not what the platform costs.
 pub fn run(lab: &Lab) -> Result<()> {
-    let program = repo::target_dir().join(bench::PROFILE).join("examples/hello");
-    let directory = work().join(FUNCTION);
-    fs::create_dir_all(&directory)?;
-    let copy = directory.join("hello");
-    fs::copy(&program, &copy).with_context(|| format!("copying {}", program.display()))?;
-    fs::write(directory.join("faas.toml"), FUNCTION_FILE)?;
-    lab.faas(Side::Server, &["deploy", FUNCTION, "./native"])?;
-
-    let described = lab.faas(Side::Server, &["describe", FUNCTION, "--output", "json"])?;
-    let described: serde_json::Value = serde_json::from_str(&described).context("`faas describe` in JSON")?;
-    let address = described.pointer("/address").and_then(serde_json::Value::as_str);
-    let address = address.context("`faas describe` names no address")?;
-    let target = format!("faasd=[{address}]:80,netns=/run/netns/{}", Side::Server.netns());
-    let copy = copy.to_string_lossy();
-    let arguments =
-        ["run", "--quick", "--clients", "1", "--subjects", "bare", "--hello", &copy, "--target", &target];
-    lab.watch(Side::Server, &bench::program(), &arguments, MEASUREMENT_MAX)
+    let server = Server {
+        faas: &|arguments| lab.faas(Side::Server, arguments),
+        run: &run_directory(),
+        pid: daemon_pid()?,
+        work: &work(),
+    };
+    let target = deploy(&server)?;
+    let arguments = ["--quick", "--subjects", "bare,nginx"].map(Into::into);
+    lab.watch(Side::Server, &command(&target, &arguments), MEASUREMENT_MAX)
 }
