@@ -87,7 +87,8 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     }
     // Word by word: the verifier takes no copy from the context by a pointer of its own.
     // SAFETY: four words of a valid context.
-    let address = unsafe { core::array::from_fn(|i| (&raw const (*ctx.lookup).local_ip6[i]).read_volatile()) };
+    let address =
+        unsafe { core::array::from_fn(|i| (&raw const (*ctx.lookup).local_ip6[i]).read_volatile()) };
     let key = RouteKey { address, port: lookup.local_port };
     // SAFETY: the value is copied at once; the daemon replaces entries whole.
     let Some(route) = (unsafe { ROUTES.get(key) }).copied() else {
