@@ -2,6 +2,8 @@
 //!
 //! Each test has a daemon's worth of directories of its own, and ends by looking for anything that was left behind.
 
+#![expect(clippy::unwrap_used, reason = "these are tests, their helpers included")]
+
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -57,13 +59,13 @@ impl Bed {
     }
 
     /// Keeps files as an image, by way of an archive, as an upload does.
-    fn image(&self, files: &[(&str, &str)]) -> PathBuf {
+    fn image(&self, files: &[(&str, &[u8])]) -> PathBuf {
         let mut tar = tar::Builder::new(Vec::new());
         for (name, content) in files {
             let mut header = tar::Header::new_gnu();
             header.set_mode(0o755);
             header.set_size(content.len() as u64);
-            tar.append_data(&mut header, name, content.as_bytes()).unwrap();
+            tar.append_data(&mut header, name, *content).unwrap();
         }
         image::Store::new(self.paths.images()).unpack(&tar.into_inner().unwrap()[..]).unwrap().directory
     }
@@ -75,7 +77,7 @@ impl Bed {
             command: ["/usr/bin/python3", "-S", "-E", "probe.py"].map(str::to_owned).to_vec(),
             ..FunctionSpec::default()
         };
-        self.request(spec, self.image(&[("probe.py", text)]))
+        self.request(spec, self.image(&[("probe.py", text.as_bytes())]))
     }
 
     fn request(&self, spec: FunctionSpec, image: PathBuf) -> (Request, OwnedFd) {
@@ -340,7 +342,7 @@ async fn the_sandbox_is_closed() {
 #[ignore = "needs root"]
 async fn a_handler_answers_a_connection() {
     let bed = Bed::new().await;
-    let code = "def handle(event, context):\n    return 'hello'\n";
+    let code = b"def handle(event, context):\n    return 'hello'\n";
     let instance = bed.start(bed.request(FunctionSpec::default(), bed.image(&[("handler.py", code)]))).await;
     let ready = instance.receive();
     assert_eq!(wire::Message::parse(&ready).map(|m| m.kind), Ok(Kind::Ready), "{}", instance.printed());
@@ -556,5 +558,40 @@ async fn no_process_is_left_not_even_a_zombie() {
     }
     let left: Vec<_> = all.into_iter().filter(|pid| PathBuf::from(format!("/proc/{pid}")).exists()).collect();
     assert_eq!(left, Vec::<u32>::new());
+    bed.assert_nothing_left();
+}
+
+/// What a program on tokio asks of the kernel. It must pass anywhere, and so within a container: see below.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokio_has_what_it_needs() {
+    let (mut one, mut two) = tokio::net::UnixStream::pair().unwrap();
+    let echo = tokio::spawn(async move { tokio::io::copy(&mut two.split().0, &mut tokio::io::sink()).await });
+    tokio::io::AsyncWriteExt::write_all(&mut one, b"hello").await.unwrap();
+    drop(one);
+    assert_eq!(echo.await.unwrap().unwrap(), 5);
+    let status = tokio::process::Command::new("/bin/sh").args(["-c", "exit 4"]).status().await.unwrap();
+    assert_eq!(status.code(), Some(4));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    tokio::fs::write(file.path(), "content").await.unwrap();
+    assert_eq!(tokio::fs::metadata(file.path()).await.unwrap().len(), 7);
+    tokio::net::TcpListener::bind("[::]:0").await.unwrap();
+    tokio::time::timeout(Duration::from_millis(1), std::future::pending::<()>()).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn a_rust_program_runs() {
+    let bed = Bed::new().await;
+    let program = fs::read(std::env::current_exe().unwrap()).unwrap();
+    let spec = FunctionSpec {
+        contract: Contract::Fd,
+        command: ["./program", "--exact", "tokio_has_what_it_needs"].map(str::to_owned).to_vec(),
+        ..FunctionSpec::default()
+    };
+    let instance = bed.start(bed.request(spec, bed.image(&[("program", &program)]))).await;
+    let exit = instance.exited().await;
+    let printed = instance.printed();
+    assert!(exit == Exit::Code(0) && printed.contains("1 passed"), "{exit}: {printed}");
+    bed.stop(&instance, GRACE).await;
     bed.assert_nothing_left();
 }
