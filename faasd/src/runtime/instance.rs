@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Signal, getrlimit};
+use rustix::process::{Gid, Resource, Signal, Uid, getrlimit};
 
 use super::bundle::{self, Host, Parameters, annotation};
 use super::image::{self, EntryError};
@@ -115,6 +115,8 @@ pub enum StartError {
     Slot(u32),
     #[error("cannot make the bundle of {id}")]
     Bundle { id: String, source: io::Error },
+    #[error("cannot make the pipe for the output of {id}")]
+    Output { id: String, source: io::Error },
     #[error("{id} was not started")]
     Runc { id: String, source: RuncError },
     #[error("{id} was made, but its first process cannot be watched")]
@@ -255,10 +257,18 @@ impl Runtime {
     ) -> Result<Running, StartError> {
         let runc = |source| StartError::Runc { id: id.to_owned(), source };
         let process = |source| StartError::Process { id: id.to_owned(), source };
-        let (log, output) = logs::pipe().map_err(process)?;
+        let output = |source| StartError::Output { id: id.to_owned(), source };
+        let (log, output_end) = logs::pipe().map_err(output)?;
+        // A program may open /dev/stdout anew, for which its user must own what is behind it.
+        let owner = bundle::uid_base(request.slot) + bundle::USER;
+        rustix::fs::fchown(&output_end, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
+            .map_err(|e| output(e.into()))?;
         let begin = Instant::now();
-        let pid =
-            self.runc.create(bundle, id, vec![request.socket, request.status], output).await.map_err(runc)?;
+        let pid = self
+            .runc
+            .create(bundle, id, vec![request.socket, request.status], output_end)
+            .await
+            .map_err(runc)?;
         // The process is a child of ours, so its number is not given away before we reap it.
         let pidfd = Arc::new(Pidfd::open(pid).map_err(process)?);
         let created = Instant::now();
