@@ -47,10 +47,10 @@ enum Where {
 }
 
 impl Where {
-    fn placement(self, clients: usize) -> Placement {
-        match (self, clients) {
-            (Self::Auto, 1) | (Self::Apart, _) => Placement::Apart,
-            (Self::Auto, _) | (Self::Together, _) => Placement::Together,
+    fn placement(self, scenario: Scenario, clients: usize) -> Placement {
+        match (self, scenario, clients) {
+            (Self::Apart, ..) | (Self::Auto, _, 1) | (Self::Auto, Scenario::Keepalive, _) => Placement::Apart,
+            (Self::Auto | Self::Together, ..) => Placement::Together,
         }
     }
 }
@@ -74,8 +74,8 @@ pub struct Run {
     scenarios: Vec<Scenario>,
     #[arg(long, value_delimiter = ',', default_values_t = [1, 64])]
     clients: Vec<usize>,
-    /// On which core the load runs: its own, the servers', or (auto) its own for one client and the servers' for
-    /// several.
+    /// On which core the load runs: its own, the servers', or (auto) the servers' for several clients that open
+    /// connections or fetch much, and its own else.
     #[arg(long, value_enum, default_value_t = Where::Auto)]
     load: Where,
     /// Only these subjects (bare always runs) [default: all].
@@ -139,7 +139,7 @@ impl Run {
             cases.extend(self.clients.iter().map(|&clients| Case {
                 scenario: *scenario,
                 clients,
-                placement: self.load.placement(clients),
+                placement: self.load.placement(*scenario, clients),
             }));
         }
         let plan = Plan {
