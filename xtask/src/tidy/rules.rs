@@ -32,7 +32,7 @@ const QUOTES: &[(&str, &str)] =
 const UNFINISHED: [&str; 3] = ["TODO", "FIXME", "XXX"];
 
 /// Paths of one person's machine.
-const PRIVATE: [&str; 2] = ["/home/", "/work/"];
+const PRIVATE: [&str; 2] = ["/home/", "/Users/"];
 
 /// Rules for any text.
 pub fn text(file: &str, text: &str) -> Vec<Finding> {
@@ -52,7 +52,7 @@ pub fn text(file: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
-/// Whether a line names an absolute path that begins with `path`: `…/network/work/` and `$HOME/work/` do not.
+/// Whether a line names an absolute path that begins with `path`: `…/network/Users/` and `$HOME/Users/` do not.
 fn names_path(line: &str, path: &str) -> bool {
     line.match_indices(path).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn texts_are_finished_and_of_no_one_machine() {
-        assert_eq!(text("a.md", "TODO: x\n see /work/x, \"/home/me\"\n").len(), 2);
-        assert_eq!(text("a.md", "todo, a network/work/b, ${DIR}/home/x, TODOS\n"), []);
+        assert_eq!(text("a.md", "TODO: x\n see /Users/x, \"/home/me\"\n").len(), 2);
+        assert_eq!(text("a.md", "todo, a network/Users/b, ${DIR}/home/x, TODOS\n"), []);
     }
 }
