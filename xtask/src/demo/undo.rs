@@ -149,12 +149,14 @@ fn remove_pins() -> Result<()> {
 /// The cgroups of that name, in version 2 and in every hierarchy of version 1.
 fn remove_cgroups() -> Result<()> {
     let mount = Path::new("/sys/fs/cgroup");
-    let mut places = vec![mount.join(NAME)];
+    // The containers', and the daemon's own.
+    let names = [NAME.to_owned(), format!("{NAME}-daemon")];
+    let mut places: Vec<_> = names.iter().map(|name| mount.join(name)).collect();
     for hierarchy in fs::read_dir(mount)? {
         let hierarchy = hierarchy?;
         // cpu and cpuacct are links to one hierarchy of both.
         if hierarchy.file_type()?.is_dir() {
-            places.push(hierarchy.path().join(NAME));
+            places.extend(names.iter().map(|name| hierarchy.path().join(name)));
         }
     }
     places.iter().filter(|place| place.is_dir()).try_for_each(|place| remove_cgroup(place))
