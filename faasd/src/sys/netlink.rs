@@ -157,25 +157,6 @@ impl<'ns> Netlink<'ns> {
         )
     }
 
-    /// `ip link set NAME netns …`. A link that is there already and no longer here is success.
-    ///
-    /// # Errors
-    /// `ENODEV` if neither namespace has it, and those of the netlink request.
-    pub fn move_link(&self, name: &str, to: &NetNs) -> Result<(), NetlinkError> {
-        if self.index(name)?.is_none() && Netlink::new(to).index(name)?.is_some() {
-            return Ok(());
-        }
-        let target = to.as_fd().as_raw_fd();
-        self.run(
-            || format!("move {name} to {}", to.path().display()),
-            async |handle| {
-                let index = index_of(handle, name).await?;
-                let change = LinkUnspec::new_with_index(index).setns_by_fd(target).build();
-                handle.link().set(change).execute().await.map_err(io_error)
-            },
-        )
-    }
-
     /// `ip link del NAME`, if it is there.
     ///
     /// # Errors
