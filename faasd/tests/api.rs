@@ -169,6 +169,20 @@ async fn an_archive_over_the_limit_is_refused_while_it_comes() {
     assert!(daemon.fake.images.lock().unwrap().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_cannot_be_kept_is_told_so_whenever_it_fails() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    daemon.lose_spool();
+    // Long before its end, so that the client is still writing; often, since it is a race that was lost one time in many.
+    let tar = archive(4 << 20);
+    for _ in 0..200 {
+        let error = client.add_image(std::io::Cursor::new(tar.clone()), tar.len() as u64).await.unwrap_err();
+        let (status, title) = problem(error);
+        assert!(status == 500 && title.starts_with("cannot write the upload"), "{status} {title}");
+    }
+}
+
 #[test]
 fn requests_that_make_no_sense_get_problems() {
     let daemon = Daemon::start();

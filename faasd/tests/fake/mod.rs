@@ -235,6 +235,11 @@ impl Daemon {
         Self { fake, socket, tunnel: address, dir, stop: Some(stop), thread: Some(thread) }
     }
 
+    /// From now on no upload can be written.
+    pub fn lose_spool(&self) {
+        std::fs::remove_dir(self.dir.path().join("spool")).unwrap();
+    }
+
     /// Files that wait in the spool directory.
     pub fn spooled(&self) -> usize {
         std::fs::read_dir(self.dir.path().join("spool")).unwrap().count()

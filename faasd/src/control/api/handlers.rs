@@ -15,15 +15,14 @@ use tokio::io::AsyncWriteExt;
 
 use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
 use crate::api::types::{
-    Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, JSON_BYTES_MAX, Join, LOG_LINES_MAX,
-    PROBLEM_HEADER, Peers, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, JSON_BYTES_MAX, Join,
+    LOG_LINES_MAX, PROBLEM_HEADER, Peers, Version,
 };
 use crate::core::name::FunctionName;
 
 type Result<T> = std::result::Result<T, ApiError>;
 
-/// How much of a refused upload is read so that the client gets to read the refusal, and for how long.
-const DISCARD_BYTES_MAX: usize = 64 << 20;
+/// How long a refused upload is read on, so that the client gets to read the refusal.
 const DISCARD: Duration = Duration::from_secs(5);
 
 /// The lines of a log when nobody says how many.
@@ -44,25 +43,27 @@ pub(super) async fn function(State(api): State<Api>, Path(name): Path<String>) -
     within(QUICK, "looking up the function", api.service.function(&name)).await.map(Json)
 }
 
-pub(super) async fn add_image(State(api): State<Api>, body: Body) -> Result<Json<Image>> {
-    let _room = api.spool.room.try_acquire().map_err(|_| ApiError::Unavailable {
-        title: "too many uploads run already".into(),
-        detail: Some("try again in a few seconds".into()),
-    })?;
-    within(UPLOAD, "the upload", async {
-        let archive = spool(&api.spool, body).await?;
+pub(super) async fn add_image(State(api): State<Api>, mut body: Body) -> Result<Json<Image>> {
+    let added = within(UPLOAD, "the upload", async {
+        let _room = api.spool.room.try_acquire().map_err(|_| ApiError::Unavailable {
+            title: "too many uploads run already".into(),
+            detail: Some("try again in a few seconds".into()),
+        })?;
+        let archive = spool(&api.spool, &mut body).await?;
         api.service.add_image(&archive).await
     })
-    .await
-    .map(Json)
+    .await;
+    if added.is_err() {
+        discard(body).await;
+    }
+    added.map(Json)
 }
 
 /// Writes a body to a file that is removed when the returned path is dropped.
-async fn spool(spool: &Spool, body: Body) -> Result<tempfile::TempPath> {
+async fn spool(spool: &Spool, body: &mut Body) -> Result<tempfile::TempPath> {
     let limit_bytes = spool.archive_bytes_max;
     let too_large = ApiError::TooLarge { what: "the archive", limit_bytes };
     if body.size_hint().lower() > limit_bytes {
-        discard(body).await;
         return Err(too_large);
     }
     let failed = |e: std::io::Error| ApiError::Failed {
@@ -76,14 +77,12 @@ async fn spool(spool: &Spool, body: Body) -> Result<tempfile::TempPath> {
         .map_err(failed)?
         .into_parts();
     let mut file = tokio::fs::File::from_std(file);
-    let mut body = body;
     let mut received = 0u64;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| ApiError::invalid(format!("the upload broke off: {e}")))?;
         let Ok(data) = frame.into_data() else { continue };
         received += data.len() as u64;
         if received > limit_bytes {
-            discard(body).await;
             return Err(too_large);
         }
         file.write_all(&data).await.map_err(failed)?;
@@ -95,14 +94,14 @@ async fn spool(spool: &Spool, body: Body) -> Result<tempfile::TempPath> {
     Ok(path)
 }
 
-/// Reads on for a while what will not be used: a client that still writes when the connection closes sees a broken
-/// pipe in place of the answer.
+/// Reads on for a while what will not be used, whatever the reason: a client that still writes when the connection
+/// closes sees a broken pipe in place of the answer.
 async fn discard(mut body: Body) {
-    let mut discarded = 0;
+    let mut left = ARCHIVE_BYTES_MAX;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
-            discarded += frame.data_ref().map_or(0, |data| data.len());
-            if discarded > DISCARD_BYTES_MAX {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len() as u64));
+            if left == 0 {
                 break;
             }
         }
