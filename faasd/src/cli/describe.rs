@@ -34,6 +34,7 @@ impl Describe {
         let counts = &function.connections;
         ui.pairs([
             ("  steered", Cell::new(counts.steered)),
+            ("  warm", Cell::new(counts.warm)),
             ("  accepted", Cell::new(counts.accepted)),
             ("  handed off", Cell::new(counts.handed_off)),
             ("  requeued", Cell::new(counts.requeued)),
@@ -66,7 +67,7 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
             let (file, handler) = spec.handler_parts();
             format!("{handler} in {file}")
         }
-        Contract::Fd => spec.command.join(" "),
+        Contract::Fd | Contract::Port | Contract::ListenFds => spec.command.join(" "),
     };
     let mut pairs = vec![
         ("name", Cell::new(&function.name)),
@@ -114,6 +115,12 @@ const fn lane(contract: Contract) -> &'static str {
     match contract {
         Contract::Handler => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the runner",
         Contract::Fd => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the program",
+        Contract::Port => {
+            "warm: sk_lookup straight to the server's own listener, put in place of what it bound"
+        }
+        Contract::ListenFds => {
+            "warm: sk_lookup straight to the server's own listener, inherited as descriptor 3"
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use oci_spec::runtime::{
 
 use super::seccomp;
 use crate::core::name::FunctionName;
-use crate::core::spec::FunctionSpec;
+use crate::core::spec::{Contract, FunctionSpec};
 
 /// The user and group that code runs as, inside.
 pub const USER: u32 = 65_532;
@@ -55,7 +55,7 @@ const CPU_SHARES_MAX: u64 = 262_144;
 /// Functions are killed before the daemon and the rest of the machine when memory runs out.
 const OOM_SCORE: i32 = 500;
 
-const SEARCH_PATH: &str = "PATH=/usr/bin:/bin";
+const SEARCH_PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Keys of the annotations that a restarted daemon reads back.
 pub mod annotation {
@@ -83,6 +83,8 @@ pub struct Parameters<'a> {
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
     pub cgroup: &'a str,
+    /// Where runc is to send the seccomp filter's notification descriptor, for a `port` function.
+    pub agent: Option<&'a Path>,
     pub host: &'a Host,
 }
 
@@ -176,7 +178,7 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
         .gid_mappings(vec![ids])
         .resources(resources)
         .cgroups_path(p.cgroup)
-        .seccomp(seccomp::profile()?)
+        .seccomp(seccomp::profile(p.agent)?)
         // Nothing is left to mask: /proc shows processes alone, and there is no /sys. Masked paths have had their share
         // of holes (CVE-2025-31133).
         .masked_paths(Vec::new())
@@ -201,7 +203,7 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
 
 /// The environment: the function's own, and above it what a function may rely on.
 fn environment(p: &Parameters<'_>) -> Vec<String> {
-    let ours = [
+    let mut ours = vec![
         SEARCH_PATH.to_owned(),
         "HOME=/tmp".to_owned(),
         "LANG=C.UTF-8".to_owned(),
@@ -210,6 +212,17 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
         format!("FAAS_FUNCTION={}", p.function),
         format!("FAAS_REVISION={}", p.revision),
     ];
+    match p.spec.contract {
+        Contract::Port => {
+            ours.push(format!("PORT={}", p.spec.listen_port()));
+            ours.push("HOST=::".to_owned());
+        }
+        // sd_listen_fds(3). The program is the first process of its namespace.
+        Contract::ListenFds => {
+            ours.extend(["LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_FDNAMES=faas"].map(str::to_owned));
+        }
+        Contract::Handler | Contract::Fd => {}
+    }
     let is_ours = |key: &str| ours.iter().any(|pair| pair.split('=').next() == Some(key));
     let theirs = p.spec.env.iter().filter(|(key, _)| !is_ours(key));
     theirs.map(|(key, value)| format!("{key}={value}")).chain(ours.iter().cloned()).collect()
@@ -235,6 +248,7 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let proc = ["nosuid", "noexec", "nodev", "hidepid=2", "subset=pid"];
     mounts.push(mount("/proc", "proc", Path::new("proc"), &proc)?);
     mounts.push(mount("/dev", "tmpfs", tmpfs, &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?);
+    mounts.push(mount("/dev/shm", "tmpfs", tmpfs, &["nosuid", "noexec", "nodev", "mode=1777", &tmp_size])?);
     mounts.push(mount("/tmp", "tmpfs", tmpfs, &["nosuid", "nodev", "mode=1777", &tmp_size])?);
     mounts.push(mount(APP, "none", p.image, &["bind", "ro", "nosuid", "nodev"])?);
     if let Some(runner) = p.runner {
@@ -306,6 +320,7 @@ mod tests {
             runner: Some(Path::new("/runners/x")),
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
+            agent: None,
             host: &host,
         };
         serde_json::to_value(config(&parameters).unwrap()).unwrap()
