@@ -387,6 +387,7 @@ impl Task {
     async fn attend(mut self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) -> String {
         let capture = self.all.logs.capture(log, &self.function, &self.id);
         let mut agent = self.agent(notify);
+        let mut asks = agent.is_some();
         let mut messages = self.messages();
         let (mut ready, mut drained, mut broke) = (false, false, None);
         let exit = loop {
@@ -415,13 +416,13 @@ impl Task {
                         let _ = process.signal(Signal::KILL);
                     }
                 },
-                listen = listens(agent.as_ref()) => match (listen, &agent) {
+                listen = listens(agent.as_ref().filter(|_| asks)) => match (listen, &agent) {
                     (Ok(Some(listen)), Some(agent)) => self.listens(agent, &listen).await,
                     (ended, _) => {
                         if let Err(error) = ended {
                             tracing::error!(id = self.id, %error, "a server's calls are no longer served");
                         }
-                        agent = None;
+                        asks = false;
                     }
                 },
                 order = wanted(&mut self.orders) => match order {
@@ -457,12 +458,24 @@ impl Task {
             let _ = tokio::time::timeout(Duration::from_secs(1), capture).await;
         }
         tracing::info!(id = self.id, %exit, served = self.page.requests(), "ended");
-        self.explain(exit, oom_kills, broke).await
+        // Only an agent that still is there has a server that does not listen yet.
+        let unheard = agent.filter(|_| !self.page.ready()).map(|agent| agent.complaint());
+        self.explain(exit, oom_kills, broke, unheard).await
     }
 
-    async fn explain(&self, exit: Exit, oom_kills: u64, broke: Option<String>) -> String {
+    async fn explain(
+        &self,
+        exit: Exit,
+        oom_kills: u64,
+        broke: Option<String>,
+        unheard: Option<String>,
+    ) -> String {
+        let too_slow = !self.page.ready() && *self.orders.borrow() == Order::Kill;
         let mut why = exit.to_string();
-        if let Some(how) = broke {
+        if too_slow {
+            // Who gave the order knows why.
+            why = unheard.unwrap_or_default();
+        } else if let Some(how) = broke {
             why = format!("ended by faasd: it broke the hand-off protocol ({how})");
         } else if oom_kills > 0 {
             why.push_str(", for want of memory (raise `limits.memory`)");
@@ -475,7 +488,7 @@ impl Task {
         let own: Vec<_> =
             lines.iter().filter_map(|line| line.split_once(&id).map(|(_, text)| text)).collect();
         if !own.is_empty() {
-            why.push_str("; its last output:");
+            why.push_str(if why.is_empty() { "its last output:" } else { "; its last output:" });
             for line in own.iter().skip(own.len().saturating_sub(OUTPUT_LINES)) {
                 why.push_str("\n  ");
                 why.push_str(line);

@@ -7,15 +7,20 @@
 //! that the server has set so far; and when it calls `listen` on it, the server is ready. Whatever else is bound,
 //! other ports and unix sockets, goes its own way.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use crate::sys::notify::{Answer, Call, Notifications};
+
+/// Ports that are remembered for a complaint.
+const OTHERS_MAX: usize = 8;
 
 /// The listener that a container's server is to have.
 #[derive(Debug)]
@@ -25,6 +30,10 @@ pub struct Agent {
     /// The kernel's own name for the listener, the same through all its descriptors.
     cookie: u64,
     port: u16,
+    /// Ports that were bound in its stead.
+    others: Mutex<BTreeSet<u16>>,
+    /// Its port was bound over IPv4.
+    ipv4: AtomicBool,
 }
 
 /// The server waits in `listen` for [`Agent::listening`].
@@ -52,7 +61,14 @@ impl Agent {
     /// Those of `getsockopt(2)` and `epoll_ctl(2)`.
     pub fn new(notify: OwnedFd, listener: Arc<OwnedFd>, port: u16) -> io::Result<Self> {
         let cookie = sockopt::socket_cookie(&*listener)?;
-        Ok(Self { notifications: Notifications::new(notify)?, listener, cookie, port })
+        Ok(Self {
+            notifications: Notifications::new(notify)?,
+            listener,
+            cookie,
+            port,
+            others: Mutex::default(),
+            ipv4: AtomicBool::new(false),
+        })
     }
 
     /// Serves the server's calls until it listens. `None` when no process is left that could. Nothing is lost if the
@@ -72,10 +88,7 @@ impl Agent {
                     self.notifications.answer(&call, answer)?;
                 }
                 Subject::BindIpv4 => {
-                    tracing::warn!(
-                        port = self.port,
-                        "a server bound its port over IPv4, where nobody reaches it; it should bind [::], as HOST says"
-                    );
+                    self.ipv4.store(true, Ordering::Relaxed);
                     self.notifications.answer(&call, Answer::Proceed)?;
                 }
                 Subject::Other => self.notifications.answer(&call, Answer::Proceed)?,
@@ -93,6 +106,32 @@ impl Agent {
         self.notifications.answer(&listen.0, Answer::Done)
     }
 
+    /// What to tell the owner of a server that does not listen on its port.
+    #[must_use]
+    pub fn complaint(&self) -> String {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = format!("it did not listen on [::]:{}, the port that it is told as PORT", self.port);
+        if self.ipv4.load(Ordering::Relaxed) {
+            return format!(
+                "{text}, but over IPv4 alone, where nobody reaches it: let it bind [::], as HOST says"
+            );
+        }
+        if others.is_empty() {
+            return text;
+        }
+        let others: Vec<String> = others.iter().map(u16::to_string).collect();
+        let others = others.join(", ");
+        format!("{text}, but bound {others}; `listen_port` in the function's file names another port")
+    }
+
+    /// A port that was bound and is not the function's.
+    fn note(&self, port: u16) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if port != 0 && others.len() < OTHERS_MAX {
+            others.insert(port);
+        }
+    }
+
     fn subject(&self, call: &Call) -> io::Result<Subject> {
         let number = call.arguments[0] as RawFd;
         let subject = match call.number {
@@ -108,7 +147,10 @@ impl Agent {
                             (false, _) => Subject::Other,
                         }
                     }
-                    _ => Subject::Other,
+                    other => {
+                        other.into_iter().for_each(|(_, port)| self.note(port));
+                        Subject::Other
+                    }
                 }
             }
             libc::SYS_listen if sockopt::socket_cookie(call.descriptor(number)?)? == self.cookie => {

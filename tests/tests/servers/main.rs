@@ -2,12 +2,8 @@
 
 mod lane;
 
-use std::sync::{PoisonError, RwLock};
-
-use anyhow::{Result, ensure};
-use faasd_tests::{Bed, eventually};
+use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
-use serde_json::Value;
 
 fn main() {
     let test = |name: &str, test: fn() -> Result<()>| {
@@ -15,7 +11,15 @@ fn main() {
     };
     let trials = vec![
         test("a_server_answers_from_its_own_listener", lane::answers),
+        test("a_server_that_inherits_its_listener_answers", lane::inherits),
         test("a_cold_server_is_woken_and_serves_what_waited", lane::cold),
+        test("a_killed_daemon_costs_no_connection_to_a_server", lane::daemon_killed),
+        test("what_waits_at_a_dead_server_another_answers", lane::moved),
+        test("a_new_revision_of_a_server_takes_over_under_load", lane::rolling),
+        test("a_function_changes_its_contract_under_load", lane::contracts),
+        test("each_worker_may_bind_for_itself", lane::workers),
+        test("what_else_a_server_binds_is_its_own", lane::elsewhere),
+        test("a_server_that_never_listens_is_refused", lane::never),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
