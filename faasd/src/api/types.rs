@@ -140,6 +140,9 @@ pub struct Instance {
     pub in_flight: u64,
     /// Adopted from an earlier daemon rather than started by this one.
     pub adopted: bool,
+    /// Its server binds IPv4 alone, so that a relay copies its connections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relayed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -81,7 +81,7 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         ("code", Cell::new(&function.image)),
         ("contract", Cell::new(spec.contract.as_str())),
         ("runs", Cell::new(printable(&runs))),
-        ("lane", Cell::new(lane(spec.contract))),
+        ("lane", Cell::new(lane(function))),
         (
             "memory",
             Cell::new(format!(
@@ -111,8 +111,11 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
 }
 
 /// How a connection travels from the client to the code.
-const fn lane(contract: Contract) -> &'static str {
-    match contract {
+fn lane(function: &Function) -> &'static str {
+    if function.instances.iter().any(|instance| instance.relayed) {
+        return "a relay, which copies every byte: the server binds IPv4 alone; let it bind [::], as HOST says";
+    }
+    match function.spec.contract {
         Contract::Handler => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the runner",
         Contract::Fd => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the program",
         Contract::Port => {

@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as orders;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
@@ -23,9 +24,10 @@ use super::records::FunctionRecord;
 use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec, Lane, StopSignal};
 use crate::dataplane;
-use crate::runtime::agent::{Agent, Listen, find_listener};
+use crate::runtime::agent::{Agent, Asked, Listen, find_listener};
 use crate::runtime::instance::{Adopted, Request, Running, Runtime, new_id};
 use crate::runtime::logs::Logs;
+use crate::runtime::relay::is_relay;
 use crate::sys::pidfd::{Exit, Pidfd};
 use crate::sys::readiness::watch;
 use crate::sys::scm;
@@ -38,6 +40,9 @@ const BACKLOG: i32 = i32::MAX;
 
 /// Descriptors kept for each instance: its socket's two ends, its page, its log. A fifth is the seccomp filter's.
 const KEPT: usize = 4;
+
+/// How long a server that listens over IPv4 has to listen over IPv6 as well, before it is taken for one that will not.
+const IPV6_AFTER_IPV4: Duration = Duration::from_millis(300);
 
 /// Lines of output that are told with a failure.
 const OUTPUT_LINES: usize = 10;
@@ -63,6 +68,8 @@ pub struct Live {
     pub adopted: bool,
     pub pid: Option<u32>,
     pub page: Arc<StatusPage>,
+    /// Its connections are copied ([`crate::runtime::relay`]).
+    pub relayed: bool,
     /// The seat of its listener, once it has one.
     pub seat: Option<u32>,
     socket: Arc<OwnedFd>,
@@ -134,6 +141,7 @@ struct Task {
     page: Arc<StatusPage>,
     listener: Option<Arc<OwnedFd>>,
     spec: FunctionSpec,
+    slot: u32,
     orders: orders::Receiver<Order>,
 }
 
@@ -215,9 +223,12 @@ impl Instances {
             // instance's death, for as long as no daemon is there to hear of it.
             Lane::Warm => Some(find_listener(&self.runtime.processes(&found.id), address)?),
         };
+        let relayed = listener.as_ref().is_some_and(|(process, _)| is_relay(*process));
+        let listener = listener.map(|(_, listener)| listener);
         let parts = Parts { socket, receive_end, page, listener };
         let (mut live, task) = self.pair(key, found.id, record, parts, true);
         live.pid = Some(found.pid);
+        live.relayed = relayed;
         tokio::spawn(task.adopted(found.process, log, notify));
         Some(live)
     }
@@ -274,6 +285,7 @@ impl Instances {
             page: Arc::clone(&page),
             listener: listener.clone(),
             spec: record.spec.clone(),
+            slot: record.slot,
             orders: receiver,
         };
         let live = Live {
@@ -283,6 +295,7 @@ impl Instances {
             adopted,
             pid: None,
             page,
+            relayed: false,
             seat: None,
             socket,
             receive_end,
@@ -361,18 +374,37 @@ impl Task {
     /// The server is in `listen`: makes the listener listen, has the owner send it connections, those that wait first,
     /// and lets the server go on. So it finds them when it looks for the first time.
     async fn listens(&self, agent: &Agent, listen: &Listen) {
-        let listens = self
-            .listener
-            .as_ref()
-            .map_or(Ok(()), |listener| rustix::net::listen(&**listener, BACKLOG).map_err(io::Error::from));
-        if let Err(error) = listens {
-            tracing::error!(id = self.id, %error, "a listener does not listen");
-        }
+        self.listen();
         self.tell_ready().await;
         match agent.listening(listen) {
             // For a later daemon: one that the server was not told of by this one, it will not be told of by any.
             Ok(()) => self.page.set_ready(),
             Err(error) => tracing::warn!(id = self.id, %error, "a server was not told that it listens"),
+        }
+    }
+
+    /// The server listens over IPv4 alone: somebody else has to accept for it.
+    async fn relay(&self, container: u32) {
+        let Some(listener) = &self.listener else { return };
+        let (runtime, port) = (&self.all.runtime, self.spec.listen_port());
+        if let Err(error) = runtime.relay(&self.id, container, self.slot, port, listener) {
+            tracing::error!(id = self.id, %error, "a server that binds IPv4 alone has no relay");
+            return;
+        }
+        tracing::warn!(
+            id = self.id,
+            "a server binds IPv4 alone, and is reached by a relay; it should bind [::]"
+        );
+        self.listen();
+        self.page.set_ready();
+        self.all.tell(Message::Relayed { key: self.key }).await;
+        self.tell_ready().await;
+    }
+
+    fn listen(&self) {
+        let Some(listener) = &self.listener else { return };
+        if let Err(error) = rustix::net::listen(&**listener, BACKLOG) {
+            tracing::error!(id = self.id, %error, "a listener does not listen");
         }
     }
 
@@ -388,6 +420,7 @@ impl Task {
         let capture = self.all.logs.capture(log, &self.function, &self.id);
         let mut agent = self.agent(notify);
         let mut asks = agent.is_some();
+        let mut ipv4 = None;
         let mut messages = self.messages();
         let (mut ready, mut drained, mut broke) = (false, false, None);
         let exit = loop {
@@ -416,8 +449,16 @@ impl Task {
                         let _ = process.signal(Signal::KILL);
                     }
                 },
-                listen = listens(agent.as_ref().filter(|_| asks)) => match (listen, &agent) {
-                    (Ok(Some(listen)), Some(agent)) => self.listens(agent, &listen).await,
+                asked = asked(agent.as_ref().filter(|_| asks)) => match (asked, &agent) {
+                    (Ok(Some(Asked::Listen(listen))), Some(agent)) => {
+                        ipv4 = None;
+                        self.listens(agent, &listen).await;
+                    }
+                    // Many bind both, one after the other.
+                    (Ok(Some(Asked::Ipv4)), _) if !self.page.ready() => {
+                        ipv4 = Some(Instant::now() + IPV6_AFTER_IPV4);
+                    }
+                    (Ok(Some(Asked::Ipv4)), _) => {}
                     (ended, _) => {
                         if let Err(error) = ended {
                             tracing::error!(id = self.id, %error, "a server's calls are no longer served");
@@ -425,6 +466,10 @@ impl Task {
                         asks = false;
                     }
                 },
+                () = at(ipv4) => {
+                    ipv4 = None;
+                    self.relay(process.pid()).await;
+                }
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
                     Order::Drain if self.spec.contract.lane() == Lane::Warm => {
@@ -503,10 +548,18 @@ impl Task {
     }
 }
 
-/// The next `listen` of a server on its listener.
-async fn listens(agent: Option<&Agent>) -> io::Result<Option<Listen>> {
+/// The next thing that a server comes to.
+async fn asked(agent: Option<&Agent>) -> io::Result<Option<Asked>> {
     match agent {
         Some(agent) => agent.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A moment, or never.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }

@@ -80,6 +80,10 @@ pub enum Message {
         key: u32,
         acted: Option<oneshot::Sender<()>>,
     },
+    /// An instance's server binds IPv4 alone: its connections are copied.
+    Relayed {
+        key: u32,
+    },
     /// An instance and all its traces are gone.
     Exited {
         key: u32,
@@ -217,6 +221,11 @@ impl Owner {
             Message::Started { key, pid } => {
                 if let Some(live) = self.live(key) {
                     live.pid = Some(pid);
+                }
+            }
+            Message::Relayed { key } => {
+                if let Some(live) = self.live(key) {
+                    live.relayed = true;
                 }
             }
             Message::Ready { key, acted } => {
@@ -374,6 +383,7 @@ impl Owner {
                 started_at: live.started_at,
                 in_flight: live.page.in_flight(),
                 adopted: live.adopted,
+                relayed: live.relayed,
             })
             .collect();
         Some(Function {
