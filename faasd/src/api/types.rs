@@ -178,6 +178,9 @@ pub struct Connections {
     pub handed_off: u64,
     /// Handed over again, because the instance that had it queued died.
     pub requeued: u64,
+    /// Passed on to it by other functions.
+    #[serde(default)]
+    pub forwarded: u64,
     /// Closed for want of an instance before the deadline, or of room.
     pub refused: u64,
 }

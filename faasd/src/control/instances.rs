@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use faasd_sdk::status::StatusPage;
-use faasd_sdk::wire::{self, Kind};
+use faasd_sdk::wire::{self, Kind, Record};
 use jiff::Timestamp;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use rustix::process::Signal;
@@ -43,6 +43,13 @@ const KEPT: usize = 4;
 
 /// How long a server that listens over IPv4 has to listen over IPv6 as well, before it is taken for one that will not.
 const IPV6_AFTER_IPV4: Duration = Duration::from_millis(300);
+
+/// The longest message of an instance: one record and a name.
+const MESSAGE_BYTES_MAX: usize = wire::HEADER_BYTES + wire::RECORD_BYTES + wire::NAME_BYTES_MAX;
+
+/// Messages that are heard of one instance in each [`WINDOW`]: an instance's messages are no way to keep the daemon busy.
+const MESSAGES_PER_WINDOW: u32 = 1_000;
+const WINDOW: Duration = Duration::from_millis(100);
 
 /// Lines of output that are told with a failure.
 const OUTPUT_LINES: usize = 10;
@@ -427,20 +434,23 @@ impl Task {
             tokio::select! {
                 exit = process.exited() => break exit.unwrap_or(Exit::Unknown),
                 said = next(&mut messages) => match said {
+                    Ok(Said::Room) => self.all.tell(Message::Room { key: self.key }).await,
+                    Ok(Said::Forward { to, record, connection }) => {
+                        self.all.tell(Message::Forward { key: self.key, to, record, connection }).await;
+                    }
                     // Each is said once: an instance's messages are no way to keep the daemon busy.
-                    Ok(Some(Kind::Ready)) if !ready => {
+                    Ok(Said::Ready) if !ready => {
                         ready = true;
                         self.all.tell(Message::Ready { key: self.key, acted: None }).await;
                     }
-                    Ok(Some(Kind::Drained)) if !drained => {
+                    Ok(Said::Drained) if !drained => {
                         drained = true;
                         tracing::debug!(id = self.id, "drained");
                     }
-                    Ok(None) => messages = None,
+                    Ok(Said::Nothing) => messages = None,
                     broken => {
                         let why = match broken {
-                            Ok(Some(again @ (Kind::Ready | Kind::Drained))) => format!("it said {again:?} twice"),
-                            Ok(_) => "it sent a message that only faasd sends".to_owned(),
+                            Ok(again) => format!("it said `{again:?}` twice"),
                             Err(error) => error.to_string(),
                         };
                         tracing::warn!(id = self.id, why, "an instance broke the hand-off protocol, and is ended");
@@ -542,9 +552,9 @@ impl Task {
         why
     }
 
-    fn messages(&self) -> Option<AsyncFd<OwnedFd>> {
-        let socket = self.socket.try_clone().ok()?;
-        watch(socket).ok()
+    fn messages(&self) -> Option<Messages> {
+        let socket = watch(self.socket.try_clone().ok()?).ok()?;
+        Some(Messages { socket, window: Instant::now(), heard: 0 })
     }
 }
 
@@ -584,26 +594,88 @@ async fn wanted(orders: &mut orders::Receiver<Order>) -> Order {
     *orders.borrow_and_update()
 }
 
-/// The next message of an instance. `None`: it has shut its end, and says no more.
-async fn next(messages: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Option<Kind>> {
-    let Some(socket) = messages else { return std::future::pending().await };
-    loop {
-        let mut guard = socket.readable().await?;
-        let mut bytes = [0; wire::HEADER_BYTES];
-        match guard.try_io(|socket| scm::recv_plain(socket.get_ref(), &mut bytes)) {
-            Err(_would_block) => {}
-            Ok(Ok(0)) => return Ok(None),
-            Ok(received) => {
-                let message = wire::Message::parse(&bytes[..received?]).map_err(io::Error::other)?;
-                return Ok(Some(message.kind));
+/// What an instance says.
+#[derive(Debug)]
+enum Said {
+    Ready,
+    Drained,
+    Room,
+    Forward {
+        to: FunctionName,
+        record: Record,
+        connection: OwnedFd,
+    },
+    /// It has shut its end, and says no more.
+    Nothing,
+}
+
+/// The next message of an instance.
+async fn next(messages: &mut Option<Messages>) -> io::Result<Said> {
+    let Some(messages) = messages else { return std::future::pending().await };
+    messages.next().await
+}
+
+/// An instance's messages, no more of them at a time than the daemon has time for.
+struct Messages {
+    socket: AsyncFd<OwnedFd>,
+    window: Instant,
+    heard: u32,
+}
+
+impl Messages {
+    async fn next(&mut self) -> io::Result<Said> {
+        if self.heard >= MESSAGES_PER_WINDOW {
+            // The rest stays in the socket, whose room ends: whoever says more waits for himself.
+            tokio::time::sleep_until(self.window + WINDOW).await;
+        }
+        if self.window.elapsed() >= WINDOW {
+            (self.window, self.heard) = (Instant::now(), 0);
+        }
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        loop {
+            let mut guard = self.socket.readable().await?;
+            match guard.try_io(|socket| scm::recv_untrusted(socket.get_ref(), &mut bytes)) {
+                Err(_would_block) => {}
+                Ok(received) => {
+                    self.heard += 1;
+                    let (length, descriptors) = received?;
+                    return understand(&bytes[..length], descriptors);
+                }
             }
         }
     }
 }
 
-/// Keeps a function's listener for the next daemon.
-///
-/// # Errors
+fn understand(bytes: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Said> {
+    let said = (|| {
+        if bytes.is_empty() {
+            return Ok(Said::Nothing);
+        }
+        let message = wire::Message::parse(bytes).map_err(|e| e.to_string())?;
+        match (message.kind, descriptors.len()) {
+            (Kind::Ready, 0) => Ok(Said::Ready),
+            (Kind::Drained, 0) => Ok(Said::Drained),
+            (Kind::Room, 0) => Ok(Said::Room),
+            (Kind::Forward, 1) => {
+                let name = std::str::from_utf8(message.rest).ok().and_then(|name| name.parse().ok());
+                match (name, message.records().next(), descriptors.pop()) {
+                    (Some(to), Some(record), Some(connection)) => {
+                        Ok(Said::Forward { to, record, connection })
+                    }
+                    _ => Err("it passed a connection on to what is no function's name".to_owned()),
+                }
+            }
+            (Kind::Connections | Kind::Drain, _) => Err("it sent a message that only faasd sends".to_owned()),
+            (kind, count) => Err(format!("it sent {count} descriptors with `{kind:?}`")),
+        }
+    })();
+    if !descriptors.is_empty() {
+        // Whatever closing them waits for, nobody else is to wait for it.
+        tokio::task::spawn_blocking(move || drop(descriptors));
+    }
+    said.map_err(io::Error::other)
+}
+
 /// [`FdStoreError`].
 pub fn keep_listener(
     store: &Mutex<FdStore>,

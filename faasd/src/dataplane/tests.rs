@@ -82,7 +82,7 @@ impl Drop for Bed {
 
 impl Far {
     /// Receives until `count` connections are here.
-    fn take(&self, count: usize) -> Vec<(wire::Record, TcpStream)> {
+    fn take(&self, count: usize) -> Vec<(Record, TcpStream)> {
         let mut all = Vec::new();
         let mut bytes = [0; wire::MESSAGE_BYTES_MAX];
         sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(DEADLINE)).unwrap();

@@ -1,6 +1,7 @@
 //! The owner: the one task that holds the functions' state. Everyone else sends it messages.
 
 mod deploy;
+mod forward;
 mod restore;
 mod routes;
 mod seats;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use faasd_common::{Route, SLOTS_MAX};
+use faasd_sdk::wire::Record;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -79,6 +81,17 @@ pub enum Message {
     Ready {
         key: u32,
         acted: Option<oneshot::Sender<()>>,
+    },
+    /// An instance that was at its limit of connections has room again.
+    Room {
+        key: u32,
+    },
+    /// An instance passes a connection on to another function.
+    Forward {
+        key: u32,
+        to: FunctionName,
+        record: Record,
+        connection: OwnedFd,
     },
     /// An instance's server binds IPv4 alone: its connections are copied.
     Relayed {
@@ -223,6 +236,13 @@ impl Owner {
                     live.pid = Some(pid);
                 }
             }
+            Message::Room { key } => {
+                let entry = self.by_key.get(&key).and_then(|name| self.functions.get(name));
+                if let Some(slot) = entry.map(|entry| entry.slot) {
+                    self.tell(Command::Room { slot });
+                }
+            }
+            Message::Forward { key, to, record, connection } => self.forward(key, &to, record, connection),
             Message::Relayed { key } => {
                 if let Some(live) = self.live(key) {
                     live.relayed = true;
@@ -407,6 +427,7 @@ impl Owner {
                 accepted: entry.stats.accepted(),
                 handed_off: entry.stats.handed_off(),
                 requeued: entry.stats.requeued(),
+                forwarded: entry.stats.forwarded(),
                 refused: entry.stats.refused(),
             },
         })
