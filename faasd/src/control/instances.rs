@@ -20,8 +20,10 @@ use super::owner::Message;
 use super::records::FunctionRecord;
 use crate::core::name::FunctionName;
 use crate::dataplane;
+use crate::runtime::image::RootImage;
 use crate::runtime::instance::{Adopted, Request, Running, Runtime, new_id};
 use crate::runtime::logs::Logs;
+use crate::runtime::mounts::Mounts;
 use crate::sys::pidfd::{Exit, Pidfd};
 use crate::sys::readiness::watch;
 use crate::sys::scm;
@@ -110,7 +112,20 @@ struct Task {
     orders: orders::Receiver<Order>,
 }
 
+/// What a function's instances are made from, on disk.
+#[derive(Debug)]
+pub struct Files {
+    pub code: Option<PathBuf>,
+    pub root: Option<RootImage>,
+}
+
 impl Instances {
+    /// The root images that instances run from.
+    #[must_use]
+    pub fn mounts(&self) -> Arc<Mounts> {
+        self.runtime.mounts()
+    }
+
     #[must_use]
     pub fn new(
         runtime: Arc<Runtime>,
@@ -125,7 +140,7 @@ impl Instances {
     ///
     /// # Errors
     /// If not even its socket and page could be made.
-    pub fn start(&self, key: u32, record: &FunctionRecord, image: PathBuf) -> io::Result<Live> {
+    pub fn start(&self, key: u32, record: &FunctionRecord, files: Files) -> io::Result<Live> {
         let (socket, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // Past the system's limit for ordinary users, which root may.
@@ -138,7 +153,8 @@ impl Instances {
             slot: record.slot,
             revision: record.revision,
             spec: record.spec.clone(),
-            image,
+            image: files.code,
+            root: files.root,
             socket: theirs.try_clone()?,
             status: page_fd.try_clone()?,
         };

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::image::ImageName;
+
 /// The file's name in a function's directory.
 pub const FILE_NAME: &str = "faas.toml";
 
@@ -21,6 +23,12 @@ pub struct FunctionSpec {
     /// `FILE.py:FUNCTION` of a `handler` function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
+    /// The root image that it runs in, by name or digest. Without one it sees the host's `/usr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Directories of the image that each instance may write to: empty at its start, lost at its end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub writable: Vec<String>,
     /// The TCP port that clients dial.
     pub port: u16,
     /// Environment variables.
@@ -110,6 +118,8 @@ impl Default for FunctionSpec {
             contract: Contract::default(),
             command: Vec::new(),
             handler: None,
+            image: None,
+            writable: Vec::new(),
             port: 80,
             env: BTreeMap::new(),
             limits: Limits::default(),
@@ -162,6 +172,9 @@ pub enum SpecError {
 /// The most instances that one function may declare: each has its own slot in the acceptor's table.
 pub const INSTANCES_MAX: u32 = 64;
 
+/// The most directories that are made writable.
+const WRITABLE_MAX: usize = 16;
+
 /// The most environment variables, and the most bytes in one.
 const ENV_MAX: usize = 256;
 const ENV_BYTES_MAX: usize = 32 << 10;
@@ -186,7 +199,9 @@ impl FunctionSpec {
             Err(SpecError::Value { key, value: value.to_string(), allowed })
         };
         match self.contract {
-            Contract::Fd if self.command.is_empty() => return Err(SpecError::NoCommand),
+            Contract::Fd if self.command.is_empty() && self.image.is_none() => {
+                return Err(SpecError::NoCommand);
+            }
             Contract::Fd if self.handler.is_some() => return Err(SpecError::Misplaced("handler", "handler")),
             Contract::Handler if !self.command.is_empty() => {
                 return Err(SpecError::Misplaced("command", "fd"));
@@ -197,6 +212,21 @@ impl FunctionSpec {
             && split_handler(handler).is_none()
         {
             return value("handler", handler, "write FILE.py:FUNCTION, like handler.py:handle");
+        }
+        if let Some(image) = &self.image
+            && !is_image(image)
+        {
+            return value("image", image, "write an image's name, like nginx:1.27, or its digest");
+        }
+        if !self.writable.is_empty() && self.image.is_none() {
+            return value(
+                "writable",
+                &self.writable.len(),
+                "only directories of an `image` can be written to, and /tmp",
+            );
+        }
+        if self.writable.len() > WRITABLE_MAX {
+            return value("writable", &self.writable.len(), "at most 16 directories are made");
         }
         let limits = &self.limits;
         if self.port == 0 {
@@ -253,6 +283,12 @@ impl FunctionSpec {
     pub fn handler_parts(&self) -> (&str, &str) {
         self.handler.as_deref().and_then(split_handler).unwrap_or(("handler.py", "handle"))
     }
+}
+
+fn is_image(text: &str) -> bool {
+    let is_digest =
+        |hex: &str| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    text.strip_prefix("sha256:").is_some_and(is_digest) || text.parse::<ImageName>().is_ok()
 }
 
 /// `handler.py:handle`: a plain file name inside the code's directory, and an identifier in it.

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Gid, Resource, Signal, Uid, getrlimit};
 
 use super::bundle::{self, Host, Parameters, annotation};
-use super::image::{self, EntryError};
+use super::image::{self, EntryError, RootImage};
 use super::logs;
+use super::mounts::{MountError, Mounts};
 use super::runc::{Runc, RuncError, State, Status, Version};
 use super::runners::{self, RunnerError};
 use crate::core::name::FunctionName;
@@ -38,6 +39,7 @@ pub struct Runtime {
     root: PathBuf,
     runner: PathBuf,
     host: Host,
+    mounts: Arc<Mounts>,
 }
 
 /// Why the runtime cannot be used on this machine.
@@ -47,6 +49,8 @@ pub enum RuntimeError {
     Runc(#[from] RuncError),
     #[error(transparent)]
     Runner(#[from] RunnerError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
     #[error("control groups cannot be used")]
     Cgroups(#[source] io::Error),
     #[error("cannot prepare {}", path.display())]
@@ -72,12 +76,21 @@ pub struct Request {
     pub slot: u32,
     pub revision: u64,
     pub spec: FunctionSpec,
-    /// The unpacked code ([`image::Store::directory`]).
-    pub image: PathBuf,
+    /// The unpacked code ([`image::Store::directory`]), if there is any.
+    pub image: Option<PathBuf>,
+    /// The root file system, if it is not to be the host's `/usr`.
+    pub root: Option<RootImage>,
     /// The instance's end of the `SEQPACKET` pair: descriptor 3 inside.
     pub socket: OwnedFd,
     /// The status page: descriptor 4 inside.
     pub status: OwnedFd,
+}
+
+/// A bundle on disk.
+struct Made {
+    bundle: PathBuf,
+    /// The user and group that its program runs as, inside.
+    owner: (u32, u32),
 }
 
 /// A container whose program has been started.
@@ -111,6 +124,8 @@ pub enum StartError {
     Entry(#[from] EntryError),
     #[error(transparent)]
     Runner(#[from] RunnerError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
     #[error("function number {0} is past the {max} that there are user ids for", max = bundle::SLOTS_MAX)]
     Slot(u32),
     #[error("cannot make the bundle of {id}")]
@@ -172,7 +187,14 @@ impl Runtime {
             swap_limit: cgroups.has_swap_limit(),
             usr_local: Path::new("/usr/local").is_dir(),
         };
-        Ok(Self { paths, runc, cgroups, root, runner, host })
+        let mounts = Arc::new(Mounts::new(paths.roots())?);
+        Ok(Self { paths, runc, cgroups, root, runner, host, mounts })
+    }
+
+    /// The root images that instances run from.
+    #[must_use]
+    pub fn mounts(&self) -> Arc<Mounts> {
+        Arc::clone(&self.mounts)
     }
 
     /// runc's version.
@@ -188,8 +210,14 @@ impl Runtime {
     /// [`StartError`]; whatever had been made is removed first.
     pub async fn start(&self, request: Request) -> Result<Running, StartError> {
         let id = request.id.clone();
-        let bundle = self.bundle(&request)?;
-        match self.create_and_start(&id, &bundle, request).await {
+        let made = match self.mounted(&request).await.and_then(|root| self.bundle(&request, &root)) {
+            Ok(made) => made,
+            Err(e) => {
+                self.release(&id).await;
+                return Err(e);
+            }
+        };
+        match self.create_and_start(&id, made, request).await {
             Ok(running) => {
                 tracing::debug!(
                     id,
@@ -209,16 +237,51 @@ impl Runtime {
         }
     }
 
-    /// Writes the bundle. A directory of that name that is there already belongs to another instance.
-    fn bundle(&self, request: &Request) -> Result<PathBuf, StartError> {
+    /// The root directory: a root image, mounted, or the one that all others share.
+    async fn mounted(&self, request: &Request) -> Result<PathBuf, StartError> {
         if request.slot >= bundle::SLOTS_MAX {
             return Err(StartError::Slot(request.slot));
         }
-        let entry = image::entry_point(&request.image, &request.spec)?;
-        let (arguments, runner) = match request.spec.contract {
-            Contract::Handler => (runners::arguments(&request.spec)?, Some(self.runner.as_path())),
-            Contract::Fd => (entry, None),
+        let Some(image) = request.root.clone() else { return Ok(self.root.clone()) };
+        let (mounts, slot, id) = (Arc::clone(&self.mounts), request.slot, request.id.clone());
+        let mounted = tokio::task::spawn_blocking(move || mounts.acquire(&image, slot, &id)).await;
+        let error = |e| StartError::Bundle { id: request.id.clone(), source: io::Error::other(e) };
+        Ok(mounted.map_err(error)??)
+    }
+
+    /// Says that an instance does not need its root image any longer.
+    async fn release(&self, id: &str) {
+        let (mounts, instance) = (Arc::clone(&self.mounts), id.to_owned());
+        match tokio::task::spawn_blocking(move || mounts.release(&instance)).await {
+            Ok(Err(error)) => tracing::warn!(id, %error, "a root image stays mounted"),
+            Err(error) => tracing::warn!(id, %error, "a root image stays mounted"),
+            Ok(Ok(())) => {}
+        }
+    }
+
+    /// Writes the bundle. A directory of that name that is there already belongs to another instance.
+    fn bundle(&self, request: &Request, root: &Path) -> Result<Made, StartError> {
+        let spec = &request.spec;
+        let is_handler = spec.contract == Contract::Handler;
+        let code = request.image.as_deref();
+        let (inside, arguments) = match (&request.root, code) {
+            (Some(image), _) => {
+                let interpreter = is_handler.then_some(runners::INTERPRETER);
+                let inside = image::process(image, code, spec, interpreter)?;
+                let arguments = match (is_handler, inside.arguments.first()) {
+                    (true, Some(python)) => runners::arguments_of(python, spec),
+                    _ => inside.arguments.clone(),
+                };
+                (Some(inside), arguments)
+            }
+            (None, Some(code)) => {
+                let entry = image::entry_point(code, spec)?;
+                (None, if is_handler { runners::arguments(spec)? } else { entry })
+            }
+            (None, None) => return Err(EntryError::NoCode.into()),
         };
+        let runner = is_handler.then_some(self.runner.as_path());
+        let owner = inside.as_ref().map_or((bundle::USER, bundle::USER), |inside| (inside.uid, inside.gid));
         let dir = self.paths.bundles().join(&request.id);
         let error = |source| StartError::Bundle { id: request.id.clone(), source };
         let config = bundle::config(&Parameters {
@@ -228,9 +291,10 @@ impl Runtime {
             revision: request.revision,
             spec: &request.spec,
             arguments,
-            image: &request.image,
+            image: code,
+            inside: inside.as_ref(),
             runner,
-            root: &self.root,
+            root,
             cgroup: &self.cgroup(&request.id),
             host: &self.host,
         })
@@ -246,27 +310,22 @@ impl Runtime {
             let _ = fs::remove_dir_all(&dir);
             return Err(error(e));
         }
-        Ok(dir)
+        Ok(Made { bundle: dir, owner })
     }
 
-    async fn create_and_start(
-        &self,
-        id: &str,
-        bundle: &Path,
-        request: Request,
-    ) -> Result<Running, StartError> {
+    async fn create_and_start(&self, id: &str, made: Made, request: Request) -> Result<Running, StartError> {
         let runc = |source| StartError::Runc { id: id.to_owned(), source };
         let process = |source| StartError::Process { id: id.to_owned(), source };
         let output = |source| StartError::Output { id: id.to_owned(), source };
         let (log, output_end) = logs::pipe().map_err(output)?;
         // A program may open /dev/stdout anew, for which its user must own what is behind it.
-        let owner = bundle::uid_base(request.slot) + bundle::USER;
-        rustix::fs::fchown(&output_end, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
-            .map_err(|e| output(e.into()))?;
+        let base = bundle::uid_base(request.slot);
+        let (uid, gid) = (Uid::from_raw(base + made.owner.0), Gid::from_raw(base + made.owner.1));
+        rustix::fs::fchown(&output_end, Some(uid), Some(gid)).map_err(|e| output(e.into()))?;
         let begin = Instant::now();
         let pid = self
             .runc
-            .create(bundle, id, vec![request.socket, request.status], output_end)
+            .create(&made.bundle, id, vec![request.socket, request.status], output_end)
             .await
             .map_err(runc)?;
         // The process is a child of ours, so its number is not given away before we reap it.
@@ -342,6 +401,7 @@ impl Runtime {
             Ok(more) => steps.extend(more),
             Err(e) => steps.push(e.to_string()),
         }
+        self.release(id).await;
         // What runc said is of no interest if in the end nothing is left of it.
         let gone = !self.runc.directory(id).exists() && !self.cgroups.exists(&self.cgroup(id));
         match steps.is_empty() || gone && steps.len() == 1 && !self.paths.bundles().join(id).exists() {
@@ -385,6 +445,9 @@ impl Runtime {
                 Err(e) => tracing::warn!(id, error = %e, "an instance of an earlier daemon stays"),
             }
         }
+        if let Err(error) = self.mounts.sweep() {
+            tracing::warn!(%error, "a root image that nobody uses stays mounted");
+        }
         Ok(adopted)
     }
 
@@ -399,6 +462,9 @@ impl Runtime {
             return None;
         }
         let (function, revision, slot) = identity(&state.annotations)?;
+        if let Some(root) = state.annotations.get(annotation::ROOT) {
+            self.mounts.adopt(Path::new(root), &state.id);
+        }
         let (id, pid, process) = (state.id.clone(), state.pid, Arc::new(process));
         Some(Adopted { id, pid, process, function, revision, slot })
     }

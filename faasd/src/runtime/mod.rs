@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod image;
 pub mod instance;
 pub mod logs;
+pub mod mounts;
 pub mod runc;
 pub mod runners;
 pub mod seccomp;

@@ -1,6 +1,7 @@
 //! The owner: the one task that holds the functions' state. Everyone else sends it messages.
 
 mod deploy;
+pub(super) mod images;
 mod restore;
 mod routes;
 
@@ -23,7 +24,8 @@ use super::instances::{Instances, Live, Order, drop_listener, keep_listener, lis
 use super::metrics::Lives;
 use super::records::{FUNCTIONS, FunctionRecord, free_slot};
 use super::store::{Expect, Store, list_json, put_json};
-use crate::api::types::{Connections, Function, Instance, Phase, State};
+use crate::api::types::{Connections, Function, Instance, NamedImage, Phase, Pruned, State};
+use crate::core::image::ImageName;
 use crate::core::lifecycle::{Action, Event, Lifecycle, Outlook, Revision};
 use crate::core::name::FunctionName;
 use crate::core::spec::FunctionSpec;
@@ -48,7 +50,7 @@ pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 pub enum Message {
     Deploy {
         name: FunctionName,
-        image: String,
+        image: Option<String>,
         spec: Box<FunctionSpec>,
         reply: Reply<Function>,
     },
@@ -62,6 +64,19 @@ pub enum Message {
     },
     List {
         reply: oneshot::Sender<Vec<(Function, Arc<Stats>, Lives)>>,
+    },
+    /// Every root image that has a name, with the functions that run from it.
+    Images {
+        reply: Reply<Vec<NamedImage>>,
+    },
+    RemoveImage {
+        name: ImageName,
+        reply: Reply<()>,
+    },
+    /// Removes what nothing names or runs; with `names` also the names of images that no function runs.
+    PruneImages {
+        names: bool,
+        reply: Reply<Pruned>,
     },
     /// The kernel program's decisions, by their index.
     Decisions {
@@ -204,6 +219,9 @@ impl Owner {
             Message::Decisions { reply } => {
                 drop(reply.send(self.parts.kernel.decisions().map_err(|e| ApiError::failed(&e))));
             }
+            Message::Images { reply } => self.images(reply),
+            Message::RemoveImage { name, reply } => self.remove_image(name, reply),
+            Message::PruneImages { names, reply } => self.prune_images(names, reply),
             Message::Started { key, pid } => {
                 if let Some(live) = self.live(key) {
                     live.pid = Some(pid);
@@ -274,10 +292,8 @@ impl Owner {
         self.by_key.insert(key, name.clone());
         let started = match record {
             None => Err("its record is gone".to_owned()),
-            Some(record) => match self.parts.images.directory(&record.image) {
-                None => Err(format!("its image {} is gone; deploy it again", record.image)),
-                Some(image) => self.parts.instances.start(key, &record, image).map_err(|e| e.to_string()),
-            },
+            Some(record) => images::files(&self.parts.images, &record)
+                .and_then(|files| self.parts.instances.start(key, &record, files).map_err(|e| e.to_string())),
         };
         match started {
             Ok(live) => {
@@ -357,6 +373,7 @@ impl Owner {
             revision: record.revision,
             address: entry.address,
             image: record.image.clone(),
+            root: record.root.clone(),
             spec: record.spec.clone(),
             deployed_at: record.deployed_at,
             state: match entry.lifecycle.outlook() {
