@@ -78,8 +78,14 @@ fn in_image(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
     let has_code = entries
         .flatten()
         .any(|entry| entry.file_name() != FILE_NAME && entry.file_name() != super::pack::IGNORE_FILE);
-    let program = spec.command.first().map(|program| Path::new(program).components().as_path().to_owned());
-    let program = program.filter(|program| program.is_relative() && dir.join(program).is_file());
+    let parts = |program: &String| -> Option<PathBuf> {
+        Path::new(program)
+            .components()
+            .filter(|part| *part != Component::CurDir)
+            .map(|part| matches!(part, Component::Normal(_)).then_some(part))
+            .collect()
+    };
+    let program = spec.command.first().and_then(parts).filter(|program| dir.join(program).is_file());
     let runs = match spec.command.is_empty() {
         true => "what it runs by itself".to_owned(),
         false => spec.command.join(" "),

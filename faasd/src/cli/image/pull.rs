@@ -9,7 +9,7 @@ use clap::Args;
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
 use oci_client::client::{ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::{OciDescriptor, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
@@ -214,6 +214,14 @@ impl Fetch {
                      `--username USER --password-stdin`"
             )),
             OciDistributionError::ImageManifestNotFoundError(_) => {
+                failure.hint(format!("{registry} has no such image"))
+            }
+            OciDistributionError::RegistryError { envelope, .. }
+                if envelope
+                    .errors
+                    .iter()
+                    .any(|e| matches!(e.code, OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown)) =>
+            {
                 failure.hint(format!("{registry} has no such image"))
             }
             OciDistributionError::RequestError(e) => {

@@ -103,6 +103,8 @@ fn resolve(
         }
     };
     for place in places {
+        // Without the `.` of `./program`.
+        let place: PathBuf = place.components().collect();
         let metadata = match (code, in_code(&place)) {
             (Some(code), Some(inside)) => super::entry::in_directory(code, &inside),
             _ => view.find(&place).map(|seen| seen.metadata).map(|m| (m.is_file(), m.permissions().mode())),

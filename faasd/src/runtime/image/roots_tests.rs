@@ -225,7 +225,7 @@ fn a_layout_is_taken_in_and_shared() {
     assert!(hidden.file_type().is_char_device() && hidden.rdev() == 0);
 
     let view = View { layers: &image.layers };
-    let there = |path: &str| view.find(std::path::Path::new(path)).is_some();
+    let there = |path: &str| view.find(Path::new(path)).is_some();
     assert_eq!(
         ["old/a", "old/b", "new/y", "var/run/pid", "../../etc/group"].map(there),
         [false, true, true, true, true]
