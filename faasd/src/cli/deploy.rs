@@ -34,6 +34,9 @@ pub struct Deploy {
     /// The image to run in; without a directory, what it runs by itself
     #[arg(long, value_name = "NAME")]
     image: Option<String>,
+    /// A directory of the image that may be written to; may be repeated
+    #[arg(long, value_name = "DIR", requires = "image")]
+    writable: Vec<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -41,7 +44,7 @@ pub struct Deploy {
 impl Deploy {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         let ui = &context.ui;
-        let (name, detected, dir) = match (&self.image, &self.name, &self.dir) {
+        let (name, mut detected, dir) = match (&self.image, &self.name, &self.dir) {
             (Some(image), Some(name), None) if !is_path(name) => {
                 (parse_name(name)?, detect_image(image.clone()), None)
             }
@@ -52,6 +55,7 @@ impl Deploy {
                 (name, detected, Some(dir))
             }
         };
+        detected.spec.writable.extend(self.writable);
         ui.note(&printable(&detected.why));
         if let Some(warning) = &detected.warning {
             ui.warn(warning);

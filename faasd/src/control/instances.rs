@@ -379,6 +379,9 @@ impl Task {
                 why.push_str(line);
             }
         }
+        if own.iter().any(|line| line.contains("Read-only file system")) {
+            why.push_str("\nof an image, only /tmp, /run and what `writable` names can be written to");
+        }
         why
     }
 

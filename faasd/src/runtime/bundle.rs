@@ -273,7 +273,7 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     mounts.push(mount("/tmp", "tmpfs", tmpfs, &["nosuid", "nodev", "mode=1777", &tmp_size])?);
     if let Some(inside) = p.inside {
         // What servers expect to be able to write to, each for this instance alone.
-        let own = [format!("uid={}", inside.uid), format!("gid={}", inside.gid), tmp_size.clone()];
+        let own = [format!("uid={}", inside.uid), format!("gid={}", inside.gid), tmp_size];
         let options = ["nosuid", "nodev", "mode=755", &own[0], &own[1], &own[2]];
         for place in std::iter::once("/run").chain(inside.writable.iter().map(String::as_str)) {
             mounts.push(mount(place, "tmpfs", tmpfs, &options)?);

@@ -187,7 +187,7 @@ impl Runtime {
             swap_limit: cgroups.has_swap_limit(),
             usr_local: Path::new("/usr/local").is_dir(),
         };
-        let mounts = Arc::new(Mounts::new(paths.roots())?);
+        let mounts = Arc::new(Mounts::new(&paths.roots())?);
         Ok(Self { paths, runc, cgroups, root, runner, host, mounts })
     }
 

@@ -52,10 +52,10 @@ impl Mounts {
     ///
     /// # Errors
     /// [`MountError::Prepare`].
-    pub fn new(dir: PathBuf) -> Result<Self, MountError> {
+    pub fn new(dir: &Path) -> Result<Self, MountError> {
         let top = dir.join(TOP);
         // As the kernel names it: mounts are found again by their path.
-        let dir = points(&dir, &top)
+        let dir = points(dir, &top)
             .and_then(|()| dir.canonicalize())
             .map_err(|source| MountError::Prepare { path: top, source })?;
         Ok(Self { dir, users: Mutex::default() })

@@ -50,6 +50,29 @@ impl Layer {
         self.add(EntryType::Regular, name, "", mode, owner, content)
     }
 
+    /// A directory of the host, but for what is compiled and tested.
+    pub fn tree(&mut self, from: &Path, to: &Path) -> Result<()> {
+        let tar = self.0.get_or_insert_with(|| Builder::new(Vec::new()));
+        tar.follow_symlinks(true);
+        for entry in fs::read_dir(from)?.flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let target = to.join(&name);
+            let is_left_out =
+                name.to_string_lossy().contains("__pycache__") || name == "test" || name == "dist-packages";
+            if is_left_out || !path.exists() {
+                continue;
+            }
+            match path.is_dir() {
+                true => self.tree(&path, &target)?,
+                false => self
+                    .0
+                    .get_or_insert_with(|| Builder::new(Vec::new()))
+                    .append_path_with_name(&path, &target)?,
+            }
+        }
+        Ok(())
+    }
+
     pub fn pack(self) -> Result<Vec<u8>> {
         Ok(self.0.unwrap_or_else(|| Builder::new(Vec::new())).into_inner()?)
     }
@@ -61,7 +84,7 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 
 /// The libraries that a program is linked with, its loader included.
-fn libraries(program: &Path) -> Result<Vec<String>> {
+pub fn libraries(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(text.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned).collect())

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tar::EntryType;
 
-use crate::make::{Layer, USER, hello};
+use crate::make::{Layer, USER, hello, libraries};
 
 /// Brings an image in, by way of a file.
 pub fn import(bed: &Bed, name: &str, greeting: &str) -> Result<Value> {
@@ -168,6 +168,58 @@ pub fn code() -> Result<()> {
         ensure!(said.contains(why), "{toml}: {said}");
     }
     ensure!(mounted(&bed) == 1);
+    bed.finish()
+}
+
+/// The host's python, without the host.
+pub fn handler() -> Result<()> {
+    let bed = Bed::joined()?;
+    let python = fs::canonicalize("/usr/bin/python3")?;
+    let version = python.file_name().context("no python")?.to_string_lossy().into_owned();
+    let mut layer = Layer::default();
+    for library in libraries(&python)? {
+        layer.file(library.trim_start_matches('/'), 0o755, 0, &fs::read(&library)?)?;
+    }
+    layer.file("usr/local/bin/python3", 0o755, 0, &fs::read(&python)?)?;
+    layer.tree(&Path::new("/usr/lib").join(&version), Path::new("usr/local/lib").join(&version).as_path())?;
+    let file = bed.path("python.tar");
+    fs::write(&file, layer.pack()?)?;
+    bed.faas(&["image", "import", &file.display().to_string()])?.ok()?;
+    let handler = b"import sys\ndef handle(event, context):\n    return sys.executable\n";
+    bed.deploy("script", &[("handler.py", handler), ("faas.toml", b"image = 'python'\n")])?.ok()?;
+    let said = bed.client().curl("http://script.faas/")?;
+    ensure!(said == "/usr/local/bin/python3", "{said}");
+    bed.finish()
+}
+
+pub fn killed() -> Result<()> {
+    let mut bed = Bed::serving()?;
+    let file = bed.path("image.tar");
+    fs::write(&file, hello("one")?.saved("app:1")?)?;
+    let roots = bed.path("state/images/roots");
+    let mut child = std::process::Command::new(faasd_tests::program("faas"))
+        .arg("--socket")
+        .arg(bed.path("run/faasd.sock"))
+        .args(["image", "import"])
+        .arg(&file)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    eventually("a layer is being unpacked", || {
+        let drafts = fs::read_dir(&roots).into_iter().flatten().flatten();
+        drafts.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().starts_with(".draft-"))
+    })?;
+    bed.end_daemon(Signal::KILL)?;
+    ensure!(!child.wait()?.success());
+    bed.serve()?;
+    // Nothing is called so, and what was begun is in nobody's way.
+    ensure!(bed.json(&["image", "ls"])?["images"] == serde_json::json!([]));
+    bed.faas(&["deploy", "web", "--image", "app:1"])?.failed()?;
+    bed.faas(&["image", "prune"])?.ok()?;
+    let left = |dir: &str| fs::read_dir(roots.join(dir)).map_or(0, Iterator::count);
+    ensure!(["layers", "configs", "names", ""].map(left) == [0, 0, 0, 3], "something is left");
+    bed.faas(&["image", "import", &file.display().to_string()])?.ok()?;
+    bed.faas(&["deploy", "web", "--image", "app:1"])?.ok()?;
     bed.finish()
 }
 

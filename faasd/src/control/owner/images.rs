@@ -110,11 +110,11 @@ impl Owner {
         });
     }
 
-    pub(super) fn remove_image(&self, name: ImageName, reply: Reply<()>) {
+    pub(super) fn remove_image(&self, name: &ImageName, reply: Reply<()>) {
         let store = &self.parts.images;
         let failed = |e: ImportError| ApiError::failed(&e);
         let removed = store.roots().names().map_err(failed).and_then(|names| {
-            let named = names.iter().find(|named| named.name == name).ok_or_else(|| {
+            let named = names.iter().find(|named| named.name == *name).ok_or_else(|| {
                 let near = super::super::api::nearest(name.as_str(), names.iter().map(|n| n.name.as_str()));
                 ApiError::NotFound { what: format!("image '{name}'"), suggestion: near.map(str::to_owned) }
             })?;
@@ -127,7 +127,7 @@ impl Owner {
                     detail: Some("remove the functions first, or deploy them with another image".to_owned()),
                 });
             }
-            store.roots().forget(&name).map_err(failed)
+            store.roots().forget(name).map_err(failed)
         });
         match removed {
             Err(error) => drop(reply.send(Err(error))),

@@ -220,7 +220,7 @@ impl Owner {
                 drop(reply.send(self.parts.kernel.decisions().map_err(|e| ApiError::failed(&e))));
             }
             Message::Images { reply } => self.images(reply),
-            Message::RemoveImage { name, reply } => self.remove_image(name, reply),
+            Message::RemoveImage { name, reply } => self.remove_image(&name, reply),
             Message::PruneImages { names, reply } => self.prune_images(names, reply),
             Message::Started { key, pid } => {
                 if let Some(live) = self.live(key) {

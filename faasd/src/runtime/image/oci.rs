@@ -209,7 +209,7 @@ impl Members<'_> {
 
     /// What a descriptor names, if its size is as it says. Its digest is compared by whoever reads it.
     fn described(&self, descriptor: &Descriptor) -> Result<(PathBuf, Blob), ImportError> {
-        let digest = sha256(&descriptor.digest().to_string())?.to_owned();
+        let digest = sha256(descriptor.digest().as_ref())?.to_owned();
         let path = Path::new("blobs/sha256").join(&digest);
         let blob = self.blob(&path)?;
         if blob.bytes != descriptor.size() {
