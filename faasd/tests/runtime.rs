@@ -87,8 +87,8 @@ impl Bed {
         rustix::fs::ftruncate(&status, wire::status::BYTES as u64).unwrap();
         let function: FunctionName = "probe".parse().unwrap();
         let id = new_id(&function, 1);
-        let (image, socket) = (Some(image), theirs);
-        (Request { id, function, slot: 7, revision: 1, spec, image, root: None, socket, status }, ours)
+        let (image, descriptors) = (Some(image), vec![theirs, status]);
+        (Request { id, function, slot: 7, revision: 1, spec, image, root: None, descriptors }, ours)
     }
 
     async fn start(&self, (request, socket): (Request, OwnedFd)) -> Instance {

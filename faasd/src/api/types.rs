@@ -192,6 +192,9 @@ pub struct Instance {
     pub in_flight: u64,
     /// Adopted from an earlier daemon rather than started by this one.
     pub adopted: bool,
+    /// Its server binds IPv4 alone, so that a relay copies its connections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relayed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,12 +221,18 @@ impl Phase {
 pub struct Connections {
     /// SYNs that the kernel program gave to this function's listener. A repeated one counts again.
     pub steered: u64,
+    /// Of those, given to the listener of an instance that accepts for itself.
+    #[serde(default)]
+    pub warm: u64,
     /// Accepted by io_uring.
     pub accepted: u64,
     /// Handed over to an instance.
     pub handed_off: u64,
     /// Handed over again, because the instance that had it queued died.
     pub requeued: u64,
+    /// Passed on to it by other functions.
+    #[serde(default)]
+    pub forwarded: u64,
     /// Closed for want of an instance before the deadline, or of room.
     pub refused: u64,
 }

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use faasd::control::daemon::{self, DEFAULT_INSTANCE, Options};
 use faasd::control::fdstore;
 use faasd::core::paths::Paths;
+use faasd::runtime::relay::{self, RelayArgs};
 use faasd::telemetry::logging;
 use faasd::tunnel::process::{self, ProcessArgs};
 
@@ -38,6 +39,9 @@ enum Command {
     /// Runs a WireGuard tunnel; started by the daemon
     #[command(hide = true)]
     Tunnel(ProcessArgs),
+    /// Copies between a listener and a server; started by the daemon
+    #[command(hide = true)]
+    Relay(RelayArgs),
 }
 
 /// Where things are.
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::Teardown(places) => wait(daemon::teardown(places.into())),
         Command::Fdstore { socket } => fdstore::run(&socket).map_err(Into::into),
         Command::Tunnel(args) => process::run(&args).map_err(Into::into),
+        Command::Relay(args) => relay::run(args).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

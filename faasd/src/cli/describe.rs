@@ -34,6 +34,7 @@ impl Describe {
         let counts = &function.connections;
         ui.pairs([
             ("  steered", Cell::new(counts.steered)),
+            ("  warm", Cell::new(counts.warm)),
             ("  accepted", Cell::new(counts.accepted)),
             ("  handed off", Cell::new(counts.handed_off)),
             ("  requeued", Cell::new(counts.requeued)),
@@ -66,8 +67,10 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
             let (file, handler) = spec.handler_parts();
             format!("{handler} in {file}")
         }
-        Contract::Fd if spec.command.is_empty() => "what its image runs".to_owned(),
-        Contract::Fd => spec.command.join(" "),
+        Contract::Fd | Contract::Port | Contract::ListenFds if spec.command.is_empty() => {
+            "what its image runs".to_owned()
+        }
+        Contract::Fd | Contract::Port | Contract::ListenFds => spec.command.join(" "),
     };
     let mut pairs = vec![
         ("name", Cell::new(&function.name)),
@@ -82,7 +85,7 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         ("image", Cell::new(image(function))),
         ("contract", Cell::new(spec.contract.as_str())),
         ("runs", Cell::new(printable(&runs))),
-        ("lane", Cell::new(lane(spec.contract))),
+        ("lane", Cell::new(lane(function))),
         (
             "memory",
             Cell::new(format!(
@@ -121,10 +124,19 @@ fn image(function: &Function) -> String {
 }
 
 /// How a connection travels from the client to the code.
-const fn lane(contract: Contract) -> &'static str {
-    match contract {
+fn lane(function: &Function) -> &'static str {
+    if function.instances.iter().any(|instance| instance.relayed) {
+        return "a relay, which copies every byte: the server binds IPv4 alone; let it bind [::], as HOST says";
+    }
+    match function.spec.contract {
         Contract::Handler => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the runner",
         Contract::Fd => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the program",
+        Contract::Port => {
+            "warm: sk_lookup straight to the server's own listener, put in place of what it bound"
+        }
+        Contract::ListenFds => {
+            "warm: sk_lookup straight to the server's own listener, inherited as descriptor 3"
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Detected {
 }
 
 /// What an image's own program is taken for.
-const IMAGE_CONTRACT: Contract = Contract::Fd;
+const IMAGE_CONTRACT: Contract = Contract::Port;
 
 /// A function that is nothing but an image.
 pub fn detect_image(image: String) -> Detected {
@@ -67,7 +67,7 @@ pub fn detect(dir: &Path, image: Option<&str>) -> Result<Detected, Failure> {
     }
     match spec.contract {
         Contract::Handler => handler(dir, spec, declared),
-        Contract::Fd => fd(dir, spec),
+        Contract::Fd | Contract::Port | Contract::ListenFds => program(dir, spec),
     }
 }
 
@@ -94,11 +94,11 @@ fn in_image(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
     Ok(Detected { why, warning: None, program, has_code, spec })
 }
 
-/// Reads `faas.toml`. A `command` alone says which contract is meant.
+/// Reads `faas.toml`. A `command` alone means a server.
 fn read(text: &str) -> Result<FunctionSpec, SpecError> {
     match FunctionSpec::from_toml(text) {
-        Err(SpecError::Misplaced("command", _)) if !has_contract(text) => {
-            FunctionSpec::from_toml(&format!("contract = \"fd\"\n{text}"))
+        Err(SpecError::Misplaced { contract: "handler", .. }) if !has_contract(text) => {
+            FunctionSpec::from_toml(&format!("contract = \"port\"\n{text}"))
         }
         other => other,
     }
@@ -142,9 +142,14 @@ fn no_handler(dir: &Path, file: &str, declared: bool) -> Failure {
         .hint("write `handle` in handler.py, or name another in faas.toml: handler = \"FILE.py:FUNCTION\"")
 }
 
-fn fd(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
+fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
     let command = spec.command.first().map_or("", String::as_str);
-    let why = format!("program: {FILE_NAME} has `command`, {}", spec.command.join(" "));
+    let kind = match spec.contract {
+        Contract::Port => format!("server on port {}", spec.listen_port()),
+        Contract::ListenFds => "server with an inherited listener".to_owned(),
+        Contract::Handler | Contract::Fd => "program that is handed connections".to_owned(),
+    };
+    let why = format!("{kind}: {FILE_NAME} has `command`, {}", spec.command.join(" "));
     let program = Path::new(command);
     // An absolute path, or a name that is looked up, is inside the container and not here.
     if program.is_absolute() || !command.contains('/') {
@@ -227,7 +232,7 @@ mod tests {
         let program = made.path().join("target/release/x");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let found = detect(made.path(), None).unwrap();
-        assert_eq!(found.spec.contract, Contract::Fd);
+        assert_eq!(found.spec.contract, Contract::Port);
         assert_eq!(found.program.as_deref(), Some(Path::new("target/release/x")));
     }
 
@@ -252,7 +257,7 @@ mod tests {
             (
                 vec![("faas.toml", "contract = 'handler'\ncommand = ['x']")],
                 Exit::Data,
-                "contract `fd` alone",
+                "does not go with the contract `handler`",
                 "",
             ),
         ] {

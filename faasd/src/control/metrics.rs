@@ -57,9 +57,11 @@ pub fn render(snapshot: &Snapshot) -> String {
         let c = &function.connections;
         for (lane, value) in [
             ("steered", c.steered),
+            ("warm", c.warm),
             ("accepted", c.accepted),
             ("handed_off", c.handed_off),
             ("requeued", c.requeued),
+            ("forwarded", c.forwarded),
             ("refused", c.refused),
         ] {
             count(names::CONNECTIONS, &[("function", name), ("lane", lane)], value);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::image::ImageName;
+use super::name::FunctionName;
 
 /// The file's name in a function's directory.
 pub const FILE_NAME: &str = "faas.toml";
@@ -17,7 +18,7 @@ pub const FILE_NAME: &str = "faas.toml";
 pub struct FunctionSpec {
     /// How the code receives connections.
     pub contract: Contract,
-    /// What is run: the argument vector of an `fd` function, relative to its code (mounted at `/app`).
+    /// What is run, of every contract but `handler`: the argument vector, relative to the code (mounted at `/app`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// `FILE.py:FUNCTION` of a `handler` function.
@@ -31,6 +32,15 @@ pub struct FunctionSpec {
     pub writable: Vec<String>,
     /// The TCP port that clients dial.
     pub port: u16,
+    /// The port that a `port` function binds, inside; told to it as `PORT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_port: Option<u16>,
+    /// The signal by which a server is asked to finish.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<StopSignal>,
+    /// Functions that an `fd` function may pass connections on to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<FunctionName>,
     /// Environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -48,6 +58,39 @@ pub enum Contract {
     Handler,
     /// A program that speaks the hand-off protocol itself (`docs/HANDOFF.md`).
     Fd,
+    /// Any server: what it binds to its port is exchanged for the function's listener.
+    Port,
+    /// A server that takes its listener by the protocol of systemd's socket activation.
+    ListenFds,
+}
+
+/// The way that connections take to the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Each connection is accepted by faasd and its descriptor passed on.
+    HandOff,
+    /// The code accepts connections itself, from a listener of its own.
+    Warm,
+}
+
+/// A signal that a server may want to be stopped by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopSignal {
+    #[default]
+    #[serde(rename = "SIGTERM")]
+    Term,
+    #[serde(rename = "SIGQUIT")]
+    Quit,
+    #[serde(rename = "SIGINT")]
+    Int,
+    #[serde(rename = "SIGHUP")]
+    Hup,
+    #[serde(rename = "SIGUSR1")]
+    Usr1,
+    #[serde(rename = "SIGUSR2")]
+    Usr2,
+    #[serde(rename = "SIGWINCH")]
+    Winch,
 }
 
 impl Contract {
@@ -56,6 +99,26 @@ impl Contract {
         match self {
             Self::Handler => "handler",
             Self::Fd => "fd",
+            Self::Port => "port",
+            Self::ListenFds => "listen-fds",
+        }
+    }
+
+    #[must_use]
+    pub const fn lane(self) -> Lane {
+        match self {
+            Self::Handler | Self::Fd => Lane::HandOff,
+            Self::Port | Self::ListenFds => Lane::Warm,
+        }
+    }
+}
+
+impl Lane {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HandOff => "hand-off",
+            Self::Warm => "warm",
         }
     }
 }
@@ -121,6 +184,9 @@ impl Default for FunctionSpec {
             image: None,
             writable: Vec::new(),
             port: 80,
+            listen_port: None,
+            stop_signal: None,
+            forward: Vec::new(),
             env: BTreeMap::new(),
             limits: Limits::default(),
             scale: Scale::default(),
@@ -162,18 +228,24 @@ pub enum SpecError {
     #[error("`{key}` is {value}; {allowed}")]
     Value { key: &'static str, value: String, allowed: &'static str },
     #[error(
-        "an `fd` function needs `command`, the program to run: `command = [\"./hello\"]`, relative to its directory"
+        "a function of the contract `{0}` needs `command`, the program to run: `command = [\"./hello\"]`, relative to its \
+         directory"
     )]
-    NoCommand,
-    #[error("`{0}` goes with the contract `{1}` alone")]
-    Misplaced(&'static str, &'static str),
+    NoCommand(&'static str),
+    #[error("`{key}` does not go with the contract `{contract}`")]
+    Misplaced { key: &'static str, contract: &'static str },
 }
 
-/// The most instances that one function may declare: each has its own slot in the acceptor's table.
+/// The most instances that one function may declare: each has its own seat in the function's pool.
 pub const INSTANCES_MAX: u32 = 64;
 
 /// The most directories that are made writable.
 const WRITABLE_MAX: usize = 16;
+/// The most functions that one may pass connections on to.
+const FORWARD_MAX: usize = 64;
+
+/// The port of a `port` function that names none.
+const LISTEN_PORT: u16 = 8080;
 
 /// The most environment variables, and the most bytes in one.
 const ENV_MAX: usize = 256;
@@ -198,15 +270,21 @@ impl FunctionSpec {
         let value = |key, value: &dyn ToString, allowed| {
             Err(SpecError::Value { key, value: value.to_string(), allowed })
         };
-        match self.contract {
-            Contract::Fd if self.command.is_empty() && self.image.is_none() => {
-                return Err(SpecError::NoCommand);
+        let contract = self.contract.as_str();
+        let is_handler = self.contract == Contract::Handler;
+        for (key, is_misplaced) in [
+            ("command", is_handler && !self.command.is_empty()),
+            ("handler", !is_handler && self.handler.is_some()),
+            ("forward", self.contract != Contract::Fd && !self.forward.is_empty()),
+            ("listen_port", self.contract != Contract::Port && self.listen_port.is_some()),
+            ("stop_signal", self.contract.lane() == Lane::HandOff && self.stop_signal.is_some()),
+        ] {
+            if is_misplaced {
+                return Err(SpecError::Misplaced { key, contract });
             }
-            Contract::Fd if self.handler.is_some() => return Err(SpecError::Misplaced("handler", "handler")),
-            Contract::Handler if !self.command.is_empty() => {
-                return Err(SpecError::Misplaced("command", "fd"));
-            }
-            _ => {}
+        }
+        if !is_handler && self.command.is_empty() && self.image.is_none() {
+            return Err(SpecError::NoCommand(contract));
         }
         if let Some(handler) = &self.handler
             && split_handler(handler).is_none()
@@ -231,6 +309,12 @@ impl FunctionSpec {
         let limits = &self.limits;
         if self.port == 0 {
             return value("port", &self.port, "use 1 to 65535");
+        }
+        if self.forward.len() > FORWARD_MAX {
+            return value("forward", &self.forward.len(), "at most 64 functions are named");
+        }
+        if self.listen_port == Some(0) {
+            return value("listen_port", &0, "use 1 to 65535");
         }
         if limits.memory_bytes < 8 << 20 {
             return value("limits.memory", &limits.memory_bytes, "at least 8MiB is needed");
@@ -276,6 +360,12 @@ impl FunctionSpec {
             }
         }
         Ok(())
+    }
+
+    /// The port that a `port` function binds.
+    #[must_use]
+    pub fn listen_port(&self) -> u16 {
+        self.listen_port.unwrap_or(LISTEN_PORT)
     }
 
     /// The file and function of a handler, with the defaults `handler.py` and `handle`.
@@ -410,7 +500,12 @@ mod tests {
             ("contrat = 'fd'", "did you mean `contract`"),
             ("[limits]\nmemroy = 1", "did you mean `memory"),
             ("contract = 'fd'", "needs `command`"),
-            ("command = ['x']", "contract `fd` alone"),
+            ("command = ['x']", "`command` does not go with the contract `handler`"),
+            ("forward = ['x']", "`forward` does not go"),
+            ("contract = 'fd'\ncommand = ['x']\nforward = ['X_']", "forward"),
+            ("listen_port = 1", "`listen_port` does not go"),
+            ("contract = 'port'\ncommand = ['x']\nlisten_port = 0", "1 to 65535"),
+            ("contract = 'port'\ncommand = ['x']\nstop_signal = 'SIGKILL'", "SIGTERM"),
             ("handler = 'x'", "FILE.py:FUNCTION"),
             ("handler = '../x.py:f'", "FILE.py:FUNCTION"),
             ("port = 0", "1 to 65535"),

@@ -49,7 +49,7 @@ struct Receiver {
 
 impl Candidate for Receiver {
     fn available(&self) -> bool {
-        !self.blocked && !self.draining
+        !self.blocked && !self.draining && self.instance.page.has_room()
     }
 
     fn in_flight(&self) -> u64 {
@@ -62,7 +62,7 @@ impl Candidate for Receiver {
 pub(super) struct Function {
     /// The listener's token: the slot, and a key that the slot's next function does not have.
     token: Token,
-    listener: OwnedFd,
+    listener: Arc<OwnedFd>,
     stats: Arc<Stats>,
     mode: Mode,
     receivers: Vec<Receiver>,
@@ -88,7 +88,7 @@ pub(super) enum Then {
 impl Function {
     pub(super) fn new(
         token: Token,
-        listener: OwnedFd,
+        listener: Arc<OwnedFd>,
         stats: Arc<Stats>,
         ring: &mut Ring,
     ) -> io::Result<Self> {
@@ -154,6 +154,14 @@ impl Function {
         self.deliver(ring, now)
     }
 
+    /// Watches for the next connection after the ones that were reported.
+    pub(super) fn resume(&mut self, ring: &mut Ring) -> io::Result<()> {
+        match self.mode {
+            Mode::Reported => self.watch(ring),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses everything that waits, here and in the kernel's queue, and watches for the next.
     pub(super) fn refuse(&mut self, ring: &mut Ring) -> io::Result<()> {
         while let Some((_, connection)) = self.waiting.pop_front() {
@@ -189,6 +197,19 @@ impl Function {
     pub(super) fn accepted(&mut self, record: Record, connection: OwnedFd) {
         self.stats.accept();
         self.hold(record, connection);
+    }
+
+    /// Another function passed a connection on.
+    pub(super) fn adopt(
+        &mut self,
+        record: Record,
+        connection: OwnedFd,
+        ring: &mut Ring,
+        now: u64,
+    ) -> io::Result<Then> {
+        self.stats.forward();
+        self.hold(record, connection);
+        self.deliver(ring, now)
     }
 
     /// The listener accepts nothing further unless it is armed anew.

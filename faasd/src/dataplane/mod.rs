@@ -22,6 +22,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use faasd_sdk::status::StatusPage;
+use faasd_sdk::wire::Record;
 use rustix::event::EventfdFlags;
 use tokio::sync::mpsc::Sender;
 
@@ -34,7 +35,7 @@ const COMMANDS_MAX: usize = 4096;
 #[derive(Debug)]
 pub enum Command {
     /// Connections of a new function come in by `listener`.
-    AddFunction { slot: u32, listener: OwnedFd, stats: Arc<Stats> },
+    AddFunction { slot: u32, listener: Arc<OwnedFd>, stats: Arc<Stats> },
     /// The function is gone: what waits is refused.
     RemoveFunction { slot: u32 },
     /// An instance takes connections from now on.
@@ -43,6 +44,12 @@ pub enum Command {
     DrainInstance { slot: u32, key: u32 },
     /// An instance has ended: connections that it had not received go to another.
     RemoveInstance { slot: u32, key: u32 },
+    /// An instance that was at its limit of connections has room again.
+    Room { slot: u32 },
+    /// Another function passed this connection on.
+    Adopt { slot: u32, record: Record, connection: OwnedFd },
+    /// What waited was served in another way: watch for the next.
+    Watch { slot: u32 },
     /// No instance will come: what waits is refused.
     Refuse { slot: u32 },
     /// Accept nothing further, finish what is under way, end.
@@ -57,6 +64,9 @@ impl Command {
             | Self::AddInstance { slot, .. }
             | Self::DrainInstance { slot, .. }
             | Self::RemoveInstance { slot, .. }
+            | Self::Room { slot }
+            | Self::Adopt { slot, .. }
+            | Self::Watch { slot }
             | Self::Refuse { slot } => *slot,
             Self::Stop => 0,
         }

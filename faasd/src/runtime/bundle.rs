@@ -22,7 +22,7 @@ use oci_spec::runtime::{
 use super::image::Process;
 use super::seccomp;
 use crate::core::name::FunctionName;
-use crate::core::spec::FunctionSpec;
+use crate::core::spec::{Contract, FunctionSpec};
 
 /// The user and group that code runs as, inside.
 pub const USER: u32 = 65_532;
@@ -56,7 +56,7 @@ const CPU_SHARES_MAX: u64 = 262_144;
 /// Functions are killed before the daemon and the rest of the machine when memory runs out.
 const OOM_SCORE: i32 = 500;
 
-const SEARCH_PATH: &str = "PATH=/usr/bin:/bin";
+const SEARCH_PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Of a root image that does not say.
 pub const IMAGE_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -91,6 +91,8 @@ pub struct Parameters<'a> {
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
     pub cgroup: &'a str,
+    /// Where runc is to send the seccomp filter's notification descriptor, for a `port` function.
+    pub agent: Option<&'a Path>,
     pub host: &'a Host,
 }
 
@@ -192,7 +194,7 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
         .gid_mappings(vec![ids])
         .resources(resources)
         .cgroups_path(p.cgroup)
-        .seccomp(seccomp::profile()?)
+        .seccomp(seccomp::profile(p.agent)?)
         // Nothing is left to mask: /proc shows processes alone, and there is no /sys. Masked paths have had their share
         // of holes (CVE-2025-31133).
         .masked_paths(Vec::new())
@@ -223,7 +225,7 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
     if let Some(inside) = p.inside {
         return environment_of_image(p, inside);
     }
-    let ours = [
+    let mut ours = vec![
         SEARCH_PATH.to_owned(),
         "HOME=/tmp".to_owned(),
         "LANG=C.UTF-8".to_owned(),
@@ -232,9 +234,22 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
         format!("FAAS_FUNCTION={}", p.function),
         format!("FAAS_REVISION={}", p.revision),
     ];
+    ours.extend(environment_of_contract(p.spec).into_iter().map(|(key, value)| format!("{key}={value}")));
     let is_ours = |key: &str| ours.iter().any(|pair| pair.split('=').next() == Some(key));
     let theirs = p.spec.env.iter().filter(|(key, _)| !is_ours(key));
     theirs.map(|(key, value)| format!("{key}={value}")).chain(ours.iter().cloned()).collect()
+}
+
+/// What the contract tells a server.
+fn environment_of_contract(spec: &FunctionSpec) -> Vec<(&'static str, String)> {
+    match spec.contract {
+        Contract::Port => vec![("PORT", spec.listen_port().to_string()), ("HOST", "::".to_owned())],
+        // sd_listen_fds(3). The program is the first process of its namespace.
+        Contract::ListenFds => [("LISTEN_FDS", "1"), ("LISTEN_PID", "1"), ("LISTEN_FDNAMES", "faas")]
+            .map(|(key, value)| (key, value.to_owned()))
+            .to_vec(),
+        Contract::Handler | Contract::Fd => Vec::new(),
+    }
 }
 
 /// With a root image it is the image that is relied on, and the function may know better.
@@ -243,6 +258,8 @@ fn environment_of_image(p: &Parameters<'_>, inside: &Process) -> Vec<String> {
     all.extend(inside.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     all.extend(p.spec.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     let (function, revision) = (p.function.to_string(), p.revision.to_string());
+    let contract = environment_of_contract(p.spec);
+    all.extend(contract.iter().map(|(key, value)| (*key, value.as_str())));
     all.extend([("FAAS_FUNCTION", function.as_str()), ("FAAS_REVISION", revision.as_str())]);
     all.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
@@ -270,6 +287,7 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let proc = ["nosuid", "noexec", "nodev", "hidepid=2", "subset=pid"];
     mounts.push(mount("/proc", "proc", Path::new("proc"), &proc)?);
     mounts.push(mount("/dev", "tmpfs", tmpfs, &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?);
+    mounts.push(mount("/dev/shm", "tmpfs", tmpfs, &["nosuid", "noexec", "nodev", "mode=1777", &tmp_size])?);
     mounts.push(mount("/tmp", "tmpfs", tmpfs, &["nosuid", "nodev", "mode=1777", &tmp_size])?);
     if let Some(inside) = p.inside {
         // What servers expect to be able to write to, each for this instance alone.
@@ -352,6 +370,7 @@ mod tests {
             runner: Some(Path::new("/runners/x")),
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
+            agent: None,
             host: &host,
         };
         serde_json::to_value(config(&parameters).unwrap()).unwrap()

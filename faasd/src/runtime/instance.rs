@@ -10,24 +10,32 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Gid, Resource, Signal, Uid, getrlimit};
+use sha2::{Digest, Sha256};
+use tokio::io::Interest;
+use tokio::net::UnixListener;
 
 use super::bundle::{self, Host, Parameters, annotation};
 use super::image::{self, EntryError, RootImage};
 use super::logs;
 use super::mounts::{MountError, Mounts};
+use super::relay;
 use super::runc::{Runc, RuncError, State, Status, Version};
-use super::runners::{self, RunnerError};
+use super::runners::{self, HexDigest, RunnerError};
 use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
 use crate::core::spec::{Contract, FunctionSpec};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::pidfd::{self, Exit, Pidfd};
+use crate::sys::scm;
 
 /// How long a process may take to end once it has been killed: it may be writing out memory.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the kernel may take to let go of an empty cgroup.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the notification descriptor of a container that has been created may take to arrive.
+const AGENT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Makes containers and takes them away. One for each daemon.
 #[derive(Debug)]
@@ -80,10 +88,8 @@ pub struct Request {
     pub image: Option<PathBuf>,
     /// The root file system, if it is not to be the host's `/usr`.
     pub root: Option<RootImage>,
-    /// The instance's end of the `SEQPACKET` pair: descriptor 3 inside.
-    pub socket: OwnedFd,
-    /// The status page: descriptor 4 inside.
-    pub status: OwnedFd,
+    /// Descriptors 3, 4, … inside, as the contract has them.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// A bundle on disk.
@@ -101,6 +107,8 @@ pub struct Running {
     pub process: Arc<Pidfd>,
     /// The read end of its standard output and error, for [`logs::Logs::capture`].
     pub log: OwnedFd,
+    /// What the container's seccomp filter asks an agent by, for a `port` function.
+    pub notify: Option<OwnedFd>,
     /// What `runc create` took, and what the start took after it.
     pub create_time: Duration,
     pub start_time: Duration,
@@ -136,6 +144,8 @@ pub enum StartError {
     Runc { id: String, source: RuncError },
     #[error("{id} was made, but its first process cannot be watched")]
     Process { id: String, source: io::Error },
+    #[error("{id} was made, but its system calls cannot be watched")]
+    Agent { id: String, source: io::Error },
 }
 
 /// What could not be removed. Each step was tried all the same.
@@ -168,12 +178,15 @@ impl Runtime {
             tracing::warn!("{warning}");
         }
         let cgroups = Cgroups::discover().map_err(RuntimeError::Cgroups)?;
+        // What a daemon that was killed has left there serves nobody.
+        let _ = fs::remove_dir_all(paths.agents());
         for (dir, mode) in [
             (paths.state.clone(), 0o711),
             (paths.bundles(), 0o711),
             (paths.images(), 0o711),
             (paths.logs(), 0o750),
             (paths.runc(), 0o700),
+            (paths.agents(), 0o700),
         ] {
             prepare(&dir, mode).map_err(|source| RuntimeError::Prepare { path: dir, source })?;
         }
@@ -210,14 +223,22 @@ impl Runtime {
     /// [`StartError`]; whatever had been made is removed first.
     pub async fn start(&self, request: Request) -> Result<Running, StartError> {
         let id = request.id.clone();
-        let made = match self.mounted(&request).await.and_then(|root| self.bundle(&request, &root)) {
+        let desk = match request.spec.contract {
+            Contract::Port => {
+                let desk = Desk::open(&self.paths.agents(), &id);
+                Some(desk.map_err(|source| StartError::Agent { id: id.clone(), source })?)
+            }
+            _ => None,
+        };
+        let agent = desk.as_ref().map(|desk| desk.path.as_path());
+        let made = match self.mounted(&request).await.and_then(|root| self.bundle(&request, &root, agent)) {
             Ok(made) => made,
             Err(e) => {
                 self.release(&id).await;
                 return Err(e);
             }
         };
-        match self.create_and_start(&id, made, request).await {
+        match self.create_and_start(&id, made, request, desk).await {
             Ok(running) => {
                 tracing::debug!(
                     id,
@@ -260,7 +281,7 @@ impl Runtime {
     }
 
     /// Writes the bundle. A directory of that name that is there already belongs to another instance.
-    fn bundle(&self, request: &Request, root: &Path) -> Result<Made, StartError> {
+    fn bundle(&self, request: &Request, root: &Path, agent: Option<&Path>) -> Result<Made, StartError> {
         let spec = &request.spec;
         let is_handler = spec.contract == Contract::Handler;
         let code = request.image.as_deref();
@@ -296,6 +317,7 @@ impl Runtime {
             runner,
             root,
             cgroup: &self.cgroup(&request.id),
+            agent,
             host: &self.host,
         })
         .map_err(|e| error(io::Error::other(e)))?;
@@ -313,7 +335,13 @@ impl Runtime {
         Ok(Made { bundle: dir, owner })
     }
 
-    async fn create_and_start(&self, id: &str, made: Made, request: Request) -> Result<Running, StartError> {
+    async fn create_and_start(
+        &self,
+        id: &str,
+        made: Made,
+        request: Request,
+        desk: Option<Desk>,
+    ) -> Result<Running, StartError> {
         let runc = |source| StartError::Runc { id: id.to_owned(), source };
         let process = |source| StartError::Process { id: id.to_owned(), source };
         let output = |source| StartError::Output { id: id.to_owned(), source };
@@ -323,11 +351,14 @@ impl Runtime {
         let (uid, gid) = (Uid::from_raw(base + made.owner.0), Gid::from_raw(base + made.owner.1));
         rustix::fs::fchown(&output_end, Some(uid), Some(gid)).map_err(|e| output(e.into()))?;
         let begin = Instant::now();
-        let pid = self
-            .runc
-            .create(&made.bundle, id, vec![request.socket, request.status], output_end)
-            .await
-            .map_err(runc)?;
+        let pid = self.runc.create(&made.bundle, id, request.descriptors, output_end).await.map_err(runc)?;
+        let notify = match desk {
+            Some(desk) => {
+                let received = desk.receive().await;
+                Some(received.map_err(|source| StartError::Agent { id: id.to_owned(), source })?)
+            }
+            None => None,
+        };
         // The process is a child of ours, so its number is not given away before we reap it.
         let pidfd = Arc::new(Pidfd::open(pid).map_err(process)?);
         let created = Instant::now();
@@ -337,6 +368,7 @@ impl Runtime {
             pid,
             process: pidfd,
             log,
+            notify,
             create_time: created - begin,
             start_time: created.elapsed(),
         })
@@ -484,8 +516,71 @@ impl Runtime {
         self.cgroups.oom_kills(&self.cgroup(id))
     }
 
+    /// The processes of an instance.
+    #[must_use]
+    pub fn processes(&self, id: &str) -> Vec<u32> {
+        self.cgroups.processes(&self.cgroup(id))
+    }
+
+    /// Starts a relay beside a server that binds IPv4 alone ([`relay`]).
+    ///
+    /// # Errors
+    /// Those of starting a process and of putting it into the container's cgroup.
+    pub fn relay(
+        &self,
+        id: &str,
+        container: u32,
+        slot: u32,
+        port: u16,
+        listener: &OwnedFd,
+    ) -> io::Result<()> {
+        let pid = relay::spawn(container, slot, port, listener)?;
+        self.cgroups.add(&self.cgroup(id), pid)
+    }
+
     fn cgroup(&self, id: &str) -> String {
         format!("{}/{id}", self.paths.cgroup())
+    }
+}
+
+/// Where runc delivers a container's notification descriptor while it creates the container.
+struct Desk {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Desk {
+    fn open(dir: &Path, id: &str) -> io::Result<Self> {
+        // Short, as a unix socket's path has to be.
+        let digest = Sha256::digest(id);
+        let path = dir.join(format!("{:x}", HexDigest(&digest[..8])));
+        Ok(Self { listener: UnixListener::bind(&path)?, path })
+    }
+
+    /// What was delivered. To be called once the container has been created: it is there by then.
+    async fn receive(self) -> io::Result<OwnedFd> {
+        let received = tokio::time::timeout(AGENT_DEADLINE, async {
+            let (stream, _) = self.listener.accept().await?;
+            // The container's state comes along, which says nothing that is not known; the first bytes will do.
+            let mut state = [0; 4096];
+            loop {
+                stream.readable().await?;
+                match stream.try_io(Interest::READABLE, || {
+                    scm::recv(&stream, &mut state, rustix::net::RecvFlags::DONTWAIT)
+                }) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    received => return received,
+                }
+            }
+        });
+        let (_, mut descriptors) = received.await.map_err(|_| io::ErrorKind::TimedOut)??;
+        descriptors.pop().ok_or_else(|| io::Error::other("runc sent no notification descriptor"))
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 

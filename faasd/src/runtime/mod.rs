@@ -1,11 +1,13 @@
 //! Containers: what an instance is made of, and the real `runc` that makes it.
 
+pub mod agent;
 pub mod bundle;
 pub mod doctor;
 pub mod image;
 pub mod instance;
 pub mod logs;
 pub mod mounts;
+pub mod relay;
 pub mod runc;
 pub mod runners;
 pub mod seccomp;

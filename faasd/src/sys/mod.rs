@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod idmap;
 pub mod netlink;
 pub mod netns;
+pub mod notify;
 pub mod pidfd;
 pub mod readiness;
 pub mod scm;

@@ -17,7 +17,7 @@ fn main() {
         trial("an_image_is_mounted_once_and_let_go_with_its_last_instance", run::mounts),
         trial("a_name_that_moves_changes_no_function", run::moved),
         trial("code_lies_over_an_image", run::code),
-        trial("a_handler_runs_in_an_image_with_python", run::handler),
+        trial("a_handler_and_a_server_run_in_images_with_python", run::handler),
         trial("a_daemon_killed_during_an_import_leaves_no_half_image", run::killed),
         trial("hostile_images_are_refused_and_leave_nothing", run::hostile),
         trial("an_image_comes_from_a_registry", registry::anonymous),

@@ -110,7 +110,7 @@ pub fn anonymous() -> Result<()> {
     // It is the same image as the one that came in a file.
     let file = crate::run::import(&bed, "filed:1", "pulled")?;
     ensure!(file["digest"] == pulled["digest"], "{file} {pulled}");
-    bed.faas(&["deploy", "web", "--image", &name])?.ok()?;
+    crate::run::deploy(&bed, "web", &name)?.ok()?;
     ensure!(bed.client().curl("http://web.faas/")? == "hello from faasd\n");
 
     let none = bed.faas(&["image", "pull", &format!("{}/team/nothing:1", registry.address)])?.failed()?;

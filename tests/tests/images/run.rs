@@ -5,18 +5,23 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use faasd_tests::{Bed, eventually};
+use faasd_tests::{Bed, Output, eventually};
 use rustix::process::Signal;
 use serde_json::Value;
 use tar::EntryType;
 
-use crate::make::{Layer, USER, hello, libraries};
+use crate::make::{Layer, USER, digest, hello, libraries};
 
 /// Brings an image in, by way of a file.
 pub fn import(bed: &Bed, name: &str, greeting: &str) -> Result<Value> {
     let file = bed.path("image.tar");
     fs::write(&file, hello(greeting)?.saved(name)?)?;
     bed.json(&["image", "import", &file.display().to_string()])
+}
+
+/// Deploys what an image itself runs, which takes its connections by the hand-off protocol.
+pub fn deploy(bed: &Bed, name: &str, image: &str) -> Result<Output> {
+    bed.deploy(name, &[("faas.toml", format!("contract = 'fd'\nimage = '{image}'\n").as_bytes())])
 }
 
 /// The process id of the one instance that is ready.
@@ -41,8 +46,7 @@ pub fn alone() -> Result<()> {
     let bed = Bed::joined()?;
     let image = import(&bed, "docker.io/library/app:1", "one")?;
     ensure!(image["name"] == "app:1" && image["layers"] == 2, "{image}");
-    // No directory, no file: the image says all.
-    bed.faas(&["deploy", "web", "--image", "app:1"])?.ok()?;
+    deploy(&bed, "web", "app:1")?.ok()?;
     let client = bed.client();
     ensure!(client.curl("http://web.faas/")? == "hello from faasd\n");
     let env = client.curl("http://web.faas/env")?;
@@ -90,7 +94,11 @@ pub fn alone() -> Result<()> {
 pub fn mounts() -> Result<()> {
     let mut bed = Bed::joined()?;
     import(&bed, "app:1", "one")?;
-    bed.deploy("two", &[("faas.toml", b"image = 'app:1'\nscale.min = 2\nwritable = ['/srv']\n")])?.ok()?;
+    bed.deploy(
+        "two",
+        &[("faas.toml", b"contract = 'fd'\nimage = 'app:1'\nscale.min = 2\nwritable = ['/srv']\n")],
+    )?
+    .ok()?;
     eventually("two instances are ready", || {
         bed.describe("two").is_ok_and(|f| {
             f["instances"]
@@ -100,7 +108,7 @@ pub fn mounts() -> Result<()> {
     })?;
     ensure!(mounted(&bed) == 1, "{}", mounted(&bed));
     // Another function has other users, and so a mount of its own.
-    bed.faas(&["deploy", "one", "--image", "app:1"])?.ok()?;
+    deploy(&bed, "one", "app:1")?.ok()?;
     ensure!(mounted(&bed) == 2, "{}", mounted(&bed));
 
     // A daemon that dies takes no mount along, and the next one knows whose they are.
@@ -116,7 +124,7 @@ pub fn mounts() -> Result<()> {
     ensure!(mounted(&bed) == 0, "{}", mounted(&bed));
 
     // What is mounted when all is taken down goes with it; `finish` would find it.
-    bed.faas(&["deploy", "last", "--image", "app:1"])?.ok()?;
+    deploy(&bed, "last", "app:1")?.ok()?;
     ensure!(mounted(&bed) == 1, "{}", mounted(&bed));
     bed.finish()
 }
@@ -124,7 +132,7 @@ pub fn mounts() -> Result<()> {
 pub fn moved() -> Result<()> {
     let bed = Bed::serving()?;
     let first = import(&bed, "app:latest", "one")?;
-    bed.faas(&["deploy", "web", "--image", "app"])?.ok()?;
+    deploy(&bed, "web", "app")?.ok()?;
     let second = import(&bed, "app:latest", "two")?;
     ensure!(first["digest"] != second["digest"]);
     // A new instance of the same revision is what was deployed, though nothing is called so any longer.
@@ -137,7 +145,7 @@ pub fn moved() -> Result<()> {
         Ok::<_, anyhow::Error>(fs::read_to_string(root(instance(bed, "web")?).join("srv/greeting"))?)
     };
     ensure!(greeting(&bed)? == "one");
-    bed.faas(&["deploy", "web", "--image", "app"])?.ok()?;
+    deploy(&bed, "web", "app")?.ok()?;
     ensure!(bed.describe("web")?["root"] == second["digest"]);
     eventually("the new image is what runs", || greeting(&bed).is_ok_and(|text| text == "two"))?;
     bed.finish()
@@ -172,8 +180,7 @@ pub fn code() -> Result<()> {
 }
 
 /// The host's python, without the host.
-pub fn handler() -> Result<()> {
-    let bed = Bed::joined()?;
+fn python() -> Result<Vec<u8>> {
     let python = fs::canonicalize("/usr/bin/python3")?;
     let version = python.file_name().context("no python")?.to_string_lossy().into_owned();
     let mut layer = Layer::default();
@@ -182,13 +189,36 @@ pub fn handler() -> Result<()> {
     }
     layer.file("usr/local/bin/python3", 0o755, 0, &fs::read(&python)?)?;
     layer.tree(&Path::new("/usr/lib").join(&version), Path::new("usr/local/lib").join(&version).as_path())?;
+    layer.file("srv/index.html", 0o600, USER, b"served as it is\n")?;
+    layer.pack()
+}
+
+/// A handler in an image, and beside it a server that is nothing but an image.
+pub fn handler() -> Result<()> {
+    let bed = Bed::joined()?;
     let file = bed.path("python.tar");
-    fs::write(&file, layer.pack()?)?;
+    let layer = python()?;
+    fs::write(&file, &layer)?;
     bed.faas(&["image", "import", &file.display().to_string()])?.ok()?;
     let handler = b"import sys\ndef handle(event, context):\n    return sys.executable\n";
     bed.deploy("script", &[("handler.py", handler), ("faas.toml", b"image = 'python'\n")])?.ok()?;
     let said = bed.client().curl("http://script.faas/")?;
     ensure!(said == "/usr/local/bin/python3", "{said}");
+
+    // No directory, no file: the image says all, its port and its signal as well.
+    let mut image = hello("one")?;
+    image.config["config"] = serde_json::json!({
+        "Cmd": ["python3", "-m", "http.server", "9000", "--bind", "::"], "WorkingDir": "/srv",
+        "User": format!("{USER}:{USER}"), "ExposedPorts": { "9000/tcp": {}, "53/udp": {} }, "StopSignal": "SIGINT",
+    });
+    image.config["rootfs"]["diff_ids"] = serde_json::json!([digest(&layer)]);
+    image.layers = vec![layer];
+    fs::write(&file, image.saved("server:1")?)?;
+    bed.faas(&["image", "import", &file.display().to_string()])?.ok()?;
+    bed.faas(&["deploy", "web", "--image", "server:1"])?.ok()?;
+    ensure!(bed.client().curl("http://web.faas/index.html")? == "served as it is\n");
+    let spec = &bed.describe("web")?["spec"];
+    ensure!(spec["listen_port"] == 9000 && spec["stop_signal"] == "SIGINT", "{spec}");
     bed.finish()
 }
 
@@ -214,12 +244,12 @@ pub fn killed() -> Result<()> {
     bed.serve()?;
     // Nothing is called so, and what was begun is in nobody's way.
     ensure!(bed.json(&["image", "ls"])?["images"] == serde_json::json!([]));
-    bed.faas(&["deploy", "web", "--image", "app:1"])?.failed()?;
+    deploy(&bed, "web", "app:1")?.failed()?;
     bed.faas(&["image", "prune"])?.ok()?;
     let left = |dir: &str| fs::read_dir(roots.join(dir)).map_or(0, Iterator::count);
     ensure!(["layers", "configs", "names", ""].map(left) == [0, 0, 0, 3], "something is left");
     bed.faas(&["image", "import", &file.display().to_string()])?.ok()?;
-    bed.faas(&["deploy", "web", "--image", "app:1"])?.ok()?;
+    deploy(&bed, "web", "app:1")?.ok()?;
     bed.finish()
 }
 

@@ -37,10 +37,10 @@ impl Owner {
         &self,
         name: &FunctionName,
         image: Option<String>,
-        spec: FunctionSpec,
+        mut spec: FunctionSpec,
     ) -> Result<FunctionRecord, ApiError> {
         spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
-        let root = images::check(&self.parts.images, image.as_deref(), &spec)?;
+        let root = images::check(&self.parts.images, image.as_deref(), &mut spec)?;
         let existing = self.functions.get(name);
         if existing.is_some_and(|entry| entry.lifecycle.is_removed()) {
             return Err(ApiError::conflict(format!(
@@ -139,7 +139,7 @@ impl Owner {
             entry.record = Some(record.clone());
         }
         match listener {
-            Some(listener) => self.install(&record.name, &listener).map_err(|e| {
+            Some(listener) => self.install(&record.name, &Arc::new(listener)).map_err(|e| {
                 let error: &(dyn std::error::Error + 'static) = e.as_ref();
                 ApiError::failed(error)
             }),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::*;
 use crate::control::instances::Files;
-use crate::core::spec::Contract;
+use crate::core::spec::{Contract, Lane};
 use crate::runtime::image::{ImportError, Store};
 use crate::runtime::runners;
 
@@ -17,11 +17,12 @@ pub(super) fn files(store: &Store, record: &FunctionRecord) -> Result<Files, Str
     Ok(Files { code: code.transpose()?, root: root.transpose()? })
 }
 
-/// Whether a declaration can be run with the code of that digest, and the digest that its `image` stands for now.
+/// Whether a declaration can be run with the code of that digest, and the digest that its `image` stands for now. What
+/// a server is to be told and the declaration does not say, the image may.
 pub(super) fn check(
     store: &Store,
     code: Option<&str>,
-    spec: &FunctionSpec,
+    spec: &mut FunctionSpec,
 ) -> Result<Option<String>, ApiError> {
     let code = match code {
         None => None,
@@ -44,6 +45,13 @@ pub(super) fn check(
             let root = root.ok_or_else(|| no_image(store, name))?;
             let interpreter = is_handler.then_some(runners::INTERPRETER);
             image::process(&root, code.as_deref(), spec, interpreter).map_err(invalid)?;
+            if spec.contract == Contract::Port {
+                spec.listen_port = spec.listen_port.or_else(|| root.settings.port());
+            }
+            if spec.contract.lane() == Lane::Warm {
+                let signal = root.settings.stop_signal.map(serde_json::Value::String);
+                spec.stop_signal = spec.stop_signal.or_else(|| serde_json::from_value(signal?).ok());
+            }
             Ok(Some(root.digest))
         }
     }

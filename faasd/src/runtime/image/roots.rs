@@ -134,6 +134,18 @@ pub struct Settings {
     pub volumes: Vec<String>,
 }
 
+impl Settings {
+    /// The first TCP port that it exposes.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        let ports = self.exposed_ports.iter().filter_map(|port| {
+            let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+            number.parse().ok().filter(|number| *number > 0 && protocol == "tcp")
+        });
+        ports.min()
+    }
+}
+
 /// An image that is here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootImage {
