@@ -37,7 +37,7 @@ async fn deploy(client: &Client, function: &str) {
     let tar = archive(10);
     let image = client.add_image(std::io::Cursor::new(tar.clone()), tar.len() as u64).await.unwrap();
     assert_eq!(image.bytes, tar.len() as u64);
-    let deploy = Deploy { image: image.digest, spec: FunctionSpec::default() };
+    let deploy = Deploy { image: Some(image.digest), spec: FunctionSpec::default() };
     client.deploy(&name(function), &deploy).await.unwrap();
 }
 
@@ -100,7 +100,7 @@ async fn problems_arrive_as_they_were_meant() {
     let spec = FunctionSpec { port: 0, ..FunctionSpec::default() };
     let error = client.deploy(&name("hello"), &Deploy { image, spec }).await.unwrap_err();
     assert_eq!(problem(error).0, 400, "a declaration is checked before the service sees it");
-    let request = Deploy { image: "latest".into(), spec: FunctionSpec::default() };
+    let request = Deploy { image: Some("latest".into()), spec: FunctionSpec::default() };
     assert_eq!(problem(client.deploy(&name("hello"), &request).await.unwrap_err()).0, 400);
     assert_eq!(problem(client.logs(&name("hello"), 100_000).await.unwrap_err()).0, 400);
 }
@@ -189,7 +189,7 @@ fn requests_that_make_no_sense_get_problems() {
     let large = "x".repeat(JSON_BYTES_MAX + 1);
     for (head, body, status) in [
         ("GET /v2/x", "", 404),
-        ("GET /v1/images", "", 405),
+        ("PUT /v1/images", "", 405),
         ("PATCH /v1/functions/a", "", 405),
         ("GET /v1/functions/A_b", "", 400),
         ("POST /v1/images", "", 400),

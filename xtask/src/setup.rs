@@ -64,6 +64,8 @@ const NEEDS: &[Need] = &[
     apt("python3", "python3", "runs the functions written in Python", &[Demo, Test, Bench]),
     apt("curl", "curl", "is the client", &[Demo, Test]),
     apt("dnsutils", "dig", "asks the name server", &[Demo, Test]),
+    apt("docker-registry", "docker-registry", "is the registry that images are fetched from", &[Test]),
+    apt("apache2-utils", "htpasswd", "makes the registry's password", &[Test]),
     apt("nginx-light", "nginx", "is the server to compare with", &[Bench]),
     apt("gcc", "cc", "links every Rust program and compiles C dependencies", &[Build, Demo, Test, Bench]),
     apt("git", "git", "lists the project's files", &[Build]),

@@ -24,9 +24,10 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, Image, Invite, Invited, PROBLEM_HEADER, Peers, Problem,
-    Version,
+    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, Image, Images, ImportedImage, Invite, Invited,
+    PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX, Version,
 };
+use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 
 /// The default place of the daemon's socket.
@@ -41,6 +42,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 const MARGIN: Duration = Duration::from_secs(5);
 const QUICK: Duration = Duration::from_secs(30);
 const UPLOAD: Duration = Duration::from_secs(600);
+const IMPORT: Duration = Duration::from_secs(3600);
 const INVOKE: Duration = Duration::from_secs(300);
 const REMOVE: Duration = Duration::from_secs(660);
 const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
@@ -64,6 +66,8 @@ pub enum ClientError {
         "the archive has {bytes} bytes; at most {ARCHIVE_BYTES_MAX} are taken: list what is not needed in .faasignore"
     )]
     TooLarge { bytes: u64 },
+    #[error("the image's archive has {bytes} bytes; at most {ROOT_ARCHIVE_BYTES_MAX} are taken")]
+    ImageTooLarge { bytes: u64 },
     #[error("{}", .0.title)]
     Problem(Problem),
 }
@@ -133,6 +137,53 @@ impl Client {
             .header(CONTENT_TYPE, "application/x-tar")
             .body(ReadBody::new(archive, Some(bytes)).boxed_unsync())?;
         self.ask(request, UPLOAD).await
+    }
+
+    /// The root images.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn images(&self) -> Result<Images> {
+        self.get("/v1/images").await
+    }
+
+    /// Sends the archive of a root image; `bytes`, if its length is known.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn import_image(
+        &self,
+        archive: impl AsyncRead + Send + Unpin + 'static,
+        bytes: Option<u64>,
+        name: Option<&ImageName>,
+        fallback: Option<&ImageName>,
+    ) -> Result<ImportedImage> {
+        if let Some(bytes) = bytes.filter(|bytes| *bytes > ROOT_ARCHIVE_BYTES_MAX) {
+            return Err(ClientError::ImageTooLarge { bytes });
+        }
+        let pairs = [("name", name), ("fallback", fallback)];
+        let query: Vec<_> =
+            pairs.into_iter().filter_map(|(key, name)| Some(format!("{key}={}", name?))).collect();
+        let request = build(Method::POST, &format!("/v1/images/import?{}", query.join("&")))
+            .header(CONTENT_TYPE, "application/x-tar")
+            .body(ReadBody::new(archive, bytes).boxed_unsync())?;
+        self.ask(request, IMPORT).await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn remove_image(&self, name: &ImageName) -> Result<()> {
+        let request = build(Method::DELETE, &format!("/v1/images?name={name}")).body(empty())?;
+        self.bytes(request, REMOVE).await.map(drop)
+    }
+
+    /// Removes what nothing names or runs; with `names` also the names of images that no function runs.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn prune_images(&self, names: bool) -> Result<Pruned> {
+        let request = build(Method::POST, &format!("/v1/images/prune?names={names}")).body(empty())?;
+        self.ask(request, REMOVE).await
     }
 
     /// # Errors

@@ -6,6 +6,10 @@
 //! | `GET /v1/version` | | [`Version`] |
 //! | `GET /v1/functions` | | [`Functions`] |
 //! | `POST /v1/images` | a tar archive of the code's directory | [`Image`] |
+//! | `GET /v1/images` | | [`Images`]: root images, not code |
+//! | `POST /v1/images/import?name=N&fallback=N` | an archive of a root image | [`ImportedImage`] |
+//! | `DELETE /v1/images?name=N` | | nothing (204) |
+//! | `POST /v1/images/prune?names=true` | | [`Pruned`] |
 //! | `PUT /v1/functions/NAME` | [`Deploy`] | [`Function`], once an instance is ready |
 //! | `GET /v1/functions/NAME` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
@@ -24,12 +28,16 @@ use std::net::{Ipv6Addr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
 use crate::core::spec::FunctionSpec;
 
 /// The most bytes of an uploaded archive. The client looks before it sends, the daemon while it receives.
 pub const ARCHIVE_BYTES_MAX: u64 = 256 << 20;
+
+/// The most bytes of an archive of a root image, as it is sent: compressed, usually.
+pub const ROOT_ARCHIVE_BYTES_MAX: u64 = 8 << 30;
 
 /// The most bytes of a JSON request.
 pub const JSON_BYTES_MAX: usize = 64 << 10;
@@ -73,11 +81,50 @@ pub struct Image {
     pub bytes: u64,
 }
 
+/// A root image by one of its names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedImage {
+    pub name: ImageName,
+    /// Of its configuration, `sha256:…`: what identifies it, however it came here.
+    pub digest: String,
+    /// Of its manifest, where it had one: what a registry calls its digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// Unpacked, with layers that other images have as well.
+    pub bytes: u64,
+    pub layers: usize,
+    pub imported_at: Timestamp,
+    /// Those that run from it.
+    pub functions: Vec<FunctionName>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Images {
+    pub images: Vec<NamedImage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportedImage {
+    #[serde(flatten)]
+    pub image: NamedImage,
+    /// What was left out of it.
+    pub notes: Vec<String>,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    pub names: Vec<ImageName>,
+    /// Of layers.
+    pub freed_bytes: u64,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
-    /// [`Image::digest`].
-    pub image: String,
+    /// [`Image::digest`]. A function whose `spec.image` brings all that is run needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     #[serde(default)]
     pub spec: FunctionSpec,
 }
@@ -89,7 +136,12 @@ pub struct Function {
     /// Counts deploys, from 1.
     pub revision: u64,
     pub address: Ipv6Addr,
-    pub image: String,
+    /// The digest of its code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The digest of the root image that `spec.image` stood for when it was deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
     pub state: State,

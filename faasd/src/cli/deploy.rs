@@ -7,7 +7,7 @@ use clap::Args;
 use comfy_table::Cell;
 
 use super::describe::url;
-use super::detect::{Detected, detect};
+use super::detect::{Detected, detect, detect_image};
 use super::pack::pack;
 use super::ui::{printable, size, state_cell, took};
 use super::{Context, Exit, Failure, Format, Output};
@@ -23,12 +23,20 @@ use crate::core::name::FunctionName;
   faas deploy                     this directory, under its own name
   faas deploy ./services/hello    that directory, under its own name
   faas deploy hello               this directory, as hello
-  faas deploy hello src/hello     that directory, as hello")]
+  faas deploy hello src/hello     that directory, as hello
+  faas deploy web --image nginx:1.27
+                                  what the image itself runs, as web")]
 pub struct Deploy {
     /// The function [default: the directory's name]
     name: Option<String>,
     /// The directory [default: .]
     dir: Option<PathBuf>,
+    /// The image to run in; without a directory, what it runs by itself
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// A directory of the image that may be written to; may be repeated
+    #[arg(long, value_name = "DIR", requires = "image")]
+    writable: Vec<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -36,25 +44,41 @@ pub struct Deploy {
 impl Deploy {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         let ui = &context.ui;
-        let (name, dir) = target(self.name, self.dir)?;
-        let detected = detect(&dir).map_err(|failure| elsewhere(failure, &name, &dir))?;
+        let (name, mut detected, dir) = match (&self.image, &self.name, &self.dir) {
+            (Some(image), Some(name), None) if !is_path(name) => {
+                (parse_name(name)?, detect_image(image.clone()), None)
+            }
+            _ => {
+                let (name, dir) = target(self.name, self.dir)?;
+                let detected =
+                    detect(&dir, self.image.as_deref()).map_err(|failure| elsewhere(failure, &name, &dir))?;
+                (name, detected, Some(dir))
+            }
+        };
+        detected.spec.writable.extend(self.writable);
         ui.note(&printable(&detected.why));
         if let Some(warning) = &detected.warning {
             ui.warn(warning);
         }
-        let Detected { spec, program, .. } = detected;
-        let packed = pack(&dir, program.as_deref())?;
+        let Detected { spec, program, has_code, .. } = detected;
+        let packed = dir.filter(|_| has_code).map(|dir| pack(&dir, program.as_deref())).transpose()?;
 
         let began = Instant::now();
-        let bar = ui.bar("uploading", packed.bytes);
-        let archive = bar.wrap_async_read(tokio::fs::File::from_std(packed.archive));
-        let image = context.client.add_image(archive, packed.bytes).await;
-        bar.finish_and_clear();
-        let image = image?;
+        let mut sent = "none".to_owned();
+        let mut image = None;
+        if let Some(packed) = packed {
+            let bar = ui.bar("uploading", packed.bytes);
+            let archive = bar.wrap_async_read(tokio::fs::File::from_std(packed.archive));
+            let uploaded = context.client.add_image(archive, packed.bytes).await;
+            bar.finish_and_clear();
+            let code = uploaded?;
+            sent = format!("{}, {} unpacked, {} files", code.digest, size(code.bytes), packed.files);
+            image = Some(code.digest);
+        }
         let uploaded = began.elapsed();
 
         let spinner = ui.spinner(format!("starting {name}"));
-        let function = context.client.deploy(&name, &types::Deploy { image: image.digest, spec }).await;
+        let function = context.client.deploy(&name, &types::Deploy { image, spec }).await;
         spinner.finish_and_clear();
         let function = function.map_err(|e| {
             let failure = Failure::from(e);
@@ -68,7 +92,6 @@ impl Deploy {
         if self.output.format == Format::Json {
             return ui.json(&function);
         }
-        let sent = format!("{}, {} unpacked, {} files", function.image, size(image.bytes), packed.files);
         report(context, &function, &sent, uploaded, began.elapsed())
     }
 }
@@ -94,7 +117,6 @@ fn report(
 
 /// What the two optional arguments mean. One that is no name but a path is the directory.
 fn target(name: Option<String>, dir: Option<PathBuf>) -> Result<(FunctionName, PathBuf), Failure> {
-    let is_path = |text: &String| text.contains('/') || text == "." || text == "..";
     let (name, dir) = match (name, dir) {
         (Some(path), None) if is_path(&path) => (None, PathBuf::from(path)),
         (name, dir) => (name, dir.unwrap_or_else(|| ".".into())),
@@ -109,16 +131,23 @@ fn target(name: Option<String>, dir: Option<PathBuf>) -> Result<(FunctionName, P
             whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
         }
     };
-    let name = named.parse().map_err(|e: crate::core::name::NameError| {
+    Ok((parse_name(&named)?, dir))
+}
+
+fn is_path(text: &str) -> bool {
+    text.contains('/') || text == "." || text == ".."
+}
+
+fn parse_name(name: &str) -> Result<FunctionName, Failure> {
+    name.parse().map_err(|e: crate::core::name::NameError| {
         Failure::new(Exit::Usage, e.to_string()).hint("give the function a name: `faas deploy NAME DIR`")
-    })?;
-    Ok((name, dir))
+    })
 }
 
 /// `faas deploy hello` beside a directory "hello" usually means that directory.
 fn elsewhere(failure: Failure, name: &FunctionName, dir: &Path) -> Failure {
     let beside = Path::new(name.as_str());
-    if dir == Path::new(".") && failure.exit == Exit::NoInput && detect(beside).is_ok() {
+    if dir == Path::new(".") && failure.exit == Exit::NoInput && detect(beside, None).is_ok() {
         return failure.hint(format!("there is a function in {name}: `faas deploy ./{name}`"));
     }
     failure

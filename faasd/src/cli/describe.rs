@@ -67,6 +67,9 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
             let (file, handler) = spec.handler_parts();
             format!("{handler} in {file}")
         }
+        Contract::Fd | Contract::Port | Contract::ListenFds if spec.command.is_empty() => {
+            "what its image runs".to_owned()
+        }
         Contract::Fd | Contract::Port | Contract::ListenFds => spec.command.join(" "),
     };
     let mut pairs = vec![
@@ -78,7 +81,8 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
             "revision",
             Cell::new(format!("{}, deployed {}", function.revision, relative(function.deployed_at, now))),
         ),
-        ("code", Cell::new(&function.image)),
+        ("code", Cell::new(function.image.as_deref().unwrap_or("none"))),
+        ("image", Cell::new(image(function))),
         ("contract", Cell::new(spec.contract.as_str())),
         ("runs", Cell::new(printable(&runs))),
         ("lane", Cell::new(lane(function))),
@@ -108,6 +112,15 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         pairs.insert(2, ("reason", Cell::new(printable(reason))));
     }
     pairs
+}
+
+/// The image that it runs in: the name that was deployed, and what that stood for then.
+fn image(function: &Function) -> String {
+    match (&function.spec.image, &function.root) {
+        (Some(name), Some(digest)) if name != digest => format!("{}, {digest}", printable(name)),
+        (_, Some(digest)) => digest.clone(),
+        _ => "none: it sees the host's /usr".to_owned(),
+    }
 }
 
 /// How a connection travels from the client to the code.

@@ -18,13 +18,25 @@ pub struct Detected {
     pub warning: Option<String>,
     /// The program, relative to the directory: it is packed whatever the ignore files say.
     pub program: Option<PathBuf>,
+    /// Whether there is anything to send: a function with an image may be all declaration.
+    pub has_code: bool,
+}
+
+/// What an image's own program is taken for.
+const IMAGE_CONTRACT: Contract = Contract::Port;
+
+/// A function that is nothing but an image.
+pub fn detect_image(image: String) -> Detected {
+    let why = format!("image: what {image} itself runs");
+    let spec = FunctionSpec { image: Some(image), contract: IMAGE_CONTRACT, ..FunctionSpec::default() };
+    Detected { spec, why, warning: None, program: None, has_code: false }
 }
 
 /// Looks at a directory.
 ///
 /// # Errors
 /// [`Failure`] with the remedy.
-pub fn detect(dir: &Path) -> Result<Detected, Failure> {
+pub fn detect(dir: &Path, image: Option<&str>) -> Result<Detected, Failure> {
     if !dir.is_dir() {
         let hint = "name the directory that holds the function: `faas deploy NAME DIR`";
         return Err(
@@ -32,15 +44,54 @@ pub fn detect(dir: &Path) -> Result<Detected, Failure> {
         );
     }
     let file = dir.join(FILE_NAME);
-    let (spec, declared) = match fs::read_to_string(&file) {
-        Ok(text) => (read(&text).map_err(|e| Failure::new(Exit::Data, e.to_string()))?, true),
+    let mut has_contract = false;
+    let (mut spec, declared) = match fs::read_to_string(&file) {
+        Ok(text) => {
+            has_contract = self::has_contract(&text);
+            (read(&text).map_err(|e| Failure::new(Exit::Data, e.to_string()))?, true)
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => (FunctionSpec::default(), false),
         Err(e) => return Err(Failure::file("read", &file, &e)),
     };
+    if let Some(image) = image {
+        spec.image = Some(image.to_owned());
+    }
+    if spec.image.is_some() {
+        let (file, _) = spec.handler_parts();
+        if !has_contract && spec.handler.is_none() && !dir.join(file).exists() {
+            spec.contract = IMAGE_CONTRACT;
+        }
+        if spec.contract != Contract::Handler {
+            return in_image(dir, spec);
+        }
+    }
     match spec.contract {
         Contract::Handler => handler(dir, spec, declared),
         Contract::Fd | Contract::Port | Contract::ListenFds => program(dir, spec),
     }
+}
+
+/// A program that may be the code's or the image's: which of them has it, the daemon will see.
+fn in_image(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
+    let image = spec.image.as_deref().unwrap_or_default();
+    let entries = fs::read_dir(dir).map_err(|e| Failure::file("read", dir, &e))?;
+    let has_code = entries
+        .flatten()
+        .any(|entry| entry.file_name() != FILE_NAME && entry.file_name() != super::pack::IGNORE_FILE);
+    let parts = |program: &String| -> Option<PathBuf> {
+        Path::new(program)
+            .components()
+            .filter(|part| *part != Component::CurDir)
+            .map(|part| matches!(part, Component::Normal(_)).then_some(part))
+            .collect()
+    };
+    let program = spec.command.first().and_then(parts).filter(|program| dir.join(program).is_file());
+    let runs = match spec.command.is_empty() {
+        true => "what it runs by itself".to_owned(),
+        false => spec.command.join(" "),
+    };
+    let why = format!("image: {image} is to run {runs}");
+    Ok(Detected { why, warning: None, program, has_code, spec })
 }
 
 /// Reads `faas.toml`. A `command` alone means a server.
@@ -72,7 +123,7 @@ fn handler(dir: &Path, spec: FunctionSpec, declared: bool) -> Result<Detected, F
     };
     // It may be imported or assigned, so this is no proof.
     let warning = (!text.contains(function)).then(|| format!("{file} does not mention `{function}`"));
-    Ok(Detected { why, warning, program: None, spec })
+    Ok(Detected { why, warning, program: None, has_code: true, spec })
 }
 
 fn no_handler(dir: &Path, file: &str, declared: bool) -> Failure {
@@ -102,7 +153,7 @@ fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
     let program = Path::new(command);
     // An absolute path, or a name that is looked up, is inside the container and not here.
     if program.is_absolute() || !command.contains('/') {
-        return Ok(Detected { spec, why, warning: None, program: None });
+        return Ok(Detected { spec, why, warning: None, program: None, has_code: true });
     }
     if program.components().any(|part| part == Component::ParentDir) {
         let text = format!("the program {command} is outside of {}", dir.display());
@@ -126,7 +177,7 @@ fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
         let text = format!("{} is no program that can be run", path.display());
         return Err(Failure::new(Exit::Data, text).hint(format!("`chmod +x {}`", path.display())));
     }
-    Ok(Detected { spec, why, warning: None, program: Some(program) })
+    Ok(Detected { spec, why, warning: None, program: Some(program), has_code: true })
 }
 
 /// The cargo call that would make `target/[TRIPLE/]PROFILE/NAME`.
@@ -168,19 +219,19 @@ mod tests {
 
     #[test]
     fn a_handler_is_found() {
-        let found = detect(dir(&[("handler.py", "def handle(e, c): ...")]).path()).unwrap();
+        let found = detect(dir(&[("handler.py", "def handle(e, c): ...")]).path(), None).unwrap();
         assert_eq!((found.why.as_str(), found.warning), ("python handler: there is handler.py", None));
-        let found = detect(dir(&[("handler.py", "def other(e, c): ...")]).path()).unwrap();
+        let found = detect(dir(&[("handler.py", "def other(e, c): ...")]).path(), None).unwrap();
         assert!(found.warning.unwrap().contains("`handle`"));
     }
 
     #[test]
     fn a_command_means_a_program() {
         let made = dir(&[("faas.toml", "command = ['./target/release/x', '-v']"), ("target/release/x", "")]);
-        assert_eq!(detect(made.path()).unwrap_err().exit, Exit::Data, "it cannot be run yet");
+        assert_eq!(detect(made.path(), None).unwrap_err().exit, Exit::Data, "it cannot be run yet");
         let program = made.path().join("target/release/x");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let found = detect(made.path()).unwrap();
+        let found = detect(made.path(), None).unwrap();
         assert_eq!(found.spec.contract, Contract::Port);
         assert_eq!(found.program.as_deref(), Some(Path::new("target/release/x")));
     }
@@ -210,11 +261,11 @@ mod tests {
                 "",
             ),
         ] {
-            let failure = detect(dir(&files).path()).unwrap_err();
+            let failure = detect(dir(&files).path(), None).unwrap_err();
             assert_eq!(failure.exit, exit, "{files:?}: {failure}");
             assert!(failure.message.contains(message), "{files:?}: {failure}");
             assert!(failure.hint.unwrap_or_default().contains(hint), "{files:?}");
         }
-        assert_eq!(detect(Path::new("/nonexistent")).unwrap_err().exit, Exit::NoInput);
+        assert_eq!(detect(Path::new("/nonexistent"), None).unwrap_err().exit, Exit::NoInput);
     }
 }

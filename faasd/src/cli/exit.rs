@@ -103,7 +103,7 @@ impl From<ClientError> for Failure {
             ClientError::Permission { .. } => Exit::Permission,
             ClientError::TimedOut(_) => Exit::Failed,
             ClientError::Request(_) => Exit::Usage,
-            ClientError::TooLarge { .. } => Exit::Data,
+            ClientError::TooLarge { .. } | ClientError::ImageTooLarge { .. } => Exit::Data,
             ClientError::Answer(_) => Exit::Protocol,
             ClientError::Problem(problem) if problem.status == 503 => Exit::Unavailable,
             ClientError::Problem(_) => Exit::Failed,

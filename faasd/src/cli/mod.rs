@@ -7,6 +7,7 @@ mod describe;
 mod detect;
 mod doctor;
 mod exit;
+mod image;
 mod invoke;
 mod logs;
 mod ls;
@@ -94,6 +95,7 @@ enum Command {
     Invoke(invoke::Invoke),
     Logs(logs::Logs),
     Rm(rm::Rm),
+    Image(image::Image),
     Vpn(vpn::Vpn),
     Doctor(doctor::Doctor),
     Version(version::Version),
@@ -103,7 +105,7 @@ enum Command {
 
 /// The verbs as the help shows them.
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Functions", &["new", "deploy", "ls", "describe", "invoke", "logs", "rm"]),
+    ("Functions", &["new", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "completions"]),
 ];
@@ -153,6 +155,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Invoke(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
         Command::Rm(verb) => block_on(verb.run(context)),
+        Command::Image(verb) => block_on(verb.run(context)),
         Command::Vpn(verb) => verb.run(context),
         Command::Doctor(verb) => block_on(verb.run(context)),
         Command::Version(verb) => block_on(verb.run(context)),
@@ -247,7 +250,8 @@ mod tests {
         let visible: Vec<&clap::Command> =
             command.get_subcommands().filter(|verb| !verb.is_hide_set()).collect();
         assert_eq!(grouped, visible.iter().map(|verb| verb.get_name()).collect::<Vec<_>>());
-        let nested = command.find_subcommand("vpn").unwrap().get_subcommands();
+        let nested =
+            ["vpn", "image"].iter().flat_map(|verb| command.find_subcommand(verb).unwrap().get_subcommands());
         for verb in visible.iter().copied().chain(nested) {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "{} has no example", verb.get_name());

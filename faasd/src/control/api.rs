@@ -6,6 +6,7 @@
 
 mod error;
 mod handlers;
+mod images;
 mod serve;
 
 use std::io;
@@ -27,7 +28,11 @@ use tracing::debug;
 pub use error::{ApiError, nearest};
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
-use crate::api::types::{ARCHIVE_BYTES_MAX, Deploy, Function, Image, Invite, Invited, Join, Peer, Version};
+use crate::api::types::{
+    ARCHIVE_BYTES_MAX, Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
+    Pruned, Version,
+};
+use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 
 /// The most uploads at a time: each may hold [`ARCHIVE_BYTES_MAX`] of disk.
@@ -38,6 +43,9 @@ pub const QUICK: Duration = Duration::from_secs(30);
 
 /// How long an upload may take, unpacking included.
 pub const UPLOAD: Duration = Duration::from_secs(600);
+
+/// How long a root image may take, to be sent and to be unpacked.
+pub const IMPORT: Duration = Duration::from_secs(3600);
 
 /// How long a function may take until its response begins. The body may then take as long as it likes.
 pub const INVOKE: Duration = Duration::from_secs(300);
@@ -59,6 +67,19 @@ pub trait Service: Send + Sync + 'static {
     async fn function(&self, name: &FunctionName) -> Result<Function, ApiError>;
     /// Takes in the code in a tar archive. The file is removed when this returns.
     async fn add_image(&self, archive: &Path) -> Result<Image, ApiError>;
+    /// The root images.
+    async fn images(&self) -> Result<Vec<NamedImage>, ApiError>;
+    /// Takes in a root image from an archive, under `name`, or the name that it has, or else `fallback`. The file is
+    /// removed when this returns.
+    async fn import_image(
+        &self,
+        archive: &Path,
+        name: Option<ImageName>,
+        fallback: Option<ImageName>,
+    ) -> Result<ImportedImage, ApiError>;
+    async fn remove_image(&self, name: ImageName) -> Result<(), ApiError>;
+    /// Removes what nothing names or runs; with `names` also the names of images that no function runs.
+    async fn prune_images(&self, names: bool) -> Result<Pruned, ApiError>;
     /// Returns once an instance is ready (or at once, for a function that keeps none).
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
@@ -118,11 +139,13 @@ struct Api {
 
 /// The routes of the unix socket.
 pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
-    use handlers as h;
+    use {handlers as h, images as i};
     let routes = Router::new()
         .route("/v1/version", get(h::version))
         .route("/v1/functions", get(h::functions))
-        .route("/v1/images", post(h::add_image))
+        .route("/v1/images", get(i::list).post(h::add_image).delete(i::remove))
+        .route("/v1/images/import", post(i::import))
+        .route("/v1/images/prune", post(i::prune))
         .route("/v1/functions/{name}", get(h::function).put(h::deploy).delete(h::remove))
         .route("/v1/functions/{name}/logs", get(h::logs))
         .route("/v1/functions/{name}/invoke", any(h::invoke))

@@ -34,6 +34,7 @@ use crate::dataplane::Acceptors;
 use crate::runtime::image;
 use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
+use crate::runtime::mounts;
 use crate::sys::bpf::{Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
@@ -324,6 +325,7 @@ async fn clear(options: &Options) -> anyhow::Result<()> {
         "the descriptor store",
         quit.and_then(|store| Ok(store.map_or(Ok(()), fdstore::Connection::quit)?)),
     );
+    tried("the root images' mounts", mounts::unmount_all(&paths.roots()).map_err(Into::into));
     tried("the run directory", remove_dir(&paths.run));
     tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
     anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));

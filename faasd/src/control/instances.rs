@@ -25,8 +25,10 @@ use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec, Lane, StopSignal};
 use crate::dataplane;
 use crate::runtime::agent::{Agent, Asked, Listen, find_listener};
+use crate::runtime::image::RootImage;
 use crate::runtime::instance::{Adopted, Request, Running, Runtime, new_id};
 use crate::runtime::logs::Logs;
+use crate::runtime::mounts::Mounts;
 use crate::runtime::relay::is_relay;
 use crate::sys::pidfd::{Exit, Pidfd};
 use crate::sys::readiness::watch;
@@ -152,6 +154,13 @@ struct Task {
     orders: orders::Receiver<Order>,
 }
 
+/// What a function's instances are made from, on disk.
+#[derive(Debug)]
+pub struct Files {
+    pub code: Option<PathBuf>,
+    pub root: Option<RootImage>,
+}
+
 /// The parts that an instance is made of besides its container.
 struct Parts {
     /// Our end of its socket pair, and a duplicate of its own.
@@ -162,6 +171,12 @@ struct Parts {
 }
 
 impl Instances {
+    /// The root images that instances run from.
+    #[must_use]
+    pub fn mounts(&self) -> Arc<Mounts> {
+        self.runtime.mounts()
+    }
+
     #[must_use]
     pub fn new(
         runtime: Arc<Runtime>,
@@ -181,7 +196,7 @@ impl Instances {
         &self,
         key: u32,
         record: &FunctionRecord,
-        image: PathBuf,
+        files: Files,
         listener: Option<OwnedFd>,
     ) -> io::Result<Live> {
         let (socket, theirs) =
@@ -201,7 +216,8 @@ impl Instances {
             slot: record.slot,
             revision: record.revision,
             spec: record.spec.clone(),
-            image,
+            image: files.code,
+            root: files.root,
             descriptors,
         };
         let parts = Parts { socket, receive_end: theirs, page, listener };
@@ -548,6 +564,9 @@ impl Task {
                 why.push_str("\n  ");
                 why.push_str(line);
             }
+        }
+        if own.iter().any(|line| line.contains("Read-only file system")) {
+            why.push_str("\nof an image, only /tmp, /run and what `writable` names can be written to");
         }
         why
     }

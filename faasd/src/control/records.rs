@@ -24,8 +24,12 @@ pub struct FunctionRecord {
     pub slot: u32,
     /// Counts deploys, from 1.
     pub revision: u64,
-    /// The digest of its code.
-    pub image: String,
+    /// The digest of its code, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The digest of the root image that `spec.image` stood for when it was deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
 }
@@ -102,7 +106,8 @@ mod tests {
             name: "hello".parse().unwrap(),
             slot: 3,
             revision: 2,
-            image: "sha256:00".to_owned(),
+            image: Some("sha256:00".to_owned()),
+            root: None,
             spec: FunctionSpec::default(),
             deployed_at: "2026-01-02T03:04:05.000000006Z".parse().unwrap(),
         };

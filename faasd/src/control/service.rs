@@ -17,8 +17,11 @@ use super::dns::DnsMetrics;
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
 use super::network::Network;
-use super::owner::Message;
-use crate::api::types::{Deploy, Function, Image, Invite, Invited, Join, Peer, Version};
+use super::owner::{Message, images};
+use crate::api::types::{
+    Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Pruned, Version,
+};
+use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 use crate::runtime::image::{self, UnpackError};
 use crate::runtime::logs::Logs;
@@ -64,6 +67,14 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::failed(&e))?
 }
 
+/// What is wrong with what was sent, with its whole chain of causes.
+fn refusal(error: &dyn std::error::Error) -> ApiError {
+    match ApiError::failed(error) {
+        ApiError::Failed { title, detail } => ApiError::Invalid { title, detail },
+        other => other,
+    }
+}
+
 #[async_trait]
 impl Service for Daemon {
     async fn version(&self) -> Version {
@@ -94,16 +105,46 @@ impl Service for Daemon {
             let file = std::fs::File::open(archive).map_err(|e| ApiError::failed(&e))?;
             let unpacked = images.unpack(std::io::BufReader::new(file)).map_err(|e| match e {
                 UnpackError::Write { .. } | UnpackError::Store { .. } => ApiError::failed(&e),
-                refused => {
-                    let ApiError::Failed { title, detail } = ApiError::failed(&refused) else {
-                        return ApiError::invalid(refused.to_string());
-                    };
-                    ApiError::Invalid { title, detail }
-                }
+                refused => refusal(&refused),
             })?;
             Ok(Image { digest: unpacked.digest, bytes: unpacked.bytes })
         })
         .await
+    }
+
+    async fn images(&self) -> Result<Vec<NamedImage>, ApiError> {
+        self.ask(|reply| Message::Images { reply }).await?
+    }
+
+    async fn import_image(
+        &self,
+        archive: &Path,
+        name: Option<ImageName>,
+        fallback: Option<ImageName>,
+    ) -> Result<ImportedImage, ApiError> {
+        let (images, archive) = (self.images.clone(), archive.to_owned());
+        let imported = blocking(move || {
+            let file = std::fs::File::open(archive).map_err(|e| ApiError::failed(&e))?;
+            images.roots().import(&file, name.as_ref(), fallback.as_ref()).map_err(|e| match e.is_ours() {
+                true => ApiError::failed(&e),
+                false => refusal(&e),
+            })
+        })
+        .await?;
+        tracing::info!(image = %imported.named.name, digest = imported.named.digest, "imported");
+        // Functions keep the image that they were deployed with, whatever its name stands for now.
+        let functions = self.functions().await?;
+        let users = functions.into_iter().filter(|f| f.root.as_ref() == Some(&imported.named.digest));
+        let users = users.map(|function| function.name).collect();
+        Ok(ImportedImage { image: images::view(imported.named, users), notes: imported.notes })
+    }
+
+    async fn remove_image(&self, name: ImageName) -> Result<(), ApiError> {
+        self.ask(|reply| Message::RemoveImage { name, reply }).await?
+    }
+
+    async fn prune_images(&self, names: bool) -> Result<Pruned, ApiError> {
+        self.ask(|reply| Message::PruneImages { names, reply }).await?
     }
 
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {

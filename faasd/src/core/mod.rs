@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod balance;
+pub mod image;
 pub mod invitation;
 pub mod lifecycle;
 pub mod name;

@@ -47,6 +47,13 @@ impl Paths {
         self.state.join("images")
     }
 
+    /// Root images, as mounted for containers. Mounts do not outlive the machine's uptime, but containers' users must be
+    /// able to pass through, which the run directory does not promise.
+    #[must_use]
+    pub fn roots(&self) -> PathBuf {
+        self.state.join("roots")
+    }
+
     /// OCI bundles, one an instance. They die with the machine's uptime as containers do, but the founding layout
     /// names them under the state directory.
     #[must_use]

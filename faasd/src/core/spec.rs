@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::image::ImageName;
 use super::name::FunctionName;
 
 /// The file's name in a function's directory.
@@ -23,6 +24,12 @@ pub struct FunctionSpec {
     /// `FILE.py:FUNCTION` of a `handler` function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
+    /// The root image that it runs in, by name or digest. Without one it sees the host's `/usr`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Directories of the image that each instance may write to: empty at its start, lost at its end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub writable: Vec<String>,
     /// The TCP port that clients dial.
     pub port: u16,
     /// The port that a `port` function binds, inside; told to it as `PORT`.
@@ -174,6 +181,8 @@ impl Default for FunctionSpec {
             contract: Contract::default(),
             command: Vec::new(),
             handler: None,
+            image: None,
+            writable: Vec::new(),
             port: 80,
             listen_port: None,
             stop_signal: None,
@@ -230,6 +239,8 @@ pub enum SpecError {
 /// The most instances that one function may declare: each has its own seat in the function's pool.
 pub const INSTANCES_MAX: u32 = 64;
 
+/// The most directories that are made writable.
+const WRITABLE_MAX: usize = 16;
 /// The most functions that one may pass connections on to.
 const FORWARD_MAX: usize = 64;
 
@@ -272,13 +283,28 @@ impl FunctionSpec {
                 return Err(SpecError::Misplaced { key, contract });
             }
         }
-        if !is_handler && self.command.is_empty() {
+        if !is_handler && self.command.is_empty() && self.image.is_none() {
             return Err(SpecError::NoCommand(contract));
         }
         if let Some(handler) = &self.handler
             && split_handler(handler).is_none()
         {
             return value("handler", handler, "write FILE.py:FUNCTION, like handler.py:handle");
+        }
+        if let Some(image) = &self.image
+            && !is_image(image)
+        {
+            return value("image", image, "write an image's name, like nginx:1.27, or its digest");
+        }
+        if !self.writable.is_empty() && self.image.is_none() {
+            return value(
+                "writable",
+                &self.writable.len(),
+                "only directories of an `image` can be written to, and /tmp",
+            );
+        }
+        if self.writable.len() > WRITABLE_MAX {
+            return value("writable", &self.writable.len(), "at most 16 directories are made");
         }
         let limits = &self.limits;
         if self.port == 0 {
@@ -347,6 +373,12 @@ impl FunctionSpec {
     pub fn handler_parts(&self) -> (&str, &str) {
         self.handler.as_deref().and_then(split_handler).unwrap_or(("handler.py", "handle"))
     }
+}
+
+fn is_image(text: &str) -> bool {
+    let is_digest =
+        |hex: &str| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    text.strip_prefix("sha256:").is_some_and(is_digest) || text.parse::<ImageName>().is_ok()
 }
 
 /// `handler.py:handle`: a plain file name inside the code's directory, and an identifier in it.

@@ -5,7 +5,7 @@
 //! minimal `/etc`. The host's `/usr` is seen read-only, which gives every function the host's libc, python and the like
 //! at no cost in memory or time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -19,6 +19,7 @@ use oci_spec::runtime::{
     UserBuilder,
 };
 
+use super::image::Process;
 use super::seccomp;
 use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec};
@@ -28,10 +29,10 @@ pub const USER: u32 = 65_532;
 
 /// The host's user ids given to containers begin here: far above those of people and services, and of other container
 /// managers' usual ranges.
-const UID_BASE: u32 = 0x1000_0000;
+pub const UID_BASE: u32 = 0x1000_0000;
 
 /// User ids for each function.
-const UID_RANGE: u32 = 65_536;
+pub const UID_RANGE: u32 = 65_536;
 
 /// The most functions that ranges can be given to without passing `i32::MAX`, which some tools take for the end.
 pub const SLOTS_MAX: u32 = (i32::MAX as u32 - UID_BASE) / UID_RANGE;
@@ -57,11 +58,16 @@ const OOM_SCORE: i32 = 500;
 
 const SEARCH_PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Of a root image that does not say.
+pub const IMAGE_SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Keys of the annotations that a restarted daemon reads back.
 pub mod annotation {
     pub const FUNCTION: &str = "io.faasd.function";
     pub const REVISION: &str = "io.faasd.revision";
     pub const SLOT: &str = "io.faasd.slot";
+    /// Where the root image of a function that has one is mounted.
+    pub const ROOT: &str = "io.faasd.root";
 }
 
 /// Everything that a bundle is made from.
@@ -75,11 +81,13 @@ pub struct Parameters<'a> {
     pub spec: &'a FunctionSpec,
     /// The argument vector, as it is inside.
     pub arguments: Vec<String>,
-    /// The code.
-    pub image: &'a Path,
+    /// The code, if there is any.
+    pub image: Option<&'a Path>,
+    /// What a root image asks for; `None` where the root is our own and the host's `/usr` is seen.
+    pub inside: Option<&'a Process>,
     /// The runner's directory, for handlers.
     pub runner: Option<&'a Path>,
-    /// What [`skeleton`] made.
+    /// What [`skeleton`] made, or a root image.
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
     pub cgroup: &'a str,
@@ -119,12 +127,20 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
         .ambient([])
         .build()?;
     let limit = |typ, value: u64| PosixRlimitBuilder::default().typ(typ).hard(value).soft(value).build();
+    let user = match p.inside {
+        None => UserBuilder::default().uid(USER).gid(USER).build()?,
+        Some(inside) => UserBuilder::default()
+            .uid(inside.uid)
+            .gid(inside.gid)
+            .additional_gids(inside.groups.clone())
+            .build()?,
+    };
     let process = ProcessBuilder::default()
         .terminal(false)
-        .user(UserBuilder::default().uid(USER).gid(USER).build()?)
+        .user(user)
         .args(p.arguments.clone())
         .env(environment(p))
-        .cwd(APP)
+        .cwd(p.inside.map_or(APP, |inside| &inside.cwd))
         .capabilities(none)
         .rlimits(vec![
             limit(PosixRlimitType::RlimitNofile, limits.files_max.min(p.host.files_max))?,
@@ -185,11 +201,14 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
         .readonly_paths(Vec::new())
         .build()?;
 
-    let annotations = HashMap::from([
+    let mut annotations = HashMap::from([
         (annotation::FUNCTION.to_owned(), p.function.to_string()),
         (annotation::REVISION.to_owned(), p.revision.to_string()),
         (annotation::SLOT.to_owned(), p.slot.to_string()),
     ]);
+    if p.inside.is_some() {
+        annotations.insert(annotation::ROOT.to_owned(), p.root.display().to_string());
+    }
     SpecBuilder::default()
         .version("1.0.2")
         .root(RootBuilder::default().path(p.root).readonly(true).build()?)
@@ -203,6 +222,9 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
 
 /// The environment: the function's own, and above it what a function may rely on.
 fn environment(p: &Parameters<'_>) -> Vec<String> {
+    if let Some(inside) = p.inside {
+        return environment_of_image(p, inside);
+    }
     let mut ours = vec![
         SEARCH_PATH.to_owned(),
         "HOME=/tmp".to_owned(),
@@ -212,20 +234,34 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
         format!("FAAS_FUNCTION={}", p.function),
         format!("FAAS_REVISION={}", p.revision),
     ];
-    match p.spec.contract {
-        Contract::Port => {
-            ours.push(format!("PORT={}", p.spec.listen_port()));
-            ours.push("HOST=::".to_owned());
-        }
-        // sd_listen_fds(3). The program is the first process of its namespace.
-        Contract::ListenFds => {
-            ours.extend(["LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_FDNAMES=faas"].map(str::to_owned));
-        }
-        Contract::Handler | Contract::Fd => {}
-    }
+    ours.extend(environment_of_contract(p.spec).into_iter().map(|(key, value)| format!("{key}={value}")));
     let is_ours = |key: &str| ours.iter().any(|pair| pair.split('=').next() == Some(key));
     let theirs = p.spec.env.iter().filter(|(key, _)| !is_ours(key));
     theirs.map(|(key, value)| format!("{key}={value}")).chain(ours.iter().cloned()).collect()
+}
+
+/// What the contract tells a server.
+fn environment_of_contract(spec: &FunctionSpec) -> Vec<(&'static str, String)> {
+    match spec.contract {
+        Contract::Port => vec![("PORT", spec.listen_port().to_string()), ("HOST", "::".to_owned())],
+        // sd_listen_fds(3). The program is the first process of its namespace.
+        Contract::ListenFds => [("LISTEN_FDS", "1"), ("LISTEN_PID", "1"), ("LISTEN_FDNAMES", "faas")]
+            .map(|(key, value)| (key, value.to_owned()))
+            .to_vec(),
+        Contract::Handler | Contract::Fd => Vec::new(),
+    }
+}
+
+/// With a root image it is the image that is relied on, and the function may know better.
+fn environment_of_image(p: &Parameters<'_>, inside: &Process) -> Vec<String> {
+    let mut all = BTreeMap::from([("PATH", IMAGE_SEARCH_PATH), ("HOME", "/tmp")]);
+    all.extend(inside.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    all.extend(p.spec.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+    let (function, revision) = (p.function.to_string(), p.revision.to_string());
+    let contract = environment_of_contract(p.spec);
+    all.extend(contract.iter().map(|(key, value)| (*key, value.as_str())));
+    all.extend([("FAAS_FUNCTION", function.as_str()), ("FAAS_REVISION", revision.as_str())]);
+    all.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
 fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
@@ -239,8 +275,11 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     };
     let tmpfs = Path::new("tmpfs");
     let tmp_size = format!("size={}", p.spec.limits.tmp_bytes);
-    let mut mounts = vec![mount("/usr", "none", Path::new("/usr"), &["rbind", "ro", "nosuid", "nodev"])?];
-    if p.host.usr_local {
+    let mut mounts = Vec::new();
+    if p.inside.is_none() {
+        mounts.push(mount("/usr", "none", Path::new("/usr"), &["rbind", "ro", "nosuid", "nodev"])?);
+    }
+    if p.inside.is_none() && p.host.usr_local {
         // The administrator's own programs are none of a function's business.
         let options = ["ro", "nosuid", "nodev", "noexec", "mode=755", "size=4k"];
         mounts.push(mount("/usr/local", "tmpfs", tmpfs, &options)?);
@@ -250,7 +289,17 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     mounts.push(mount("/dev", "tmpfs", tmpfs, &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?);
     mounts.push(mount("/dev/shm", "tmpfs", tmpfs, &["nosuid", "noexec", "nodev", "mode=1777", &tmp_size])?);
     mounts.push(mount("/tmp", "tmpfs", tmpfs, &["nosuid", "nodev", "mode=1777", &tmp_size])?);
-    mounts.push(mount(APP, "none", p.image, &["bind", "ro", "nosuid", "nodev"])?);
+    if let Some(inside) = p.inside {
+        // What servers expect to be able to write to, each for this instance alone.
+        let own = [format!("uid={}", inside.uid), format!("gid={}", inside.gid), tmp_size];
+        let options = ["nosuid", "nodev", "mode=755", &own[0], &own[1], &own[2]];
+        for place in std::iter::once("/run").chain(inside.writable.iter().map(String::as_str)) {
+            mounts.push(mount(place, "tmpfs", tmpfs, &options)?);
+        }
+    }
+    if let Some(image) = p.image {
+        mounts.push(mount(APP, "none", image, &["bind", "ro", "nosuid", "nodev"])?);
+    }
     if let Some(runner) = p.runner {
         mounts.push(mount(RUNNER, "none", runner, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
     }
@@ -316,7 +365,8 @@ mod tests {
             revision: 1,
             spec,
             arguments: vec!["/app/hello".into()],
-            image: Path::new("/images/x"),
+            image: Some(Path::new("/images/x")),
+            inside: None,
             runner: Some(Path::new("/runners/x")),
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",

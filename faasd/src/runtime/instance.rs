@@ -1,5 +1,7 @@
 //! Instances: containers made, started, stopped, found again after a restart, and removed without a trace.
 
+mod files;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
@@ -14,9 +16,11 @@ use sha2::{Digest, Sha256};
 use tokio::io::Interest;
 use tokio::net::UnixListener;
 
+use self::files::Made;
 use super::bundle::{self, Host, Parameters, annotation};
-use super::image::{self, EntryError};
+use super::image::{self, EntryError, RootImage};
 use super::logs;
+use super::mounts::{MountError, Mounts};
 use super::relay;
 use super::runc::{Runc, RuncError, State, Status, Version};
 use super::runners::{self, HexDigest, RunnerError};
@@ -46,6 +50,7 @@ pub struct Runtime {
     root: PathBuf,
     runner: PathBuf,
     host: Host,
+    mounts: Arc<Mounts>,
 }
 
 /// Why the runtime cannot be used on this machine.
@@ -55,6 +60,8 @@ pub enum RuntimeError {
     Runc(#[from] RuncError),
     #[error(transparent)]
     Runner(#[from] RunnerError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
     #[error("control groups cannot be used")]
     Cgroups(#[source] io::Error),
     #[error("cannot prepare {}", path.display())]
@@ -80,8 +87,10 @@ pub struct Request {
     pub slot: u32,
     pub revision: u64,
     pub spec: FunctionSpec,
-    /// The unpacked code ([`image::Store::directory`]).
-    pub image: PathBuf,
+    /// The unpacked code ([`image::Store::directory`]), if there is any.
+    pub image: Option<PathBuf>,
+    /// The root file system, if it is not to be the host's `/usr`.
+    pub root: Option<RootImage>,
     /// Descriptors 3, 4, … inside, as the contract has them.
     pub descriptors: Vec<OwnedFd>,
 }
@@ -119,6 +128,8 @@ pub enum StartError {
     Entry(#[from] EntryError),
     #[error(transparent)]
     Runner(#[from] RunnerError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
     #[error("function number {0} is past the {max} that there are user ids for", max = bundle::SLOTS_MAX)]
     Slot(u32),
     #[error("cannot make the bundle of {id}")]
@@ -185,7 +196,14 @@ impl Runtime {
             swap_limit: cgroups.has_swap_limit(),
             usr_local: Path::new("/usr/local").is_dir(),
         };
-        Ok(Self { paths, runc, cgroups, root, runner, host })
+        let mounts = Arc::new(Mounts::new(&paths.roots())?);
+        Ok(Self { paths, runc, cgroups, root, runner, host, mounts })
+    }
+
+    /// The root images that instances run from.
+    #[must_use]
+    pub fn mounts(&self) -> Arc<Mounts> {
+        Arc::clone(&self.mounts)
     }
 
     /// runc's version.
@@ -208,8 +226,15 @@ impl Runtime {
             }
             _ => None,
         };
-        let bundle = self.bundle(&request, desk.as_ref().map(|desk| desk.path.as_path()))?;
-        match self.create_and_start(&id, &bundle, request, desk).await {
+        let agent = desk.as_ref().map(|desk| desk.path.as_path());
+        let made = match self.mounted(&request).await.and_then(|root| self.bundle(&request, &root, agent)) {
+            Ok(made) => made,
+            Err(e) => {
+                self.release(&id).await;
+                return Err(e);
+            }
+        };
+        match self.create_and_start(&id, made, request, desk).await {
             Ok(running) => {
                 tracing::debug!(
                     id,
@@ -229,51 +254,10 @@ impl Runtime {
         }
     }
 
-    /// Writes the bundle. A directory of that name that is there already belongs to another instance.
-    fn bundle(&self, request: &Request, agent: Option<&Path>) -> Result<PathBuf, StartError> {
-        if request.slot >= bundle::SLOTS_MAX {
-            return Err(StartError::Slot(request.slot));
-        }
-        let entry = image::entry_point(&request.image, &request.spec)?;
-        let (arguments, runner) = match request.spec.contract {
-            Contract::Handler => (runners::arguments(&request.spec)?, Some(self.runner.as_path())),
-            Contract::Fd | Contract::Port | Contract::ListenFds => (entry, None),
-        };
-        let dir = self.paths.bundles().join(&request.id);
-        let error = |source| StartError::Bundle { id: request.id.clone(), source };
-        let config = bundle::config(&Parameters {
-            id: &request.id,
-            function: &request.function,
-            slot: request.slot,
-            revision: request.revision,
-            spec: &request.spec,
-            arguments,
-            image: &request.image,
-            runner,
-            root: &self.root,
-            cgroup: &self.cgroup(&request.id),
-            agent,
-            host: &self.host,
-        })
-        .map_err(|e| error(io::Error::other(e)))?;
-        let text = serde_json::to_vec(&config).map_err(|e| error(e.into()))?;
-        fs::create_dir(&dir).map_err(error)?;
-        let written = fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))
-            .and_then(|()| fs::write(dir.join("config.json"), text));
-        // The environment is in it, and may hold secrets.
-        let written = written
-            .and_then(|()| fs::set_permissions(dir.join("config.json"), fs::Permissions::from_mode(0o600)));
-        if let Err(e) = written {
-            let _ = fs::remove_dir_all(&dir);
-            return Err(error(e));
-        }
-        Ok(dir)
-    }
-
     async fn create_and_start(
         &self,
         id: &str,
-        bundle: &Path,
+        made: Made,
         request: Request,
         desk: Option<Desk>,
     ) -> Result<Running, StartError> {
@@ -282,11 +266,11 @@ impl Runtime {
         let output = |source| StartError::Output { id: id.to_owned(), source };
         let (log, output_end) = logs::pipe().map_err(output)?;
         // A program may open /dev/stdout anew, for which its user must own what is behind it.
-        let owner = bundle::uid_base(request.slot) + bundle::USER;
-        rustix::fs::fchown(&output_end, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
-            .map_err(|e| output(e.into()))?;
+        let base = bundle::uid_base(request.slot);
+        let (uid, gid) = (Uid::from_raw(base + made.owner.0), Gid::from_raw(base + made.owner.1));
+        rustix::fs::fchown(&output_end, Some(uid), Some(gid)).map_err(|e| output(e.into()))?;
         let begin = Instant::now();
-        let pid = self.runc.create(bundle, id, request.descriptors, output_end).await.map_err(runc)?;
+        let pid = self.runc.create(&made.bundle, id, request.descriptors, output_end).await.map_err(runc)?;
         let notify = match desk {
             Some(desk) => {
                 let received = desk.receive().await;
@@ -368,6 +352,7 @@ impl Runtime {
             Ok(more) => steps.extend(more),
             Err(e) => steps.push(e.to_string()),
         }
+        self.release(id).await;
         // What runc said is of no interest if in the end nothing is left of it.
         let gone = !self.runc.directory(id).exists() && !self.cgroups.exists(&self.cgroup(id));
         match steps.is_empty() || gone && steps.len() == 1 && !self.paths.bundles().join(id).exists() {
@@ -411,6 +396,9 @@ impl Runtime {
                 Err(e) => tracing::warn!(id, error = %e, "an instance of an earlier daemon stays"),
             }
         }
+        if let Err(error) = self.mounts.sweep() {
+            tracing::warn!(%error, "a root image that nobody uses stays mounted");
+        }
         Ok(adopted)
     }
 
@@ -425,6 +413,9 @@ impl Runtime {
             return None;
         }
         let (function, revision, slot) = identity(&state.annotations)?;
+        if let Some(root) = state.annotations.get(annotation::ROOT) {
+            self.mounts.adopt(Path::new(root), &state.id);
+        }
         let (id, pid, process) = (state.id.clone(), state.pid, Arc::new(process));
         Some(Adopted { id, pid, process, function, revision, slot })
     }

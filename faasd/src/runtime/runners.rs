@@ -14,7 +14,10 @@ use crate::core::spec::FunctionSpec;
 const PYTHON_RUNNER: &str = include_str!("runners/python.py");
 const PYTHON_FILE: &str = "python.py";
 
-/// The only python that a container sees: it has the host's `/usr`, without `/usr/local`.
+/// What serves a handler, as looked for in a root image.
+pub const INTERPRETER: &str = "python3";
+
+/// The only python that a container with the host's `/usr` sees: it has that without `/usr/local`.
 pub const PYTHON: &str = "/usr/bin/python3";
 
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +69,17 @@ pub fn arguments(spec: &FunctionSpec) -> Result<Vec<String>, RunnerError> {
     if !is_there {
         return Err(RunnerError::NoPython);
     }
+    Ok(arguments_of(PYTHON, spec))
+}
+
+/// The same with another interpreter, that of a root image.
+#[must_use]
+pub fn arguments_of(python: &str, spec: &FunctionSpec) -> Vec<String> {
     let (file, function) = spec.handler_parts();
     let runner = format!("{}/{PYTHON_FILE}", bundle::RUNNER);
     // -S: importing `site` is a third of the interpreter's start. -E: no PYTHON* variable changes the runner.
     // -B: no byte code is written. -u: what is printed reaches the log at once, also when a kill follows.
-    Ok([PYTHON, "-S", "-E", "-B", "-u", &runner, file, function].map(str::to_owned).to_vec())
+    [python, "-S", "-E", "-B", "-u", &runner, file, function].map(str::to_owned).to_vec()
 }
 
 /// Bytes as hexadecimal digits.

@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod idmap;
 pub mod netlink;
 pub mod netns;
 pub mod notify;

@@ -16,11 +16,12 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::Response;
 use faasd::api::types::{
-    Connections, Deploy, Function, Image, Instance, Invite, Invited, Join, PROBLEM_HEADER, Peer, Phase,
-    State, Version,
+    Connections, Deploy, Function, Image, ImportedImage, Instance, Invite, Invited, Join, NamedImage,
+    PROBLEM_HEADER, Peer, Phase, Pruned, State, Version,
 };
 use faasd::control::api::{ApiError, Service, Spool, bind_unix, local, serve_tunnel, serve_unix, tunnel};
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
+use faasd::core::image::ImageName;
 use faasd::core::name::FunctionName;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -33,6 +34,7 @@ pub struct Fake {
     pub peers: Mutex<BTreeMap<FunctionName, Peer>>,
     /// Digest and entries of every archive that came in.
     pub images: Mutex<BTreeMap<String, Vec<String>>>,
+    pub roots: Mutex<BTreeMap<ImageName, NamedImage>>,
     pub joined: Mutex<Vec<(Ipv6Addr, String)>>,
     /// The next deploy fails with this.
     pub deploy_fails: Mutex<Option<ApiError>>,
@@ -82,12 +84,50 @@ impl Service for Fake {
         Ok(Image { digest, bytes: bytes.len() as u64 })
     }
 
+    async fn images(&self) -> Result<Vec<NamedImage>, ApiError> {
+        Ok(self.roots.lock().unwrap().values().cloned().collect())
+    }
+
+    async fn import_image(
+        &self,
+        archive: &Path,
+        name: Option<ImageName>,
+        fallback: Option<ImageName>,
+    ) -> Result<ImportedImage, ApiError> {
+        let bytes = std::fs::read(archive).map_err(|e| ApiError::failed(&e))?;
+        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = name.or(fallback).ok_or_else(|| ApiError::invalid("it does not say what it is called"))?;
+        let image = NamedImage {
+            name: name.clone(),
+            digest: format!("sha256:{digest}"),
+            manifest: None,
+            bytes: bytes.len() as u64,
+            layers: 1,
+            imported_at: Timestamp::now(),
+            functions: Vec::new(),
+        };
+        self.roots.lock().unwrap().insert(name, image.clone());
+        Ok(ImportedImage { image, notes: vec!["left out: /dev/null".into()] })
+    }
+
+    async fn remove_image(&self, name: ImageName) -> Result<(), ApiError> {
+        let removed = self.roots.lock().unwrap().remove(&name);
+        removed.map(drop).ok_or(ApiError::NotFound { what: format!("image '{name}'"), suggestion: None })
+    }
+
+    async fn prune_images(&self, names: bool) -> Result<Pruned, ApiError> {
+        let mut roots = self.roots.lock().unwrap();
+        let names = if names { std::mem::take(&mut *roots).into_keys().collect() } else { Vec::new() };
+        Ok(Pruned { names, freed_bytes: 7 })
+    }
+
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
         if let Some(error) = self.deploy_fails.lock().unwrap().take() {
             return Err(error);
         }
-        if !self.images.lock().unwrap().contains_key(&deploy.image) {
-            return Err(ApiError::NotFound { what: format!("image {}", deploy.image), suggestion: None });
+        let code = deploy.image.clone().unwrap_or_default();
+        if !self.images.lock().unwrap().contains_key(&code) {
+            return Err(ApiError::NotFound { what: format!("image {code}"), suggestion: None });
         }
         let mut functions = self.functions.lock().unwrap();
         let revision = functions.get(&name).map_or(0, |function| function.revision) + 1;
@@ -106,6 +146,7 @@ impl Service for Fake {
             revision,
             address: FUNCTION_PREFIX.function(&name),
             image: deploy.image,
+            root: None,
             spec: deploy.spec,
             deployed_at: Timestamp::now(),
             state: State::Warm,

@@ -20,7 +20,7 @@ use crate::api::types::{
 };
 use crate::core::name::FunctionName;
 
-type Result<T> = std::result::Result<T, ApiError>;
+pub(super) type Result<T> = std::result::Result<T, ApiError>;
 
 /// How long a refused upload is read on, so that the client gets to read the refusal.
 const DISCARD: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ pub(super) async fn add_image(State(api): State<Api>, mut body: Body) -> Result<
             title: "too many uploads run already".into(),
             detail: Some("try again in a few seconds".into()),
         })?;
-        let archive = spool(&api.spool, &mut body).await?;
+        let archive = spool(&api.spool, &mut body, api.spool.archive_bytes_max).await?;
         api.service.add_image(&archive).await
     })
     .await;
@@ -60,8 +60,7 @@ pub(super) async fn add_image(State(api): State<Api>, mut body: Body) -> Result<
 }
 
 /// Writes a body to a file that is removed when the returned path is dropped.
-async fn spool(spool: &Spool, body: &mut Body) -> Result<tempfile::TempPath> {
-    let limit_bytes = spool.archive_bytes_max;
+pub(super) async fn spool(spool: &Spool, body: &mut Body, limit_bytes: u64) -> Result<tempfile::TempPath> {
     let too_large = ApiError::TooLarge { what: "the archive", limit_bytes };
     if body.size_hint().lower() > limit_bytes {
         return Err(too_large);
@@ -96,7 +95,7 @@ async fn spool(spool: &Spool, body: &mut Body) -> Result<tempfile::TempPath> {
 
 /// Reads on for a while what will not be used, whatever the reason: a client that still writes when the connection
 /// closes sees a broken pipe in place of the answer.
-async fn discard(mut body: Body) {
+pub(super) async fn discard(mut body: Body) {
     let mut left = ARCHIVE_BYTES_MAX;
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
@@ -119,11 +118,8 @@ pub(super) async fn deploy(
     let name = parse_name(&name)?;
     let deploy: Deploy = json(&headers, body).await?;
     deploy.spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
-    if !is_digest(&deploy.image) {
-        return Err(ApiError::invalid(format!(
-            "'{}' is no digest; write sha256: and 64 digits",
-            deploy.image
-        )));
+    if let Some(image) = deploy.image.as_deref().filter(|image| !is_digest(image)) {
+        return Err(ApiError::invalid(format!("'{image}' is no digest; write sha256: and 64 digits")));
     }
     let deadlines = &deploy.spec.deadlines;
     let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;
@@ -266,7 +262,11 @@ async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T>
         .map_err(|e| ApiError::invalid(format!("the request is not understood: {e}")))
 }
 
-async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) async fn within<T>(
+    limit: Duration,
+    what: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     match tokio::time::timeout(limit, work).await {
         Ok(done) => done,
         Err(_) => Err(ApiError::TimedOut { what: what.to_owned(), seconds: limit.as_secs() }),

@@ -6,7 +6,7 @@ impl Owner {
     pub(super) async fn deploy(
         &mut self,
         name: FunctionName,
-        image: String,
+        image: Option<String>,
         spec: FunctionSpec,
         reply: Reply<Function>,
     ) {
@@ -36,15 +36,11 @@ impl Owner {
     pub(super) fn prepare(
         &self,
         name: &FunctionName,
-        image: String,
-        spec: FunctionSpec,
+        image: Option<String>,
+        mut spec: FunctionSpec,
     ) -> Result<FunctionRecord, ApiError> {
         spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
-        let dir = self.parts.images.directory(&image).ok_or_else(|| ApiError::Invalid {
-            title: format!("there is no image {image}"),
-            detail: Some("upload the code first: `faas deploy` does both".to_owned()),
-        })?;
-        image::entry_point(&dir, &spec).map_err(|e| ApiError::invalid(e.to_string()))?;
+        let root = images::check(&self.parts.images, image.as_deref(), &mut spec)?;
         let existing = self.functions.get(name);
         if existing.is_some_and(|entry| entry.lifecycle.is_removed()) {
             return Err(ApiError::conflict(format!(
@@ -71,6 +67,7 @@ impl Owner {
             slot,
             revision: newest.map_or(1, |r| r.revision + 1),
             image,
+            root,
             spec,
             deployed_at: Timestamp::now(),
         })
@@ -193,15 +190,14 @@ impl Owner {
     /// Removes images that no function uses, some time after the last one did.
     pub(super) fn collect_images(&self) {
         let images = self.parts.images.clone();
-        let used = self
-            .functions
-            .values()
-            .flat_map(|e| e.record.iter().chain(e.candidate.as_ref().map(|c| &c.record)))
-            .map(|r| r.image.clone())
-            .collect();
+        let used = self.records().filter_map(|(_, r)| r.image.clone()).collect();
+        let keeps = self.root_keeper();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = images.gc(&used, IMAGE_AGE_MIN) {
                 tracing::warn!(%error, "an image that is not used stays");
+            }
+            if let Err(error) = images.roots().gc(keeps, IMAGE_AGE_MIN) {
+                tracing::warn!(%error, "a root image that is not used stays");
             }
         });
     }

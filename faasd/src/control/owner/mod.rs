@@ -2,6 +2,7 @@
 
 mod deploy;
 mod forward;
+pub(super) mod images;
 mod restore;
 mod routes;
 mod seats;
@@ -28,7 +29,8 @@ use super::instances::{Instances, Live, Order, drop_listener, keep_listener, lis
 use super::metrics::Lives;
 use super::records::{FUNCTIONS, FunctionRecord, free_slot};
 use super::store::{Expect, Store, list_json, put_json};
-use crate::api::types::{Connections, Function, Instance, Phase, State};
+use crate::api::types::{Connections, Function, Instance, NamedImage, Phase, Pruned, State};
+use crate::core::image::ImageName;
 use crate::core::lifecycle::{Action, Event, Lifecycle, Outlook, Revision};
 use crate::core::name::FunctionName;
 use crate::core::spec::FunctionSpec;
@@ -53,7 +55,7 @@ pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 pub enum Message {
     Deploy {
         name: FunctionName,
-        image: String,
+        image: Option<String>,
         spec: Box<FunctionSpec>,
         reply: Reply<Function>,
     },
@@ -67,6 +69,19 @@ pub enum Message {
     },
     List {
         reply: oneshot::Sender<Vec<(Function, Arc<Stats>, Lives)>>,
+    },
+    /// Every root image that has a name, with the functions that run from it.
+    Images {
+        reply: Reply<Vec<NamedImage>>,
+    },
+    RemoveImage {
+        name: ImageName,
+        reply: Reply<()>,
+    },
+    /// Removes what nothing names or runs; with `names` also the names of images that no function runs.
+    PruneImages {
+        names: bool,
+        reply: Reply<Pruned>,
     },
     /// The kernel program's decisions, by their index.
     Decisions {
@@ -231,6 +246,9 @@ impl Owner {
             Message::Decisions { reply } => {
                 drop(reply.send(self.parts.kernel.decisions().map_err(|e| ApiError::failed(&e))));
             }
+            Message::Images { reply } => self.images(reply),
+            Message::RemoveImage { name, reply } => self.remove_image(&name, reply),
+            Message::PruneImages { names, reply } => self.prune_images(names, reply),
             Message::Started { key, pid } => {
                 if let Some(live) = self.live(key) {
                     live.pid = Some(pid);
@@ -334,10 +352,9 @@ impl Owner {
     }
 
     fn launch(&mut self, key: u32, record: &FunctionRecord) -> anyhow::Result<Live> {
-        let image = self.parts.images.directory(&record.image);
-        let image = image.with_context(|| format!("its image {} is gone; deploy it again", record.image))?;
+        let files = images::files(&self.parts.images, record).map_err(anyhow::Error::msg)?;
         let listener = self.instance_listener(record)?;
-        Ok(self.parts.instances.start(key, record, image, listener)?)
+        Ok(self.parts.instances.start(key, record, files, listener)?)
     }
 
     fn entry(&self, record: &FunctionRecord) -> Entry {
@@ -411,6 +428,7 @@ impl Owner {
             revision: record.revision,
             address: entry.address,
             image: record.image.clone(),
+            root: record.root.clone(),
             spec: record.spec.clone(),
             deployed_at: record.deployed_at,
             state: match entry.lifecycle.outlook() {

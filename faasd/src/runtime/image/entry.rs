@@ -26,6 +26,21 @@ pub enum EntryError {
     NotInside(String),
     #[error("the code at {0} is gone; deploy it again")]
     Gone(String),
+    #[error("'{0}' is not in the image: look what is, or name another program in `command`")]
+    NotInImage(String),
+    #[error("there is no code, and no image to run in its place")]
+    NoCode,
+    #[error("the image has neither Entrypoint nor Cmd: say what is run, `command = [\"/path/to/program\"]`")]
+    NoProgram,
+    #[error("the image's user '{0}' is not known in its /etc/passwd or /etc/group")]
+    User(String),
+    #[error(
+        "`writable` names {0}, which cannot be: name directories of the image, without links on the way and outside of \
+         /app, /dev, /proc, /run, /sys and /tmp"
+    )]
+    Writable(String),
+    #[error("the image's working directory {0} is not in it")]
+    WorkingDir(String),
 }
 
 /// Checks that the code has what the declaration runs. Of a function with a `command` it returns the argument vector as
@@ -101,6 +116,13 @@ fn find(root: &impl AsFd, path: &Path) -> Option<Stat> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let file = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
     rustix::fs::fstat(file).ok()
+}
+
+/// Whether a file in the code is a regular one, and its mode; `None` if it is not there.
+pub(super) fn in_directory(code: &Path, path: &Path) -> Option<(bool, u32)> {
+    let root =
+        rustix::fs::open(code, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    find(&root, path).map(|stat| (is_file(&stat), stat.st_mode))
 }
 
 fn is_file(stat: &Stat) -> bool {

@@ -3,9 +3,18 @@
 //! Nothing in an archive is believed. What has been unpacked so far is known in full (the directory was fresh), so that
 //! every path is resolved against that knowledge and never against the file system: no symbolic link is ever followed.
 
+mod archive;
+mod blob;
 mod entry;
+mod layer;
+mod oci;
+mod process;
+pub mod roots;
+#[cfg(test)]
+mod roots_tests;
 #[cfg(test)]
 mod tests;
+mod view;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -16,9 +25,12 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
-use tar::{Archive, EntryType, PaxExtensions};
+use tar::{Archive, EntryType};
 
+use archive::{normal, show};
 pub use entry::{EntryError, entry_point};
+pub use process::{Process, process};
+pub use roots::{ImportError, RootImage, Roots};
 
 use super::runners::HexDigest;
 
@@ -27,9 +39,6 @@ pub const BYTES_MAX: u64 = 256 << 20;
 pub const ENTRIES_MAX: usize = 65_536;
 const PATH_BYTES_MAX: usize = 1024;
 const NAME_BYTES_MAX: usize = 255;
-
-/// What an archive may spend on a header of variable length: long names, pax records.
-const HEADER_BYTES_MAX: u64 = 64 << 10;
 
 /// Of the digest: it stands before it, and names the directory.
 const ALGORITHM: &str = "sha256";
@@ -46,8 +55,8 @@ pub enum UnpackError {
     Store { path: PathBuf, source: io::Error },
     #[error("the archive has more than {} MiB of content", BYTES_MAX >> 20)]
     Bytes,
-    #[error("the archive has more than {ENTRIES_MAX} entries")]
-    Entries,
+    #[error("the archive has more than {0} entries")]
+    Entries(usize),
     #[error("the archive is empty")]
     Empty,
     #[error(
@@ -82,6 +91,7 @@ pub struct Unpacked {
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
+    roots: Roots,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +111,14 @@ struct Tree {
 impl Store {
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        let roots = Roots::new(dir.join("roots"));
+        Self { dir, roots }
+    }
+
+    /// The root images, which are kept beside the code.
+    #[must_use]
+    pub fn roots(&self) -> &Roots {
+        &self.roots
     }
 
     /// Unpacks an archive. The same code is kept once. Blocks: not for an asynchronous task's own thread.
@@ -210,132 +227,27 @@ impl Drop for Draft {
     }
 }
 
-/// Long names and the like, which an archive has before the entry that they belong to.
-#[derive(Default)]
-struct Extension {
-    path: Option<Vec<u8>>,
-    target: Option<Vec<u8>>,
-}
-
-/// Unpacks into an empty directory. The headers of variable length are read here rather than by the `tar` crate, which
-/// would read one of any length into memory.
+/// Unpacks into an empty directory.
 fn unpack_into(archive: impl Read, root: &Path) -> Result<Tree, UnpackError> {
     let mut tree = Tree::default();
-    let mut extension = Extension::default();
     let mut archive = Archive::new(archive);
-    let entries = archive.entries().map_err(UnpackError::Read)?.raw(true);
-    for (count, entry) in entries.enumerate() {
-        let mut entry = entry.map_err(UnpackError::Read)?;
-        if count >= ENTRIES_MAX {
-            return Err(UnpackError::Entries);
-        }
-        match entry.header().entry_type() {
-            EntryType::XGlobalHeader => continue,
-            EntryType::GNULongName => {
-                extension.path = Some(without_nul(read_header(&mut entry)?));
-                continue;
+    archive::read(archive.entries().map_err(UnpackError::Read)?, ENTRIES_MAX, |mut entry| {
+        let path = normal(&entry.path)?;
+        let kind = match entry.kind() {
+            EntryType::Regular | EntryType::Continuous => {
+                return tree.file(root, &path, entry.mode()? & 0o111 != 0, &mut entry.content);
             }
-            EntryType::GNULongLink => {
-                extension.target = Some(without_nul(read_header(&mut entry)?));
-                continue;
-            }
-            EntryType::XHeader => {
-                read_pax(&read_header(&mut entry)?, &mut extension)?;
-                continue;
-            }
-            _ => {}
-        }
-        let Extension { path, target } = std::mem::take(&mut extension);
-        let path = normal(&path.unwrap_or_else(|| entry.header().path_bytes().into_owned()))?;
-        let target = target
-            .or_else(|| entry.header().link_name_bytes().map(|name| name.into_owned()))
-            .unwrap_or_default();
-        let kind = match entry.header().entry_type() {
-            EntryType::Regular | EntryType::Continuous => "file",
-            EntryType::Directory => {
-                tree.directory(root, &path)?;
-                continue;
-            }
-            EntryType::Symlink => {
-                tree.link(root, &path, &target)?;
-                continue;
-            }
-            EntryType::Link => {
-                tree.hard_link(root, &path, &target)?;
-                continue;
-            }
+            EntryType::Directory => return tree.directory(root, &path),
+            EntryType::Symlink => return tree.link(root, &path, &entry.target),
+            EntryType::Link => return tree.hard_link(root, &path, &entry.target),
             EntryType::Char | EntryType::Block => "a device",
             EntryType::Fifo => "a fifo",
             EntryType::GNUSparse => "a sparse file",
             _ => "of a kind that tar files seldom hold",
         };
-        if kind != "file" {
-            return Err(UnpackError::Kind(show(&path), kind));
-        }
-        let is_executable = entry.header().mode().map_err(UnpackError::Read)? & 0o111 != 0;
-        tree.file(root, &path, is_executable, &mut entry)?;
-    }
+        Err(UnpackError::Kind(show(&path), kind))
+    })?;
     if tree.nodes.is_empty() { Err(UnpackError::Empty) } else { Ok(tree) }
-}
-
-fn read_header(entry: &mut impl Read) -> Result<Vec<u8>, UnpackError> {
-    let mut bytes = Vec::new();
-    entry.take(HEADER_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(UnpackError::Read)?;
-    match bytes.len() as u64 > HEADER_BYTES_MAX {
-        true => Err(UnpackError::Long(String::from_utf8_lossy(&bytes[..64]).into_owned())),
-        false => Ok(bytes),
-    }
-}
-
-fn without_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    if bytes.last() == Some(&0) {
-        bytes.pop();
-    }
-    bytes
-}
-
-/// The records that matter. A size or a sparse map in one would contradict the header that the content is read by.
-fn read_pax(bytes: &[u8], extension: &mut Extension) -> Result<(), UnpackError> {
-    for record in PaxExtensions::new(bytes) {
-        let record = record.map_err(UnpackError::Read)?;
-        match record.key_bytes() {
-            b"path" => extension.path = Some(record.value_bytes().to_owned()),
-            b"linkpath" => extension.target = Some(record.value_bytes().to_owned()),
-            b"size" => return Err(UnpackError::Bytes),
-            key if key.starts_with(b"GNU.sparse.") => {
-                return Err(UnpackError::Kind("an entry".to_owned(), "a sparse file"));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// A path of plain names; empty for the archive's own root.
-fn normal(bytes: &[u8]) -> Result<PathBuf, UnpackError> {
-    let path = Path::new(std::ffi::OsStr::from_bytes(bytes));
-    if bytes.len() > PATH_BYTES_MAX {
-        return Err(UnpackError::Long(String::from_utf8_lossy(&bytes[..64]).into_owned()));
-    }
-    if bytes.is_empty() || bytes.contains(&0) {
-        return Err(UnpackError::Outside(show(path)));
-    }
-    let mut plain = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::Normal(name) if name.len() > NAME_BYTES_MAX => {
-                return Err(UnpackError::Long(String::from_utf8_lossy(&name.as_bytes()[..64]).into_owned()));
-            }
-            Component::Normal(name) => plain.push(name),
-            Component::CurDir => {}
-            _ => return Err(UnpackError::Outside(show(path))),
-        }
-    }
-    Ok(plain)
-}
-
-fn show(path: &Path) -> String {
-    path.to_string_lossy().chars().take(PATH_BYTES_MAX).collect()
 }
 
 impl Tree {
@@ -451,7 +363,7 @@ impl Tree {
     /// Also counts what an entry implies: the directories above it.
     fn insert(&mut self, path: PathBuf, node: Node) -> Result<(), UnpackError> {
         if self.nodes.len() >= ENTRIES_MAX {
-            return Err(UnpackError::Entries);
+            return Err(UnpackError::Entries(ENTRIES_MAX));
         }
         self.nodes.insert(path, node);
         Ok(())

@@ -147,7 +147,7 @@ fn sizes_and_numbers_have_limits() {
     for n in 0..ENTRIES_MAX {
         tree.insert(PathBuf::from(n.to_string()), Node::Directory).unwrap();
     }
-    assert!(matches!(tree.insert("more".into(), Node::Directory), Err(UnpackError::Entries)));
+    assert!(matches!(tree.insert("more".into(), Node::Directory), Err(UnpackError::Entries(_))));
 }
 
 #[test]
