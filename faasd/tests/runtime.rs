@@ -233,7 +233,7 @@ async fn the_sandbox_is_closed() {
     assert_eq!((&report["uid"], &report["gid"], &report["pid"]), (&65_532.into(), &65_532.into(), &1.into()));
     assert_eq!((&report["cwd"], &report["host"]), (&"/app".into(), &"probe".into()));
     for (key, value) in [
-        ("PATH", "/usr/bin:/bin"),
+        ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
         ("HOME", "/tmp"),
         ("LANG", "C.UTF-8"),
         ("FAAS_FUNCTION", "probe"),
