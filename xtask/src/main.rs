@@ -5,6 +5,7 @@ mod check;
 mod demo;
 mod ebpf;
 mod interrupt;
+mod packages;
 mod repo;
 mod report;
 mod root;

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use crate::ebpf::Compiler;
 use crate::report::step;
 use crate::tools::{BPF_LINKER, CARGO_DENY, Tool};
-use crate::{root, run};
+use crate::{packages, root, run};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -55,6 +55,8 @@ enum Source {
     /// A compiler for BPF: two packages of Debian, or rustup's nightly with `rust-src`.
     BpfCompiler,
     Cargo(&'static Tool),
+    /// The examples' packages of PyPI and npm.
+    Packages,
 }
 
 const NEEDS: &[Need] = &[
@@ -66,7 +68,21 @@ const NEEDS: &[Need] = &[
     apt("dnsutils", "dig", "asks the name server", &[Demo, Test]),
     apt("docker-registry", "docker-registry", "is the registry that images are fetched from", &[Test]),
     apt("apache2-utils", "htpasswd", "makes the registry's password", &[Test]),
-    apt("nginx-light", "nginx", "is the server to compare with", &[Bench]),
+    apt("nginx-light", "nginx", "is the server to compare with, and one of the examples", &[Test, Bench]),
+    apt("redis-server", "redis-server", "is one of the examples", &[Test]),
+    apt("redis-tools", "redis-cli", "is its client", &[Test]),
+    // The server itself is in no search path; this is of the package that it comes with.
+    apt("postgresql", "pg_ctlcluster", "is one of the examples", &[Test]),
+    apt("postgresql-client", "psql", "is its client", &[Test]),
+    apt("memcached", "memcached", "is one of the examples", &[Test]),
+    apt("haproxy", "haproxy", "is one of the examples", &[Test]),
+    apt("lighttpd", "lighttpd", "is one of the examples", &[Test]),
+    apt("golang-go", "go", "compiles an example", &[Test]),
+    apt("default-jdk-headless", "jlink", "compiles an example", &[Test]),
+    // Containers see /usr alone, without /usr/local.
+    apt("nodejs", "/usr/bin/node", "runs the examples written for it", &[Test]),
+    apt("npm", "npm", "installs what they depend on", &[Test]),
+    apt("python3-pip", "/usr/bin/pip3", "installs what the examples in Python depend on", &[Test]),
     apt("gcc", "cc", "links every Rust program and compiles C dependencies", &[Build, Demo, Test, Bench]),
     apt("git", "git", "lists the project's files", &[Build]),
     Need {
@@ -74,6 +90,12 @@ const NEEDS: &[Need] = &[
         why: "compiles the kernel program",
         scopes: &[Build],
         source: Source::BpfCompiler,
+    },
+    Need {
+        what: "the examples' packages",
+        why: "what the examples depend on, from PyPI and npm",
+        scopes: &[Test],
+        source: Source::Packages,
     },
     Need { what: BPF_LINKER.name, why: BPF_LINKER.why, scopes: &[Build], source: Source::Cargo(&BPF_LINKER) },
     Need { what: CARGO_DENY.name, why: CARGO_DENY.why, scopes: &[Build], source: Source::Cargo(&CARGO_DENY) },
@@ -96,6 +118,7 @@ impl Need {
             Source::Apt { program, .. } => run::which(program).is_some(),
             Source::BpfCompiler => !Compiler::installed().is_empty(),
             Source::Cargo(tool) => tool.find().is_some(),
+            Source::Packages => packages::are_installed(),
         }
     }
 }
@@ -172,6 +195,7 @@ fn install(missing: &[&Need]) -> Result<()> {
                 let what = format!("cargo install {} {} (a few minutes)", tool.name, tool.version);
                 step("setup", &what, || tool.install())?;
             }
+            Source::Packages => step("setup", "packages of PyPI and npm", packages::install)?,
         }
     }
     for need in missing {
@@ -219,17 +243,50 @@ fn packages(missing: &[&Need], system: System) -> Vec<&'static str> {
         match &need.source {
             Source::Apt { package, .. } => packages.push(*package),
             Source::BpfCompiler if system == System::Debian => packages.extend(DEBIAN_BPF),
-            Source::BpfCompiler | Source::Cargo(_) => {}
+            Source::BpfCompiler | Source::Cargo(_) | Source::Packages => {}
         }
     }
     packages
+}
+
+/// Packages whose services Debian starts when they are installed, and again at each boot.
+const SERVICES: [(&str, &str); 6] = [
+    ("nginx-light", "nginx"),
+    ("redis-server", "redis-server"),
+    ("postgresql", "postgresql"),
+    ("memcached", "memcached"),
+    ("haproxy", "haproxy"),
+    ("lighttpd", "lighttpd"),
+];
+
+/// apt-get, with a policy that no service be started; one of the machine's own stays as it is.
+const APT: &str = r#"set -e
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' > "$policy"
+    chmod 755 "$policy"
+fi
+apt-get "$@"
+"#;
+
+/// Servers are wanted as programs, for containers and benchmarks, and not as services of this machine.
+fn keep_from_starting(packages: &[&str]) -> Result<()> {
+    if !Path::new("/run/systemd/system").is_dir() {
+        return Ok(());
+    }
+    for (_, service) in SERVICES.iter().filter(|(package, _)| packages.contains(package)) {
+        run::quiet(root::command("systemctl", &[])?.args(["disable", "--quiet", service]))?;
+    }
+    Ok(())
 }
 
 fn apt_install(packages: &[&str]) -> Result<()> {
     let by_hand = format!("as root: apt-get install --no-install-recommends {}", packages.join(" "));
     let apt = |arguments: &[&str]| -> Result<()> {
         let front: [(&str, &std::ffi::OsStr); 1] = [("DEBIAN_FRONTEND", "noninteractive".as_ref())];
-        let mut command = root::command("apt-get", &front)?;
+        let mut command = root::command("sh", &front)?;
+        command.args(["-c", APT, "apt-get"]);
         // Another apt at work is waited for, not failed on.
         command.args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
         run::quiet(&mut command).map(drop)
@@ -238,7 +295,7 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     step("setup", &format!("apt-get install {}", packages.join(" ")), || {
         let mut arguments = vec!["install", "-y", "--no-install-recommends"];
         arguments.extend(packages);
-        apt(&arguments)
+        apt(&arguments).and_then(|()| keep_from_starting(packages))
     })
     .context(by_hand)
 }

@@ -76,6 +76,7 @@ pub fn path_with(program: &std::path::Path) -> Result<OsString> {
     env::join_paths(first.into_iter().chain(env::split_paths(&path))).context("a PATH for the tool")
 }
 
-fn directory() -> PathBuf {
+/// What is installed for the project is below it.
+pub fn directory() -> PathBuf {
     repo::target_dir().join("tools")
 }

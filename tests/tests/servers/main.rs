@@ -1,6 +1,7 @@
 //! Unmodified servers, each asked by its own real client, and what may happen to them without a client's noticing.
 
 mod lane;
+mod real;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -21,6 +22,20 @@ fn main() {
         test("what_else_a_server_binds_is_its_own", lane::elsewhere),
         test("a_server_that_binds_ipv4_alone_is_relayed", lane::ipv4),
         test("a_server_that_never_listens_is_refused", lane::never),
+        test("nginx_from_zero", real::nginx),
+        test("nginx_finishes_what_it_is_serving", real::nginx_drains),
+        test("redis_from_zero", real::redis),
+        test("postgresql_from_zero", real::postgresql),
+        test("go_from_zero", real::go),
+        test("express_from_zero", real::express),
+        test("fastapi_from_zero", real::fastapi),
+        test("gunicorn_from_zero", real::gunicorn),
+        test("java_from_zero", real::java),
+        test("grpc_from_zero", real::grpc),
+        test("websocket_from_zero", real::websocket),
+        test("memcached_from_zero", real::memcached),
+        test("haproxy_from_zero", real::haproxy),
+        test("lighttpd_from_zero", real::lighttpd),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
