@@ -6,6 +6,7 @@
 //! | `GET /v1/version` | | [`Version`] |
 //! | `GET /v1/functions` | | [`Functions`] |
 //! | `POST /v1/images` | a tar archive of the code's directory | [`Image`] |
+//! | `GET /v1/images/DIGEST` | | nothing (204), if it is there |
 //! | `PUT /v1/functions/NAME` | [`Deploy`] | [`Function`], once an instance is ready |
 //! | `GET /v1/functions/NAME` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
@@ -78,6 +79,9 @@ pub struct Image {
 pub struct Deploy {
     /// [`Image::digest`].
     pub image: String,
+    /// The [`Image::digest`] of what a handler depends on, mounted where its language looks for packages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
     #[serde(default)]
     pub spec: FunctionSpec,
 }
@@ -90,6 +94,8 @@ pub struct Function {
     pub revision: u64,
     pub address: Ipv6Addr,
     pub image: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
     pub state: State,

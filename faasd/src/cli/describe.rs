@@ -63,8 +63,8 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
     let limits = &spec.limits;
     let runs = match spec.contract {
         Contract::Handler => {
-            let (file, handler) = spec.handler_parts();
-            format!("{handler} in {file}")
+            let handler = spec.handler_parts();
+            format!("{handler} ({})", handler.language.as_str())
         }
         Contract::Fd => spec.command.join(" "),
     };

@@ -2,6 +2,7 @@
 
 mod ago;
 mod completions;
+mod dependencies;
 mod deploy;
 mod describe;
 mod detect;

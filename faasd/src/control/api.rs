@@ -59,6 +59,8 @@ pub trait Service: Send + Sync + 'static {
     async fn function(&self, name: &FunctionName) -> Result<Function, ApiError>;
     /// Takes in the code in a tar archive. The file is removed when this returns.
     async fn add_image(&self, archive: &Path) -> Result<Image, ApiError>;
+    /// Whether code has been uploaded and is still there.
+    async fn has_image(&self, digest: &str) -> bool;
     /// Returns once an instance is ready (or at once, for a function that keeps none).
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
@@ -123,6 +125,7 @@ pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
         .route("/v1/version", get(h::version))
         .route("/v1/functions", get(h::functions))
         .route("/v1/images", post(h::add_image))
+        .route("/v1/images/{digest}", get(h::image))
         .route("/v1/functions/{name}", get(h::function).put(h::deploy).delete(h::remove))
         .route("/v1/functions/{name}/logs", get(h::logs))
         .route("/v1/functions/{name}/invoke", any(h::invoke))

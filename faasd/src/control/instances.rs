@@ -125,7 +125,13 @@ impl Instances {
     ///
     /// # Errors
     /// If not even its socket and page could be made.
-    pub fn start(&self, key: u32, record: &FunctionRecord, image: PathBuf) -> io::Result<Live> {
+    pub fn start(
+        &self,
+        key: u32,
+        record: &FunctionRecord,
+        image: PathBuf,
+        dependencies: Option<PathBuf>,
+    ) -> io::Result<Live> {
         let (socket, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // Past the system's limit for ordinary users, which root may.
@@ -139,6 +145,7 @@ impl Instances {
             revision: record.revision,
             spec: record.spec.clone(),
             image,
+            dependencies,
             socket: theirs.try_clone()?,
             status: page_fd.try_clone()?,
         };

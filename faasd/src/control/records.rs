@@ -26,6 +26,9 @@ pub struct FunctionRecord {
     pub revision: u64,
     /// The digest of its code.
     pub image: String,
+    /// The digest of what it depends on, if that is kept apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
 }
@@ -103,6 +106,7 @@ mod tests {
             slot: 3,
             revision: 2,
             image: "sha256:00".to_owned(),
+            dependencies: Some("sha256:01".to_owned()),
             spec: FunctionSpec::default(),
             deployed_at: "2026-01-02T03:04:05.000000006Z".parse().unwrap(),
         };

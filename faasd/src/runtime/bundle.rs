@@ -21,7 +21,7 @@ use oci_spec::runtime::{
 
 use super::seccomp;
 use crate::core::name::FunctionName;
-use crate::core::spec::FunctionSpec;
+use crate::core::spec::{FunctionSpec, Language};
 
 /// The user and group that code runs as, inside.
 pub const USER: u32 = 65_532;
@@ -41,6 +41,18 @@ pub const APP: &str = "/app";
 
 /// Where the runner is, inside.
 pub const RUNNER: &str = "/run/faasd";
+
+/// Where the program is that serves scripts, inside.
+pub const RUNNER_PROGRAM: &str = "/run/faasd-runner";
+
+/// Where what a function depends on is, inside, by its language: node looks there by itself.
+#[must_use]
+pub const fn dependencies(language: Language) -> &'static str {
+    match language {
+        Language::Node => "/node_modules",
+        Language::Python | Language::Script => "/deps",
+    }
+}
 
 /// The scheduler's period. 100 ms is the kernel's default; a shorter one costs more than it smooths.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -79,6 +91,10 @@ pub struct Parameters<'a> {
     pub image: &'a Path,
     /// The runner's directory, for handlers.
     pub runner: Option<&'a Path>,
+    /// The program that serves scripts, for them.
+    pub program: Option<&'a Path>,
+    /// What the code depends on, for handlers.
+    pub dependencies: Option<&'a Path>,
     /// What [`skeleton`] made.
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
@@ -210,9 +226,15 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
         format!("FAAS_FUNCTION={}", p.function),
         format!("FAAS_REVISION={}", p.revision),
     ];
+    let paths = p.dependencies.map(|_| format!("FAAS_DEPENDENCIES={}", dependencies(language(p))));
+    let ours: Vec<String> = ours.into_iter().chain(paths).collect();
     let is_ours = |key: &str| ours.iter().any(|pair| pair.split('=').next() == Some(key));
     let theirs = p.spec.env.iter().filter(|(key, _)| !is_ours(key));
     theirs.map(|(key, value)| format!("{key}={value}")).chain(ours.iter().cloned()).collect()
+}
+
+fn language(p: &Parameters<'_>) -> Language {
+    p.spec.handler_parts().language
 }
 
 fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
@@ -240,6 +262,13 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     if let Some(runner) = p.runner {
         mounts.push(mount(RUNNER, "none", runner, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
     }
+    if let Some(program) = p.program {
+        mounts.push(mount(RUNNER_PROGRAM, "none", program, &["bind", "ro", "nosuid", "nodev"])?);
+    }
+    if let Some(dir) = p.dependencies {
+        let inside = dependencies(language(p));
+        mounts.push(mount(inside, "none", dir, &["bind", "ro", "nosuid", "nodev"])?);
+    }
     Ok(mounts)
 }
 
@@ -252,8 +281,10 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
     for (dir, mode) in [
         ("", 0o755),
         ("app", 0o755),
+        ("deps", 0o755),
         ("dev", 0o755),
         ("etc", 0o755),
+        ("node_modules", 0o755),
         ("proc", 0o555),
         ("run", 0o755),
         ("run/faasd", 0o755),
@@ -277,6 +308,8 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
         ("etc/passwd", passwd),
         ("etc/group", format!("root:x:0:\nfunction:x:{USER}:\n")),
         ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n".to_owned()),
+        // Mounted over.
+        ("run/faasd-runner", String::new()),
     ] {
         let file = root.join(file);
         if fs::read_to_string(&file).is_ok_and(|now| now == content) {
@@ -304,6 +337,8 @@ mod tests {
             arguments: vec!["/app/hello".into()],
             image: Path::new("/images/x"),
             runner: Some(Path::new("/runners/x")),
+            program: Some(Path::new("/usr/bin/faasd")),
+            dependencies: Some(Path::new("/images/y")),
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
             host: &host,

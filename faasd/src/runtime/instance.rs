@@ -18,7 +18,7 @@ use super::runc::{Runc, RuncError, State, Status, Version};
 use super::runners::{self, RunnerError};
 use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
-use crate::core::spec::{Contract, FunctionSpec};
+use crate::core::spec::{Contract, FunctionSpec, Language};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::pidfd::{self, Exit, Pidfd};
 
@@ -37,6 +37,8 @@ pub struct Runtime {
     /// The root directory of every container.
     root: PathBuf,
     runner: PathBuf,
+    /// This program, which serves scripts as well.
+    program: PathBuf,
     host: Host,
 }
 
@@ -74,6 +76,8 @@ pub struct Request {
     pub spec: FunctionSpec,
     /// The unpacked code ([`image::Store::directory`]).
     pub image: PathBuf,
+    /// What it depends on, likewise.
+    pub dependencies: Option<PathBuf>,
     /// The instance's end of the `SEQPACKET` pair: descriptor 3 inside.
     pub socket: OwnedFd,
     /// The status page: descriptor 4 inside.
@@ -166,13 +170,15 @@ impl Runtime {
         let root = paths.state.join("root");
         bundle::skeleton(&root).map_err(|source| RuntimeError::Prepare { path: root.clone(), source })?;
         let runner = runners::materialise(&paths.state)?;
+        let program = std::env::current_exe()
+            .map_err(|source| RuntimeError::Prepare { path: "/proc/self/exe".into(), source })?;
         pidfd::become_subreaper().map_err(RuntimeError::Subreaper)?;
         let host = Host {
             files_max: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             swap_limit: cgroups.has_swap_limit(),
             usr_local: Path::new("/usr/local").is_dir(),
         };
-        Ok(Self { paths, runc, cgroups, root, runner, host })
+        Ok(Self { paths, runc, cgroups, root, runner, program, host })
     }
 
     /// runc's version.
@@ -219,6 +225,7 @@ impl Runtime {
             Contract::Handler => (runners::arguments(&request.spec)?, Some(self.runner.as_path())),
             Contract::Fd => (entry, None),
         };
+        let is_script = runner.is_some() && request.spec.handler_parts().language == Language::Script;
         let dir = self.paths.bundles().join(&request.id);
         let error = |source| StartError::Bundle { id: request.id.clone(), source };
         let config = bundle::config(&Parameters {
@@ -230,6 +237,8 @@ impl Runtime {
             arguments,
             image: &request.image,
             runner,
+            program: is_script.then_some(self.program.as_path()),
+            dependencies: request.dependencies.as_deref(),
             root: &self.root,
             cgroup: &self.cgroup(&request.id),
             host: &self.host,

@@ -6,11 +6,11 @@ impl Owner {
     pub(super) async fn deploy(
         &mut self,
         name: FunctionName,
-        image: String,
+        code: (String, Option<String>),
         spec: FunctionSpec,
         reply: Reply<Function>,
     ) {
-        match self.prepare(&name, image, spec) {
+        match self.prepare(&name, code, spec) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(record) => {
                 let event = Event::Deploy(revision(&record));
@@ -36,14 +36,21 @@ impl Owner {
     pub(super) fn prepare(
         &self,
         name: &FunctionName,
-        image: String,
+        (image, dependencies): (String, Option<String>),
         spec: FunctionSpec,
     ) -> Result<FunctionRecord, ApiError> {
         spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
-        let dir = self.parts.images.directory(&image).ok_or_else(|| ApiError::Invalid {
-            title: format!("there is no image {image}"),
-            detail: Some("upload the code first: `faas deploy` does both".to_owned()),
-        })?;
+        let directory = |digest: &String| {
+            self.parts.images.directory(digest).ok_or_else(|| ApiError::Invalid {
+                title: format!("there is no image {digest}"),
+                detail: Some("upload the code first: `faas deploy` does both".to_owned()),
+            })
+        };
+        let dir = directory(&image)?;
+        dependencies.as_ref().map(directory).transpose()?;
+        if dependencies.is_some() && spec.contract != Contract::Handler {
+            return Err(ApiError::invalid("only handlers have dependencies apart from their code"));
+        }
         image::entry_point(&dir, &spec).map_err(|e| ApiError::invalid(e.to_string()))?;
         let existing = self.functions.get(name);
         if existing.is_some_and(|entry| entry.lifecycle.is_removed()) {
@@ -71,6 +78,7 @@ impl Owner {
             slot,
             revision: newest.map_or(1, |r| r.revision + 1),
             image,
+            dependencies,
             spec,
             deployed_at: Timestamp::now(),
         })
@@ -197,7 +205,7 @@ impl Owner {
             .functions
             .values()
             .flat_map(|e| e.record.iter().chain(e.candidate.as_ref().map(|c| &c.record)))
-            .map(|r| r.image.clone())
+            .flat_map(|r| std::iter::once(&r.image).chain(&r.dependencies).cloned())
             .collect();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = images.gc(&used, IMAGE_AGE_MIN) {

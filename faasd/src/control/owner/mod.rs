@@ -7,6 +7,7 @@ mod routes;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use super::store::{Expect, Store, list_json, put_json};
 use crate::api::types::{Connections, Function, Instance, Phase, State};
 use crate::core::lifecycle::{Action, Event, Lifecycle, Outlook, Revision};
 use crate::core::name::FunctionName;
-use crate::core::spec::FunctionSpec;
+use crate::core::spec::{Contract, FunctionSpec};
 use crate::core::zone::{self, Zone};
 use crate::dataplane::{self, Acceptors, Command, Stats};
 use crate::runtime::image;
@@ -49,6 +50,7 @@ pub enum Message {
     Deploy {
         name: FunctionName,
         image: String,
+        dependencies: Option<String>,
         spec: Box<FunctionSpec>,
         reply: Reply<Function>,
     },
@@ -139,6 +141,15 @@ pub struct Owner {
     next_key: u32,
 }
 
+/// Where a function's code and its dependencies are, or which of them is not there.
+fn code<'r>(
+    images: &image::Store,
+    record: &'r FunctionRecord,
+) -> Result<(PathBuf, Option<PathBuf>), &'r str> {
+    let directory = |digest: &'r String| images.directory(digest).ok_or(digest.as_str());
+    Ok((directory(&record.image)?, record.dependencies.as_ref().map(directory).transpose()?))
+}
+
 impl Owner {
     /// Serves until told to stop.
     pub async fn run(
@@ -184,7 +195,9 @@ impl Owner {
 
     async fn handle(&mut self, message: Message) {
         match message {
-            Message::Deploy { name, image, spec, reply } => self.deploy(name, image, *spec, reply).await,
+            Message::Deploy { name, image, dependencies, spec, reply } => {
+                self.deploy(name, (image, dependencies), *spec, reply).await;
+            }
             Message::Remove { name, reply } => match self.functions.get_mut(&name) {
                 None => drop(reply.send(Err(self.no_function(&name)))),
                 Some(entry) => {
@@ -274,9 +287,12 @@ impl Owner {
         self.by_key.insert(key, name.clone());
         let started = match record {
             None => Err("its record is gone".to_owned()),
-            Some(record) => match self.parts.images.directory(&record.image) {
-                None => Err(format!("its image {} is gone; deploy it again", record.image)),
-                Some(image) => self.parts.instances.start(key, &record, image).map_err(|e| e.to_string()),
+            Some(record) => match code(&self.parts.images, &record) {
+                Err(gone) => Err(format!("its image {gone} is gone; deploy it again")),
+                Ok((image, dependencies)) => {
+                    let started = self.parts.instances.start(key, &record, image, dependencies);
+                    started.map_err(|e| e.to_string())
+                }
             },
         };
         match started {
@@ -357,6 +373,7 @@ impl Owner {
             revision: record.revision,
             address: entry.address,
             image: record.image.clone(),
+            dependencies: record.dependencies.clone(),
             spec: record.spec.clone(),
             deployed_at: record.deployed_at,
             state: match entry.lifecycle.outlook() {

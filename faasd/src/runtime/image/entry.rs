@@ -35,7 +35,7 @@ pub fn entry_point(image: &Path, spec: &FunctionSpec) -> Result<Vec<String>, Ent
         .map_err(|_| EntryError::Gone(image.display().to_string()))?;
     match (spec.contract, spec.command.split_first()) {
         (Contract::Handler, _) => {
-            let (file, _) = spec.handler_parts();
+            let file = spec.handler_parts().file;
             match find(&root, Path::new(file)) {
                 None => Err(missing(image, file)),
                 Some(stat) if !is_file(&stat) => Err(EntryError::NoFile(file.to_owned())),
