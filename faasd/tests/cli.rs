@@ -97,7 +97,7 @@ fn help_is_grouped_and_has_examples() {
     }
     assert!(!help.contains("tunnel "), "the tunnel's process is nobody's verb: {help}");
     for verb in
-        ["new", "deploy", "ls", "describe", "invoke", "logs", "rm", "doctor", "version", "completions", "vpn"]
+        ["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "rm", "doctor", "version", "completions", "vpn"]
     {
         let help = faas.ok(&[verb, "--help"]);
         assert!(help.contains("Example"), "{verb}: {help}");
@@ -151,7 +151,7 @@ fn the_life_of_a_function() {
     }
     assert!(!deployed.out.contains('\x1b') && !deployed.err.contains('\x1b'));
     let images = daemon.fake.images.lock().unwrap().clone();
-    assert_eq!(images.values().next().unwrap(), &["README.md", "faas.toml", "handler.py"]);
+    assert_eq!(images.values().next().unwrap(), &["README.md", "faas.toml", "handler.py", "test_handler.py"]);
 
     let again: Function =
         serde_json::from_str(&faas.ok(&["deploy", "hello", "hello", "-o", "json"])).unwrap();

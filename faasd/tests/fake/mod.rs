@@ -82,6 +82,10 @@ impl Service for Fake {
         Ok(Image { digest, bytes: bytes.len() as u64 })
     }
 
+    async fn has_image(&self, digest: &str) -> bool {
+        self.images.lock().unwrap().contains_key(digest)
+    }
+
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
         if let Some(error) = self.deploy_fails.lock().unwrap().take() {
             return Err(error);
@@ -105,6 +109,7 @@ impl Service for Fake {
             revision,
             address: FUNCTION_PREFIX.function(&name),
             image: deploy.image,
+            dependencies: deploy.dependencies,
             spec: deploy.spec,
             deployed_at: Timestamp::now(),
             state: State::Warm,

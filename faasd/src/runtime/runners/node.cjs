@@ -284,7 +284,7 @@ function choose(module, file, name) {
     const isMethod = candidate === 'handle' && module.handle === undefined && isApplication(inner);
     if (found !== undefined && found !== null && !isMethod && isServable(found)) return [candidate, found];
   }
-  const names = [...new Set([...Object.keys(module), ...Object.keys(inner ?? {})])].filter((n) => n !== 'module.exports');
+  const names = [...new Set([...Object.keys(module), ...Object.keys(inner ?? {})])].filter((n) => n !== 'module.exports' && n !== 'default');
   const wanted = name === undefined ? 'nothing that can be served' : `no ${name} that can be served`;
   fail(`${file} exports ${wanted}; it exports: ${names.join(', ') || 'nothing'}`);
 }

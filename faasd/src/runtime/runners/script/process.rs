@@ -86,7 +86,15 @@ impl Running {
             return Err(Failed::Start(io::ErrorKind::BrokenPipe.into()));
         };
         let input = tokio::spawn(feed(body, input));
-        Ok(Self { child, _group: group, output, input, deadline: Instant::now() + limit, limit, _permit: permit })
+        Ok(Self {
+            child,
+            _group: group,
+            output,
+            input,
+            deadline: Instant::now() + limit,
+            limit,
+            _permit: permit,
+        })
     }
 
     /// What the script writes next. At the end of its output its exit status is waited for.
