@@ -18,7 +18,8 @@ case $PATH_INFO in
     /away) printf 'Location: /there\n\n' ;;
     /none) ;;
     /fail) echo "as it was asked to" >&2; exit 3 ;;
-    /broken) echo half; exit 3 ;;
+    /half) echo half; exit 3 ;;
+    /broken) echo first; read -r _; exit 3 ;;
     /bad) printf 'Status: nonsense\n\n' ;;
     /stream) echo first; read -r _; echo second ;;
     /slow) sleep 600 & echo $! ; wait ;;
@@ -102,13 +103,13 @@ fn a_script_answers_by_cgi() {
         plain.starts_with("http/1.1 200 ok\r\n") && plain.contains("content-type: text/plain"),
         "{plain}"
     );
-    assert!(plain.contains("\r\nhello\n\r\n0\r\n"), "{plain}");
+    assert!(plain.contains("content-length: 6\r\n") && plain.ends_with("\r\n\r\nhello\n"), "{plain}");
     let made = runner.get("/made");
     assert!(
         made.starts_with("HTTP/1.1 201") && made.contains("x-b: c\r\n") && made.contains("text/x"),
         "{made}"
     );
-    assert!(made.contains("\r\nmade\n\r\n") && !made.contains("Status"), "{made}");
+    assert!(made.ends_with("\r\n\r\nmade\n") && !made.contains("Status"), "{made}");
     let away = runner.get("/away");
     assert!(away.starts_with("HTTP/1.1 302") && away.contains("location: /there"), "{away}");
     assert!(runner.get("/none").starts_with("HTTP/1.1 204"));
@@ -161,16 +162,26 @@ fn what_is_written_arrives_at_once() {
 #[test]
 fn a_failure_has_an_id_that_the_log_has() {
     let runner = start(SCRIPT, &[]);
-    for (path, why) in [("/fail", "exit status: 3"), ("/bad", "header block")] {
+    for (path, why) in [("/fail", "exit status: 3"), ("/half", "exit status: 3"), ("/bad", "header block")] {
         let failed = runner.get(path);
         assert!(failed.starts_with("HTTP/1.1 500"), "{failed}");
         let id = failed.lines().find_map(|line| line.strip_prefix("x-request-id: ")).unwrap();
         runner.logged(&format!("[{id}] GET {path} failed: "));
-        assert!(failed.contains(&format!("request {id}")), "{why}");
+        assert!(failed.contains(&format!("request {id}")), "{why}: {failed}");
     }
     // Within an answer there is nothing left but to cut it short.
-    let broken = runner.get("/broken");
-    assert!(broken.contains("half") && !broken.ends_with("0\r\n\r\n"), "{broken}");
+    let mut broken = runner.dial();
+    let head = "POST /broken HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    broken.get_mut().write_all(head.as_bytes()).unwrap();
+    let mut line = String::new();
+    while line != "first\n" {
+        line.clear();
+        assert_ne!(broken.read_line(&mut line).unwrap(), 0);
+    }
+    broken.get_mut().write_all(b"3\r\nok\n\r\n0\r\n\r\n").unwrap();
+    let mut rest = String::new();
+    let _ = broken.read_to_string(&mut rest);
+    assert!(!rest.ends_with("0\r\n\r\n"), "{rest}");
     assert!(runner.get("/").contains("hello"));
 }
 

@@ -15,6 +15,7 @@ use faasd_sdk::http::{
 };
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use process::{Failed, Running};
 
@@ -23,6 +24,11 @@ const CONCURRENCY: &str = "FAAS_CONCURRENCY";
 const CONCURRENCY_DEFAULT: usize = 16;
 const SECONDS: &str = "FAAS_SCRIPT_SECONDS";
 const SECONDS_DEFAULT: usize = 60;
+
+/// How long an answer is held back for the script's end, and how much of one: what is written slowly, or is long, is sent
+/// as it comes.
+const ENDING: Duration = Duration::from_millis(10);
+const WHOLE_BYTES_MAX: usize = 256 << 10;
 
 /// Why a script cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -147,7 +153,18 @@ impl Script {
         let rest = begin.split_off(answer.bytes);
         if begin.is_empty() && rest.is_empty() {
             // It has ended without a word, and well.
-            return Ok(response(StatusCode::NO_CONTENT, answer.fields, full("")));
+            return Ok(response(StatusCode::NO_CONTENT, header::HeaderMap::new(), full("")));
+        }
+        // Most scripts end here, and one that fails now is still answered with 500 rather than with half an answer.
+        let patience = Instant::now() + ENDING;
+        let mut rest = rest;
+        while rest.len() < WHOLE_BYTES_MAX {
+            match tokio::time::timeout_at(patience, running.read()).await {
+                Ok(Ok(Some(bytes))) => rest.extend_from_slice(&bytes),
+                Ok(Ok(None)) => return Ok(response(answer.status, answer.fields, full(rest))),
+                Ok(Err(failed)) => return Err(failed),
+                Err(_elapsed) => break,
+            }
         }
         Ok(response(answer.status, answer.fields, running.into_body(rest.into(), line.to_owned())))
     }

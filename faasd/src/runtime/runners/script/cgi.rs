@@ -203,7 +203,7 @@ mod tests {
             assert_eq!(head_at_end(text.as_bytes()).unwrap().bytes, 0, "{text:?}");
         }
         let answer = complete("Status: 404 Not Found\r\nX-A: b\r\nX-A: c\r\n\r\nbody");
-        assert_eq!((answer.status.as_u16(), answer.bytes), (404, 43));
+        assert_eq!((answer.status.as_u16(), answer.bytes), (404, 41));
         assert_eq!(answer.fields.get_all("x-a").iter().count(), 2);
         assert_eq!(complete("location: /x\n\n").status, StatusCode::FOUND);
         assert_eq!(complete("content-type: a/b\nContent-Length: 3\n\nx").fields.len(), 1);
