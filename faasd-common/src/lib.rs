@@ -5,10 +5,16 @@
 #![no_std]
 
 /// The layout of the pinned maps.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// The most functions, and the most routes. One slot each in [`maps::LISTENERS`].
 pub const SLOTS_MAX: u32 = 65_536;
+
+/// The most instances that have a listener of their own, over all functions. One seat each in [`maps::SEATS`].
+pub const SEATS_MAX: u32 = 65_536;
+
+/// The most of them for one function.
+pub const POOL_SEATS_MAX: usize = 64;
 
 /// The mark (`SO_MARK`) of the daemon's own connections in the ingress namespace. Functions cannot set one: that
 /// takes `CAP_NET_ADMIN` over the namespace.
@@ -21,6 +27,9 @@ pub mod maps {
     pub const LISTENERS: &str = "LISTENERS";
     pub const DECISIONS: &str = "DECISIONS";
     pub const STEERED: &str = "STEERED";
+    pub const POOLS: &str = "POOLS";
+    pub const SEATS: &str = "SEATS";
+    pub const WARM: &str = "WARM";
     pub const OWNER: &str = "OWNER";
 }
 
@@ -67,6 +76,16 @@ impl Route {
     pub const SERVICE: Self = Self { slot: u32::MAX };
 }
 
+/// A function's instances that accept connections themselves, by its slot. Replaced whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// How many of `seats` count.
+    pub len: u32,
+    /// Indices in [`maps::SEATS`].
+    pub seats: [u32; POOL_SEATS_MAX],
+}
+
 /// Indices of [`maps::DECISIONS`]: what became of a packet or a call. Per CPU, `u64`.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,11 +106,13 @@ pub enum Decision {
     DeniedBind = 6,
     /// A new connection from inside the ingress namespace that the daemon did not make: dropped.
     DroppedSyn = 7,
+    /// A connection was given to the listener of an instance.
+    Warm = 8,
 }
 
 impl Decision {
     /// How many there are.
-    pub const COUNT: u32 = 8;
+    pub const COUNT: u32 = 9;
 
     /// All of them, by index, with the name that metrics use.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -103,11 +124,13 @@ impl Decision {
         "denied_connect",
         "denied_bind",
         "dropped_syn",
+        "warm",
     ];
 }
 
 const _: () = {
     assert!(size_of::<Config>() == 8 && align_of::<Config>() == 4);
     assert!(size_of::<RouteKey>() == 20 && align_of::<RouteKey>() == 4);
+    assert!(size_of::<Pool>() == 4 + 4 * POOL_SEATS_MAX && align_of::<Pool>() == 4);
     assert!(size_of::<Route>() == 4 && align_of::<Route>() == 4);
 };

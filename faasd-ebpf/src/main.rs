@@ -7,14 +7,18 @@
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
-use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::helpers::generated::bpf_sk_storage_get;
+use aya_ebpf::bindings::{
+    BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_SK_LOOKUP_F_NO_REUSEPORT, TC_ACT_OK, TC_ACT_SHOT,
+};
+use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, cgroup_sock_addr, classifier, map, sk_lookup};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, SockMap};
 use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext};
 use core::ffi::c_void;
 use core::ptr;
-use faasd_common::{Config, DAEMON_MARK, Decision, Route, RouteKey, SLOTS_MAX};
+use faasd_common::{
+    Config, DAEMON_MARK, Decision, POOL_SEATS_MAX, Pool, Route, RouteKey, SEATS_MAX, SLOTS_MAX,
+};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -30,9 +34,21 @@ static LISTENERS: SockMap = SockMap::with_max_entries(SLOTS_MAX, 0);
 #[map]
 static DECISIONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Decision::COUNT, 0);
 
-/// Connections given to each slot's listener.
+/// Slot → the instances of the function that accept connections themselves.
+#[map]
+static POOLS: HashMap<u32, Pool> = HashMap::with_max_entries(SLOTS_MAX, BPF_F_NO_PREALLOC);
+
+/// Seat → the listener of one instance. It empties by itself when the instance dies.
+#[map]
+static SEATS: SockMap = SockMap::with_max_entries(SEATS_MAX, 0);
+
+/// Connections given to each slot's function.
 #[map]
 static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
+
+/// Those of them that an instance's own listener was given.
+#[map]
+static WARM: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
 
 /// A socket → the slot of the function that it belongs to. The daemon marks the listener, the kernel copies the mark
 /// to every connection that the listener accepts (`BPF_F_CLONE`). aya-ebpf's own type has no place for flags, so the
@@ -62,9 +78,21 @@ const AF_INET6: u32 = 10;
 const IPPROTO_TCP: u32 = 6;
 const LOOPBACK_IFINDEX: u32 = 1;
 
+/// The choice made here is final: without this the kernel would choose once more, by a hash, among the listeners that
+/// share the function's port.
+const NO_REUSEPORT: u64 = BPF_SK_LOOKUP_F_NO_REUSEPORT as u64;
+
+/// Seats that are tried for one connection. A seat is empty between an instance's death and the daemon's hearing of it.
+const TRIES: u32 = 8;
+
 #[inline(always)]
 fn count(decision: Decision) {
-    if let Some(counter) = DECISIONS.get_ptr_mut(decision as u32) {
+    increment(&DECISIONS, decision as u32);
+}
+
+#[inline(always)]
+fn increment(counters: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
         // SAFETY: a per-CPU value; the program is not preempted by itself on its CPU.
         unsafe { *counter += 1 }
     }
@@ -107,17 +135,40 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         count(Decision::Service);
         return SK_PASS;
     }
-    if LISTENERS.redirect_sk_lookup(&ctx, route.slot, 0).is_err() {
+    if seat(&ctx, route.slot) {
+        increment(&WARM, route.slot);
+        count(Decision::Warm);
+    } else if LISTENERS.redirect_sk_lookup(&ctx, route.slot, NO_REUSEPORT).is_ok() {
+        count(Decision::Steered);
+    } else {
         // The slot is empty: no holder is left, not even the descriptor store.
         count(Decision::NoListener);
         return SK_DROP;
     }
-    if let Some(counter) = STEERED.get_ptr_mut(route.slot) {
-        // SAFETY: as in `count`.
-        unsafe { *counter += 1 }
-    }
-    count(Decision::Steered);
+    increment(&STEERED, route.slot);
     SK_PASS
+}
+
+/// Gives the connection to an instance that accepts for itself, if the function has one: a random one, or the next
+/// whose listener is still there.
+#[inline(always)]
+fn seat(ctx: &SkLookupContext, slot: u32) -> bool {
+    // SAFETY: an entry is replaced whole, so that what is read here stays as it is.
+    let Some(pool) = (unsafe { POOLS.get(slot) }) else { return false };
+    // SAFETY: no argument, no effect.
+    let first = unsafe { bpf_get_prandom_u32() };
+    for i in 0..TRIES {
+        // An empty pool has no remainder to divide by. The mask tells the verifier what it cannot see.
+        let Some(at) = first.wrapping_add(i).checked_rem(pool.len) else { return false };
+        let seat = pool.seats[at as usize & (POOL_SEATS_MAX - 1)];
+        if SEATS.redirect_sk_lookup(ctx, seat, NO_REUSEPORT).is_ok() {
+            return true;
+        }
+        if i + 1 >= pool.len {
+            return false;
+        }
+    }
+    false
 }
 
 /// Whether the socket was handed to a function, or came from a listener that was.

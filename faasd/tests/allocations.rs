@@ -26,7 +26,7 @@ fn the_path_of_a_connection_allocates_nothing() {
     let address = listener.local_addr().unwrap();
     let stats = Arc::new(Stats::default());
     let function =
-        Command::AddFunction { slot: 0, listener: OwnedFd::from(listener), stats: Arc::clone(&stats) };
+        Command::AddFunction { slot: 0, listener: OwnedFd::from(listener).into(), stats: Arc::clone(&stats) };
     acceptors.send(function).unwrap();
     let (socket, receive_end) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();

@@ -87,20 +87,8 @@ impl Bed {
         rustix::fs::ftruncate(&status, wire::status::BYTES as u64).unwrap();
         let function: FunctionName = "probe".parse().unwrap();
         let id = new_id(&function, 1);
-        (
-            Request {
-                id,
-                function,
-                slot: 7,
-                revision: 1,
-                spec,
-                image,
-                dependencies: None,
-                socket: theirs,
-                status,
-            },
-            ours,
-        )
+        let descriptors = vec![theirs, status];
+        (Request { id, function, slot: 7, revision: 1, spec, image, dependencies: None, descriptors }, ours)
     }
 
     async fn start(&self, (request, socket): (Request, OwnedFd)) -> Instance {

@@ -1,5 +1,5 @@
 //! What the escape tests run inside a container: code that obeys an attacker in everything. It is deployed as a function
-//! of the `fd` contract; on each connection it says the connection's own descriptor, then makes whatever system call
+//! of the `fd` or the `listen-fds` contract; on each connection it says the connection's own descriptor, then makes whatever system call
 //! a line of JSON asks for and answers with what became of it.
 //!
 //! A call is `{"call": NUMBER, "args": [...], "repeat": TIMES}`. An argument is a number, `{"in": [BYTES]}` (a pointer to
@@ -9,7 +9,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::thread;
 
 use faasd_sdk::{Event, Receiver};
@@ -114,7 +114,28 @@ fn talk(stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// As a function of the `listen-fds` contract: the listener is descriptor 3.
+#[expect(unsafe_code, reason = "the descriptor comes by its number alone")]
+fn accept() -> ! {
+    // SAFETY: nobody else in this process has it.
+    let listener = unsafe { std::net::TcpListener::from_raw_fd(3) };
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => drop(thread::spawn(move || {
+                if let Err(error) = talk(stream) {
+                    eprintln!("{error}");
+                }
+            })),
+            // Taken apart: whoever did that wants to go on talking.
+            Err(_) => thread::sleep(std::time::Duration::from_millis(10)),
+        }
+    }
+}
+
 fn main() -> Result<(), faasd_sdk::Error> {
+    if std::env::var_os("LISTEN_FDS").is_some() {
+        accept();
+    }
     call(libc::SYS_dup3, [4, PAGE_FD, 0, 0, 0, 0]);
     let mut receiver = Receiver::inherited()?;
     receiver.ready()?;

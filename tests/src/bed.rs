@@ -488,12 +488,20 @@ impl Client<'_> {
         self.run(&["curl", "-sS", "--fail-with-body", "--max-time", "20", url])?.ok()
     }
 
+    /// The client's namespace.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn netns(&self) -> io::Result<NetNs> {
+        NetNs::open(&Path::new("/run/netns").join(self.bed.netns('c')))
+    }
+
     /// Runs `work` on a thread in the client's namespace: its sockets are the client's.
     ///
     /// # Errors
     /// What `work` returns.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        NetNs::open(&Path::new("/run/netns").join(self.bed.netns('c')))?.run(work)
+        self.netns()?.run(work)
     }
 
     /// A TCP connection of the client's to a function.

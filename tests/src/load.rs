@@ -1,16 +1,20 @@
-//! Clients that keep their connections and never stop asking.
+//! Clients that never stop asking.
 
 use std::io;
 use std::net::{Ipv6Addr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 
 use crate::{Client, eventually, get};
 
-/// A number of clients at work, each with one connection for all its requests.
+/// How long a client waits for a connection, and for an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A number of clients at work.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -20,24 +24,55 @@ pub struct Load {
 }
 
 impl Load {
-    /// Connects `clients` clients and lets them ask for `/`.
+    /// Connects `clients` clients and lets them ask for `/`, each by one connection for all its requests.
     ///
     /// # Errors
     /// If one cannot connect.
     pub fn start(client: &Client<'_>, address: Ipv6Addr, port: u16, clients: usize) -> Result<Self> {
+        let streams: io::Result<Vec<_>> = (0..clients).map(|_| client.connect(address, port)).collect();
+        let streams = Mutex::new(streams?);
+        Self::spawn(clients, move |stop, answered| match lock(&streams).pop() {
+            Some(mut stream) => ask(stop, answered, || get(&mut stream, "/")),
+            None => Ok(()),
+        })
+    }
+
+    /// Lets `clients` clients ask for `/`, each request by a connection of its own.
+    ///
+    /// # Errors
+    /// If there is no client's namespace.
+    pub fn reconnecting(client: &Client<'_>, address: Ipv6Addr, port: u16, clients: usize) -> Result<Self> {
+        let ns = client.netns()?;
+        Self::spawn(clients, move |stop, answered| {
+            // A thread of its own, in the namespace for good.
+            ns.run(|| {
+                ask(stop, answered, || {
+                    let mut stream = TcpStream::connect_timeout(&(address, port).into(), PATIENCE)?;
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                    get(&mut stream, "/")
+                })
+            })
+        })
+    }
+
+    fn spawn(
+        clients: usize,
+        work: impl Fn(&AtomicBool, &AtomicU64) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let failure = Arc::<Mutex<Option<String>>>::default();
-        let streams: io::Result<Vec<_>> = (0..clients).map(|_| client.connect(address, port)).collect();
-        let start = |stream| {
-            let (stop, answered, failure) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&failure));
+        let work = Arc::new(work);
+        let start = |_| {
+            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            let (failure, work) = (Arc::clone(&failure), Arc::clone(&work));
             std::thread::spawn(move || {
-                if let Err(error) = ask(stream, &stop, &answered) {
+                if let Err(error) = work(&stop, &answered) {
                     lock(&failure).get_or_insert(format!("a client's connection failed: {error}"));
                 }
             })
         };
-        let clients = streams?.into_iter().map(start).collect();
+        let clients = (0..clients).map(start).collect();
         Ok(Self { stop, answered, failure, clients })
     }
 
@@ -82,13 +117,17 @@ impl Load {
     }
 }
 
-fn lock(failure: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
-    failure.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ask(mut stream: TcpStream, stop: &AtomicBool, answered: &AtomicU64) -> io::Result<()> {
+fn ask(
+    stop: &AtomicBool,
+    answered: &AtomicU64,
+    mut get: impl FnMut() -> io::Result<(u16, Vec<u8>)>,
+) -> io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
-        let (status, _) = get(&mut stream, "/")?;
+        let (status, _) = get()?;
         if status != 200 {
             return Err(io::Error::other(format!("status {status}")));
         }

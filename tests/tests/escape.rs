@@ -35,6 +35,7 @@ fn main() {
     };
     let trials = vec![
         trial("a_passed_connection_leads_nowhere", a_passed_connection_leads_nowhere),
+        trial("an_inherited_listener_leads_nowhere", an_inherited_listener_leads_nowhere),
         trial("a_socket_made_to_listen_is_not_reachable", a_socket_made_to_listen_is_not_reachable),
         trial("each_lock_holds_alone", each_lock_holds_alone),
         trial("options_and_interfaces_are_out_of_reach", options_and_interfaces_are_out_of_reach),
@@ -259,21 +260,25 @@ fn is_refused<T>(what: &str, result: &io::Result<T>) -> Result<()> {
     }
 }
 
-fn a_passed_connection_leads_nowhere() -> Result<()> {
-    let (bed, mut agent) = attacked_bed()?;
-    bed.deploy_hello("other", "")?;
-    let lures = Lures::set(&bed)?;
-    let peer = client_address(&bed)?;
-    let targets = [
+/// Where an attacker would go.
+fn targets(bed: &Bed) -> Result<[(&'static str, Ipv6Addr, u16); 8]> {
+    Ok([
         ("the ingress's loopback", Ipv6Addr::LOCALHOST, PORT),
         ("IPv4 loopback", "::ffff:127.0.0.1".parse()?, PORT),
         ("DNS", VPN_PREFIX.server(), 53),
         ("the metrics", VPN_PREFIX.server(), HTTP_PORT),
         ("another function", address_of("other")?, 80),
         ("itself", address_of("attacker")?, 80),
-        ("a peer", peer, PORT),
+        ("a peer", client_address(bed)?, PORT),
         ("the host", "fd00:1::1".parse()?, PORT),
-    ];
+    ])
+}
+
+fn a_passed_connection_leads_nowhere() -> Result<()> {
+    let (bed, mut agent) = attacked_bed()?;
+    bed.deploy_hello("other", "")?;
+    let lures = Lures::set(&bed)?;
+    let targets = targets(&bed)?;
     let (connects, binds) = (decided(&bed, "denied_connect")?, decided(&bed, "denied_bind")?);
     let mut clients = Vec::new();
     for (what, address, port) in targets {
@@ -307,6 +312,47 @@ fn a_passed_connection_leads_nowhere() -> Result<()> {
     ensure!(decided(&bed, "denied_bind")? >= binds + tried, "binds are not counted");
     lures.untouched()?;
     drop((agent, clients));
+    bed.finish()
+}
+
+fn an_inherited_listener_leads_nowhere() -> Result<()> {
+    const LISTENER: i64 = 3;
+    let bed = Bed::joined()?;
+    bed.deploy_hello("other", "")?;
+    let toml = b"contract = 'listen-fds'\ncommand = ['./program']\n";
+    let code = fs::read(program("escape-function"))?;
+    bed.deploy("attacker", &[("program", &code), ("faas.toml", toml)])?.ok()?;
+    let lures = Lures::set(&bed)?;
+    let mut agent = Agent::connect(&bed, "attacker")?;
+    let targets = targets(&bed)?;
+    let (connects, binds) = (decided(&bed, "denied_connect")?, decided(&bed, "denied_bind")?);
+    for (what, address, port) in targets {
+        let to = sockaddr(address, port);
+        agent.refused(what, libc::SYS_connect, json!([LISTENER, to, 28]), &[EISCONN])?;
+        agent.refused(what, libc::SYS_bind, json!([LISTENER, to, 28]), &[EPERM, EINVAL])?;
+    }
+    // Taken apart it is a plain socket, still bound to the function's own address and still marked.
+    disconnect(&mut agent, LISTENER)?;
+    for (what, address, port) in targets {
+        let to = sockaddr(address, port);
+        agent.refused(what, libc::SYS_connect, json!([LISTENER, to, 28]), &[EPERM])?;
+        agent.refused(
+            what,
+            libc::SYS_sendto,
+            json!([LISTENER, text("x"), 1, MSG_FASTOPEN, to, 28]),
+            &[EPERM],
+        )?;
+        agent.refused(what, libc::SYS_bind, json!([LISTENER, to, 28]), &[EPERM, EINVAL])?;
+    }
+    let tried = targets.len() as u64;
+    ensure!(decided(&bed, "denied_connect")? >= connects + 2 * tried, "connects are not counted");
+    ensure!(decided(&bed, "denied_bind")? >= binds + tried, "binds are not counted");
+    lures.untouched()?;
+    // What it does to its listener it does to itself: others are served, and so is it once it listens again.
+    ensure!(bed.client().curl("http://other.faas/")? == "hello from faasd\n");
+    agent.granted("listen", libc::SYS_listen, json!([LISTENER, 16]))?;
+    Agent::connect(&bed, "attacker")?;
+    drop(agent);
     bed.finish()
 }
 

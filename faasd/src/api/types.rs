@@ -172,6 +172,9 @@ impl Phase {
 pub struct Connections {
     /// SYNs that the kernel program gave to this function's listener. A repeated one counts again.
     pub steered: u64,
+    /// Of those, given to the listener of an instance that accepts for itself.
+    #[serde(default)]
+    pub warm: u64,
     /// Accepted by io_uring.
     pub accepted: u64,
     /// Handed over to an instance.

@@ -9,7 +9,7 @@ use super::ui::{printable, size, state_cell};
 use super::{Context, Failure, Format, Output};
 use crate::api::types::Function;
 use crate::core::name::FunctionName;
-use crate::core::spec::Contract;
+use crate::core::spec::{Contract, FunctionSpec, Lane};
 
 /// Show everything about a function
 #[derive(Debug, Args)]
@@ -34,6 +34,7 @@ impl Describe {
         let counts = &function.connections;
         ui.pairs([
             ("  steered", Cell::new(counts.steered)),
+            ("  warm", Cell::new(counts.warm)),
             ("  accepted", Cell::new(counts.accepted)),
             ("  handed off", Cell::new(counts.handed_off)),
             ("  requeued", Cell::new(counts.requeued)),
@@ -66,7 +67,7 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
             let handler = spec.handler_parts();
             format!("{handler} ({})", handler.language.as_str())
         }
-        Contract::Fd => spec.command.join(" "),
+        Contract::Fd | Contract::Port | Contract::ListenFds => spec.command.join(" "),
     };
     let mut pairs = vec![
         ("name", Cell::new(&function.name)),
@@ -80,7 +81,7 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         ("code", Cell::new(&function.image)),
         ("contract", Cell::new(spec.contract.as_str())),
         ("runs", Cell::new(printable(&runs))),
-        ("lane", Cell::new(lane(spec.contract))),
+        ("lane", Cell::new(lane(spec))),
         (
             "memory",
             Cell::new(format!(
@@ -110,10 +111,19 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
 }
 
 /// How a connection travels from the client to the code.
-const fn lane(contract: Contract) -> &'static str {
-    match contract {
+fn lane(spec: &FunctionSpec) -> &'static str {
+    match spec.contract {
+        Contract::Handler if spec.lane() == Lane::Warm => {
+            "warm: sk_lookup straight to the runner's own listener, inherited as descriptor 3"
+        }
         Contract::Handler => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the runner",
         Contract::Fd => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the program",
+        Contract::Port => {
+            "warm: sk_lookup straight to the server's own listener, put in place of what it bound"
+        }
+        Contract::ListenFds => {
+            "warm: sk_lookup straight to the server's own listener, inherited as descriptor 3"
+        }
     }
 }
 

@@ -41,15 +41,15 @@ pub fn detect(dir: &Path) -> Result<Detected, Failure> {
     };
     match spec.contract {
         Contract::Handler => handler::detect(dir, spec, declared),
-        Contract::Fd => fd(dir, spec),
+        Contract::Fd | Contract::Port | Contract::ListenFds => program(dir, spec),
     }
 }
 
-/// Reads `faas.toml`. A `command` alone says which contract is meant.
+/// Reads `faas.toml`. A `command` alone means a server.
 fn read(text: &str) -> Result<FunctionSpec, SpecError> {
     match FunctionSpec::from_toml(text) {
-        Err(SpecError::Misplaced("command", _)) if !has_contract(text) => {
-            FunctionSpec::from_toml(&format!("contract = \"fd\"\n{text}"))
+        Err(SpecError::Misplaced { contract: "handler", .. }) if !has_contract(text) => {
+            FunctionSpec::from_toml(&format!("contract = \"port\"\n{text}"))
         }
         other => other,
     }
@@ -59,9 +59,14 @@ fn has_contract(text: &str) -> bool {
     text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("contract"))
 }
 
-fn fd(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
+fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
     let command = spec.command.first().map_or("", String::as_str);
-    let why = format!("program: {FILE_NAME} has `command`, {}", spec.command.join(" "));
+    let kind = match spec.contract {
+        Contract::Port => format!("server on port {}", spec.listen_port()),
+        Contract::ListenFds => "server with an inherited listener".to_owned(),
+        Contract::Handler | Contract::Fd => "program that is handed connections".to_owned(),
+    };
+    let why = format!("{kind}: {FILE_NAME} has `command`, {}", spec.command.join(" "));
     let program = Path::new(command);
     // An absolute path, or a name that is looked up, is inside the container and not here.
     if program.is_absolute() || !command.contains('/') {
@@ -155,7 +160,7 @@ mod tests {
         let program = made.path().join("target/release/x");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let found = detect(made.path()).unwrap();
-        assert_eq!(found.spec.contract, Contract::Fd);
+        assert_eq!(found.spec.contract, Contract::Port);
         assert_eq!(found.program.as_deref(), Some(Path::new("target/release/x")));
     }
 
@@ -180,7 +185,7 @@ mod tests {
             (
                 vec![("faas.toml", "contract = 'handler'\ncommand = ['x']")],
                 Exit::Data,
-                "contract `fd` alone",
+                "does not go with the contract `handler`",
                 "",
             ),
         ] {

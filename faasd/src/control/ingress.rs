@@ -72,7 +72,9 @@ impl Ingress {
         let tuned = ns.run(|| {
             // A burst of new connections must not be answered by cookies: their last ACK would choose anew.
             std::fs::write("/proc/sys/net/core/somaxconn", "65535")?;
-            std::fs::write("/proc/sys/net/ipv4/tcp_max_syn_backlog", "65535")
+            std::fs::write("/proc/sys/net/ipv4/tcp_max_syn_backlog", "65535")?;
+            // What waits at a listener that closes goes to another of the same port.
+            std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", "1")
         });
         if let Err(error) = tuned {
             tracing::warn!(%error, "the ingress keeps the kernel's short queues");
@@ -90,7 +92,18 @@ impl Ingress {
     /// # Errors
     /// [`IngressError::Listen`].
     pub fn listen(&self, address: Ipv6Addr, port: u16, backlog: u32) -> Result<OwnedFd, IngressError> {
-        self.tcp(address, port, backlog).map(OwnedFd::from)
+        let listener = self.bind(address, port)?;
+        rustix::net::listen(&listener, i32::try_from(backlog).unwrap_or(i32::MAX))
+            .map_err(|e| IngressError::Listen { address, port, source: e.into() })?;
+        Ok(listener)
+    }
+
+    /// The same, not listening yet. It shares address and port with the function's other listeners.
+    ///
+    /// # Errors
+    /// [`IngressError::Listen`].
+    pub fn bind(&self, address: Ipv6Addr, port: u16) -> Result<OwnedFd, IngressError> {
+        self.tcp(address, port, |socket| socket.set_reuse_port(true)).map(OwnedFd::from)
     }
 
     /// A listener for a service of the daemon's own.
@@ -98,10 +111,17 @@ impl Ingress {
     /// # Errors
     /// [`IngressError::Listen`].
     pub fn listen_service(&self, address: Ipv6Addr, port: u16) -> Result<TcpListener, IngressError> {
-        self.tcp(address, port, 128).map(TcpListener::from)
+        let listener = self.tcp(address, port, |_| Ok(()))?;
+        listener.listen(128).map_err(|source| IngressError::Listen { address, port, source })?;
+        Ok(listener.into())
     }
 
-    fn tcp(&self, address: Ipv6Addr, port: u16, backlog: u32) -> Result<Socket, IngressError> {
+    fn tcp(
+        &self,
+        address: Ipv6Addr,
+        port: u16,
+        options: impl FnOnce(&Socket) -> io::Result<()> + Send,
+    ) -> Result<Socket, IngressError> {
         self.ns
             .run(|| {
                 let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
@@ -110,8 +130,8 @@ impl Ingress {
                 socket.set_reuse_address(true)?;
                 // A local route makes an address ours, but only an interface's own can be bound without this.
                 socket.set_freebind_v6(true)?;
+                options(&socket)?;
                 socket.bind(&SocketAddr::from((address, port)).into())?;
-                socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
                 Ok(socket)
             })
             .map_err(|source| IngressError::Listen { address, port, source })

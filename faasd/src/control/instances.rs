@@ -2,6 +2,7 @@
 //! the owner what happened.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,15 +12,18 @@ use faasd_sdk::status::StatusPage;
 use faasd_sdk::wire::{self, Kind};
 use jiff::Timestamp;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
+use rustix::process::Signal;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
 use tokio::sync::watch as orders;
+use tokio::sync::{mpsc, oneshot};
 
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
 use super::records::FunctionRecord;
 use crate::core::name::FunctionName;
+use crate::core::spec::{Contract, FunctionSpec, Lane, StopSignal};
 use crate::dataplane;
+use crate::runtime::agent::{Agent, Listen, find_listener};
 use crate::runtime::instance::{Adopted, Request, Running, Runtime, new_id};
 use crate::runtime::logs::Logs;
 use crate::sys::pidfd::{Exit, Pidfd};
@@ -28,6 +32,12 @@ use crate::sys::scm;
 
 /// The send buffer of an instance's socket: room for some thousand connections that it has not yet received.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Connections that may wait at an instance's own listener; the system's limit for the namespace is below it.
+const BACKLOG: i32 = i32::MAX;
+
+/// Descriptors kept for each instance: its socket's two ends, its page, its log. A fifth is the seccomp filter's.
+const KEPT: usize = 4;
 
 /// Lines of output that are told with a failure.
 const OUTPUT_LINES: usize = 10;
@@ -53,8 +63,12 @@ pub struct Live {
     pub adopted: bool,
     pub pid: Option<u32>,
     pub page: Arc<StatusPage>,
+    /// The seat of its listener, once it has one.
+    pub seat: Option<u32>,
     socket: Arc<OwnedFd>,
     receive_end: Arc<OwnedFd>,
+    /// The listener that it accepts from itself.
+    listener: Option<Arc<OwnedFd>>,
     orders: orders::Sender<Order>,
 }
 
@@ -73,6 +87,17 @@ impl Live {
     #[must_use]
     pub fn ordered(&self) -> Order {
         *self.orders.borrow()
+    }
+
+    /// The listener that the instance accepts from itself, if its lane is the warm one.
+    #[must_use]
+    pub fn listener(&self) -> Option<&OwnedFd> {
+        self.listener.as_deref()
+    }
+
+    /// Lets go of the listener: from now on it is the instance's alone, and closing it is heard.
+    pub fn release_listener(&mut self) {
+        self.listener = None;
     }
 
     /// The instance as its acceptor is to know it.
@@ -107,7 +132,18 @@ struct Task {
     socket: Arc<OwnedFd>,
     receive_end: Arc<OwnedFd>,
     page: Arc<StatusPage>,
+    listener: Option<Arc<OwnedFd>>,
+    spec: FunctionSpec,
     orders: orders::Receiver<Order>,
+}
+
+/// The parts that an instance is made of besides its container.
+struct Parts {
+    /// Our end of its socket pair, and a duplicate of its own.
+    socket: OwnedFd,
+    receive_end: OwnedFd,
+    page: StatusPage,
+    listener: Option<OwnedFd>,
 }
 
 impl Instances {
@@ -121,7 +157,8 @@ impl Instances {
         Self { runtime, logs, store, owner }
     }
 
-    /// Starts an instance. What becomes of it is told to the owner by its key.
+    /// Starts an instance. What becomes of it is told to the owner by its key. `listener` is for the warm lane: the
+    /// function's address and port, bound, and listening already for an instance that inherits it.
     ///
     /// # Errors
     /// If not even its socket and page could be made.
@@ -131,6 +168,7 @@ impl Instances {
         record: &FunctionRecord,
         image: PathBuf,
         dependencies: Option<PathBuf>,
+        listener: Option<OwnedFd>,
     ) -> io::Result<Live> {
         let (socket, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -138,6 +176,13 @@ impl Instances {
         let _ = sockopt::set_socket_send_buffer_size_force(&socket, SOCKET_BUFFER_BYTES);
         let (page, page_fd) = StatusPage::create()?;
         let id = new_id(&record.name, record.revision);
+        let descriptors = match (record.spec.contract, &listener) {
+            // A runner that accepts by itself; it says when it is ready.
+            (Contract::Handler, Some(listener)) => vec![listener.try_clone()?, theirs.try_clone()?],
+            (Contract::Handler | Contract::Fd, _) => vec![theirs.try_clone()?, page_fd.try_clone()?],
+            (Contract::ListenFds, Some(listener)) => vec![listener.try_clone()?],
+            (Contract::Port | Contract::ListenFds, _) => Vec::new(),
+        };
         let request = Request {
             id: id.clone(),
             function: record.name.clone(),
@@ -146,10 +191,10 @@ impl Instances {
             spec: record.spec.clone(),
             image,
             dependencies,
-            socket: theirs.try_clone()?,
-            status: page_fd.try_clone()?,
+            descriptors,
         };
-        let (live, task) = self.pair(key, id, record, (socket, theirs, page), false);
+        let parts = Parts { socket, receive_end: theirs, page, listener };
+        let (live, task) = self.pair(key, id, record, parts, false);
         tokio::spawn(task.start(request, page_fd));
         Ok(live)
     }
@@ -161,14 +206,23 @@ impl Instances {
         &self,
         key: u32,
         record: &FunctionRecord,
+        address: SocketAddr,
         found: Adopted,
-        kept: Vec<OwnedFd>,
+        mut kept: Vec<OwnedFd>,
     ) -> Option<Live> {
-        let [socket, theirs, page_fd, log]: [OwnedFd; 4] = kept.try_into().ok()?;
+        let notify = (kept.len() > KEPT).then(|| kept.pop()).flatten();
+        let [socket, receive_end, page_fd, log]: [OwnedFd; KEPT] = kept.try_into().ok()?;
         let page = StatusPage::map(page_fd).ok().filter(StatusPage::ready)?;
-        let (mut live, task) = self.pair(key, found.id, record, (socket, theirs, page), true);
+        let listener = match record.spec.lane() {
+            Lane::HandOff => None,
+            // Nobody keeps it but the instance: were it kept elsewhere, it would go on taking connections after the
+            // instance's death, for as long as no daemon is there to hear of it.
+            Lane::Warm => Some(find_listener(&self.runtime.processes(&found.id), address)?),
+        };
+        let parts = Parts { socket, receive_end, page, listener };
+        let (mut live, task) = self.pair(key, found.id, record, parts, true);
         live.pid = Some(found.pid);
-        tokio::spawn(task.adopted(found.process, log));
+        tokio::spawn(task.adopted(found.process, log, notify));
         Some(live)
     }
 
@@ -208,11 +262,12 @@ impl Instances {
         key: u32,
         id: String,
         record: &FunctionRecord,
-        (socket, receive_end, page): (OwnedFd, OwnedFd, StatusPage),
+        parts: Parts,
         adopted: bool,
     ) -> (Live, Task) {
         let (sender, receiver) = orders::channel(Order::Run);
-        let (socket, receive_end, page) = (Arc::new(socket), Arc::new(receive_end), Arc::new(page));
+        let (socket, receive_end) = (Arc::new(parts.socket), Arc::new(parts.receive_end));
+        let (page, listener) = (Arc::new(parts.page), parts.listener.map(Arc::new));
         let task = Task {
             all: self.clone(),
             key,
@@ -221,6 +276,8 @@ impl Instances {
             socket: Arc::clone(&socket),
             receive_end: Arc::clone(&receive_end),
             page: Arc::clone(&page),
+            listener: listener.clone(),
+            spec: record.spec.clone(),
             orders: receiver,
         };
         let live = Live {
@@ -230,8 +287,10 @@ impl Instances {
             adopted,
             pid: None,
             page,
+            seat: None,
             socket,
             receive_end,
+            listener,
             orders: sender,
         };
         (live, task)
@@ -270,27 +329,69 @@ impl Task {
     }
 
     async fn run(self, running: Running, page_fd: &OwnedFd) -> String {
-        let Running { pid, process, log, create_time, start_time, .. } = running;
+        let Running { pid, process, log, notify, create_time, start_time, .. } = running;
         tracing::info!(id = self.id, pid, ?create_time, ?start_time, "started");
-        let kept = [self.socket.as_fd(), self.receive_end.as_fd(), page_fd.as_fd(), log.as_fd()];
+        let mut kept = vec![self.socket.as_fd(), self.receive_end.as_fd(), page_fd.as_fd(), log.as_fd()];
+        // While no daemon is there, a server that binds waits for the next one.
+        kept.extend(notify.as_ref().map(AsFd::as_fd));
         let entry = format!("{ENTRY}{}", self.id);
         if let Err(error) = self.all.with_store(|store| store.put(&entry, &kept)) {
             tracing::warn!(%error, "the next daemon will not find this instance");
         }
         self.all.tell(Message::Started { key: self.key, pid }).await;
-        self.attend(process, log).await
+        if self.spec.contract == Contract::ListenFds {
+            // Its listener listens already: whoever connects now waits for nothing but the server's own start.
+            self.page.set_ready();
+            self.tell_ready().await;
+        }
+        self.attend(process, log, notify).await
     }
 
-    async fn adopted(self, process: Arc<Pidfd>, log: OwnedFd) {
+    async fn adopted(self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) {
         let (all, key) = (self.all.clone(), self.key);
         tracing::info!(id = self.id, pid = process.pid(), "adopted");
-        let why = self.attend(process, log).await;
+        let why = self.attend(process, log, notify).await;
         all.tell(Message::Exited { key, why }).await;
     }
 
+    /// Tells the owner that the instance can take connections, and waits until it has acted on that.
+    async fn tell_ready(&self) {
+        let (acted, has_acted) = oneshot::channel::<()>();
+        self.all.tell(Message::Ready { key: self.key, acted: Some(acted) }).await;
+        // It is dropped, not sent.
+        let _ = has_acted.await;
+    }
+
+    /// The server is in `listen`: makes the listener listen, has the owner send it connections, those that wait first,
+    /// and lets the server go on. So it finds them when it looks for the first time.
+    async fn listens(&self, agent: &Agent, listen: &Listen) {
+        let listens = self
+            .listener
+            .as_ref()
+            .map_or(Ok(()), |listener| rustix::net::listen(&**listener, BACKLOG).map_err(io::Error::from));
+        if let Err(error) = listens {
+            tracing::error!(id = self.id, %error, "a listener does not listen");
+        }
+        self.tell_ready().await;
+        match agent.listening(listen) {
+            // For a later daemon: one that the server was not told of by this one, it will not be told of by any.
+            Ok(()) => self.page.set_ready(),
+            Err(error) => tracing::warn!(id = self.id, %error, "a server was not told that it listens"),
+        }
+    }
+
+    fn agent(&self, notify: Option<OwnedFd>) -> Option<Agent> {
+        let listener = Arc::clone(self.listener.as_ref()?);
+        Agent::new(notify?, listener, self.spec.listen_port())
+            .inspect_err(|error| tracing::error!(id = self.id, %error, "a server's calls are not served"))
+            .ok()
+    }
+
     /// Stays with a running instance to its end, removes what is left of it, and says how it ended.
-    async fn attend(mut self, process: Arc<Pidfd>, log: OwnedFd) -> String {
+    async fn attend(mut self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) -> String {
         let capture = self.all.logs.capture(log, &self.function, &self.id);
+        let mut agent = self.agent(notify);
+        let mut asks = agent.is_some();
         let mut messages = self.messages();
         let (mut ready, mut drained, mut broke) = (false, false, None);
         let exit = loop {
@@ -300,7 +401,11 @@ impl Task {
                     // Each is said once: an instance's messages are no way to keep the daemon busy.
                     Ok(Some(Kind::Ready)) if !ready => {
                         ready = true;
-                        self.all.tell(Message::Ready { key: self.key }).await;
+                        if self.spec.lane() == Lane::Warm {
+                            // It has no page to write that on.
+                            self.page.set_ready();
+                        }
+                        self.all.tell(Message::Ready { key: self.key, acted: None }).await;
                     }
                     Ok(Some(Kind::Drained)) if !drained => {
                         drained = true;
@@ -316,11 +421,26 @@ impl Task {
                         tracing::warn!(id = self.id, why, "an instance broke the hand-off protocol, and is ended");
                         broke = Some(why);
                         messages = None;
-                        let _ = process.signal(rustix::process::Signal::KILL);
+                        let _ = process.signal(Signal::KILL);
+                    }
+                },
+                listen = listens(agent.as_ref().filter(|_| asks)) => match (listen, &agent) {
+                    (Ok(Some(listen)), Some(agent)) => self.listens(agent, &listen).await,
+                    (ended, _) => {
+                        if let Err(error) = ended {
+                            tracing::error!(id = self.id, %error, "a server's calls are no longer served");
+                        }
+                        asks = false;
                     }
                 },
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
+                    Order::Drain if self.spec.lane() == Lane::Warm => {
+                        // Whoever still waits at the listener when the server closes it goes to another instance,
+                        // unless somebody else holds it open.
+                        (agent, self.listener) = (None, None);
+                        let _ = process.signal(signal(self.spec.stop_signal.unwrap_or_default()));
+                    }
                     // A protocol message: it comes after every connection that the instance was given.
                     Order::Drain => {
                         let drain = wire::header(Kind::Drain, 0);
@@ -329,7 +449,7 @@ impl Task {
                         }
                     }
                     Order::Kill => {
-                        let _ = process.signal(rustix::process::Signal::KILL);
+                        let _ = process.signal(Signal::KILL);
                     }
                 },
             }
@@ -346,16 +466,28 @@ impl Task {
             let _ = tokio::time::timeout(Duration::from_secs(1), capture).await;
         }
         tracing::info!(id = self.id, %exit, served = self.page.requests(), "ended");
-        self.explain(exit, oom_kills, broke).await
+        // Only an agent that still is there has a server that does not listen yet.
+        let unheard = agent.filter(|_| !self.page.ready()).map(|agent| agent.complaint());
+        self.explain(exit, oom_kills, broke, unheard).await
     }
 
-    async fn explain(&self, exit: Exit, oom_kills: u64, broke: Option<String>) -> String {
+    async fn explain(
+        &self,
+        exit: Exit,
+        oom_kills: u64,
+        broke: Option<String>,
+        unheard: Option<String>,
+    ) -> String {
+        let too_slow = !self.page.ready() && *self.orders.borrow() == Order::Kill;
         let mut why = exit.to_string();
-        if let Some(how) = broke {
+        if too_slow {
+            // Who gave the order knows why.
+            why = unheard.unwrap_or_default();
+        } else if let Some(how) = broke {
             why = format!("ended by faasd: it broke the hand-off protocol ({how})");
         } else if oom_kills > 0 {
             why.push_str(", for want of memory (raise `limits.memory`)");
-        } else if exit == Exit::Code(0) && !self.page.ready() {
+        } else if exit == Exit::Code(0) && self.spec.lane() == Lane::HandOff && !self.page.ready() {
             why.push_str(" without saying that it is ready (does it speak the hand-off protocol?)");
         }
         let (logs, function, id) = (self.all.logs.clone(), self.function.clone(), format!(" {}: ", self.id));
@@ -364,7 +496,7 @@ impl Task {
         let own: Vec<_> =
             lines.iter().filter_map(|line| line.split_once(&id).map(|(_, text)| text)).collect();
         if !own.is_empty() {
-            why.push_str("; its last output:");
+            why.push_str(if why.is_empty() { "its last output:" } else { "; its last output:" });
             for line in own.iter().skip(own.len().saturating_sub(OUTPUT_LINES)) {
                 why.push_str("\n  ");
                 why.push_str(line);
@@ -376,6 +508,26 @@ impl Task {
     fn messages(&self) -> Option<AsyncFd<OwnedFd>> {
         let socket = self.socket.try_clone().ok()?;
         watch(socket).ok()
+    }
+}
+
+/// The next `listen` of a server on its listener.
+async fn listens(agent: Option<&Agent>) -> io::Result<Option<Listen>> {
+    match agent {
+        Some(agent) => agent.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+const fn signal(signal: StopSignal) -> Signal {
+    match signal {
+        StopSignal::Term => Signal::TERM,
+        StopSignal::Quit => Signal::QUIT,
+        StopSignal::Int => Signal::INT,
+        StopSignal::Hup => Signal::HUP,
+        StopSignal::Usr1 => Signal::USR1,
+        StopSignal::Usr2 => Signal::USR2,
+        StopSignal::Winch => Signal::WINCH,
     }
 }
 

@@ -57,6 +57,7 @@ pub fn render(snapshot: &Snapshot) -> String {
         let c = &function.connections;
         for (lane, value) in [
             ("steered", c.steered),
+            ("warm", c.warm),
             ("accepted", c.accepted),
             ("handed_off", c.handed_off),
             ("requeued", c.requeued),

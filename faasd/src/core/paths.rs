@@ -72,6 +72,12 @@ impl Paths {
         self.run.join("runc")
     }
 
+    /// Sockets on which containers' seccomp filters are delivered.
+    #[must_use]
+    pub fn agents(&self) -> PathBuf {
+        self.run.join("agents")
+    }
+
     /// The cgroup above all containers, absolute within each hierarchy.
     #[must_use]
     pub fn cgroup(&self) -> String {

@@ -16,7 +16,7 @@ pub const FILE_NAME: &str = "faas.toml";
 pub struct FunctionSpec {
     /// How the code receives connections.
     pub contract: Contract,
-    /// What is run: the argument vector of an `fd` function, relative to its code (mounted at `/app`).
+    /// What is run, of every contract but `handler`: the argument vector, relative to the code (mounted at `/app`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// `FILE`, or `FILE:NAME`, of a `handler` function.
@@ -27,6 +27,12 @@ pub struct FunctionSpec {
     pub build: Option<String>,
     /// The TCP port that clients dial.
     pub port: u16,
+    /// The port that a `port` function binds, inside; told to it as `PORT`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_port: Option<u16>,
+    /// The signal by which a server is asked to finish.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<StopSignal>,
     /// Environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -44,6 +50,39 @@ pub enum Contract {
     Handler,
     /// A program that speaks the hand-off protocol itself (`docs/HANDOFF.md`).
     Fd,
+    /// Any server: what it binds to its port is exchanged for the function's listener.
+    Port,
+    /// A server that takes its listener by the protocol of systemd's socket activation.
+    ListenFds,
+}
+
+/// The way that connections take to the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Each connection is accepted by faasd and its descriptor passed on.
+    HandOff,
+    /// The code accepts connections itself, from a listener of its own.
+    Warm,
+}
+
+/// A signal that a server may want to be stopped by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopSignal {
+    #[default]
+    #[serde(rename = "SIGTERM")]
+    Term,
+    #[serde(rename = "SIGQUIT")]
+    Quit,
+    #[serde(rename = "SIGINT")]
+    Int,
+    #[serde(rename = "SIGHUP")]
+    Hup,
+    #[serde(rename = "SIGUSR1")]
+    Usr1,
+    #[serde(rename = "SIGUSR2")]
+    Usr2,
+    #[serde(rename = "SIGWINCH")]
+    Winch,
 }
 
 impl Contract {
@@ -52,6 +91,26 @@ impl Contract {
         match self {
             Self::Handler => "handler",
             Self::Fd => "fd",
+            Self::Port => "port",
+            Self::ListenFds => "listen-fds",
+        }
+    }
+
+    #[must_use]
+    pub const fn lane(self) -> Lane {
+        match self {
+            Self::Handler | Self::Fd => Lane::HandOff,
+            Self::Port | Self::ListenFds => Lane::Warm,
+        }
+    }
+}
+
+impl Lane {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HandOff => "hand-off",
+            Self::Warm => "warm",
         }
     }
 }
@@ -160,6 +219,8 @@ impl Default for FunctionSpec {
             handler: None,
             build: None,
             port: 80,
+            listen_port: None,
+            stop_signal: None,
             env: BTreeMap::new(),
             limits: Limits::default(),
             scale: Scale::default(),
@@ -201,17 +262,20 @@ pub enum SpecError {
     #[error("`{key}` is {value}; {allowed}")]
     Value { key: &'static str, value: String, allowed: &'static str },
     #[error(
-        "an `fd` function needs `command`, the program to run: `command = [\"./hello\"]`, relative to its directory"
+        "a function of the contract `{0}` needs `command`, the program to run: `command = [\"./hello\"]`, relative to its \
+         directory"
     )]
-    NoCommand,
-    #[error("`{0}` goes with the contract `{1}` alone")]
-    Misplaced(&'static str, &'static str),
+    NoCommand(&'static str),
+    #[error("`{key}` does not go with the contract `{contract}`")]
+    Misplaced { key: &'static str, contract: &'static str },
 }
 
-/// The most instances that one function may declare: each has its own slot in the acceptor's table.
+/// The most instances that one function may declare: each has its own seat in the function's pool.
 pub const INSTANCES_MAX: u32 = 64;
 
 const BUILD_BYTES_MAX: usize = 4096;
+/// The port of a `port` function that names none.
+const LISTEN_PORT: u16 = 8080;
 
 /// The most environment variables, and the most bytes in one.
 const ENV_MAX: usize = 256;
@@ -236,13 +300,20 @@ impl FunctionSpec {
         let value = |key, value: &dyn ToString, allowed| {
             Err(SpecError::Value { key, value: value.to_string(), allowed })
         };
-        match self.contract {
-            Contract::Fd if self.command.is_empty() => return Err(SpecError::NoCommand),
-            Contract::Fd if self.handler.is_some() => return Err(SpecError::Misplaced("handler", "handler")),
-            Contract::Handler if !self.command.is_empty() => {
-                return Err(SpecError::Misplaced("command", "fd"));
+        let contract = self.contract.as_str();
+        let is_handler = self.contract == Contract::Handler;
+        for (key, is_misplaced) in [
+            ("command", is_handler && !self.command.is_empty()),
+            ("handler", !is_handler && self.handler.is_some()),
+            ("listen_port", self.contract != Contract::Port && self.listen_port.is_some()),
+            ("stop_signal", self.contract.lane() == Lane::HandOff && self.stop_signal.is_some()),
+        ] {
+            if is_misplaced {
+                return Err(SpecError::Misplaced { key, contract });
             }
-            _ => {}
+        }
+        if !is_handler && self.command.is_empty() {
+            return Err(SpecError::NoCommand(contract));
         }
         if let Some(handler) = &self.handler
             && split_handler(handler).is_none()
@@ -257,6 +328,9 @@ impl FunctionSpec {
         let limits = &self.limits;
         if self.port == 0 {
             return value("port", &self.port, "use 1 to 65535");
+        }
+        if self.listen_port == Some(0) {
+            return value("listen_port", &0, "use 1 to 65535");
         }
         if limits.memory_bytes < 8 << 20 {
             return value("limits.memory", &limits.memory_bytes, "at least 8MiB is needed");
@@ -302,6 +376,21 @@ impl FunctionSpec {
             }
         }
         Ok(())
+    }
+
+    /// The port that a `port` function binds.
+    #[must_use]
+    pub fn listen_port(&self) -> u16 {
+        self.listen_port.unwrap_or(LISTEN_PORT)
+    }
+
+    /// The way that connections take to this function's code.
+    #[must_use]
+    pub fn lane(&self) -> Lane {
+        match self.contract {
+            Contract::Handler if self.handler_parts().language.has_listener() => Lane::Warm,
+            contract => contract.lane(),
+        }
     }
 
     /// The handler, with the default `handler.py:handle`.
@@ -468,7 +557,10 @@ mod tests {
             ("contrat = 'fd'", "did you mean `contract`"),
             ("[limits]\nmemroy = 1", "did you mean `memory"),
             ("contract = 'fd'", "needs `command`"),
-            ("command = ['x']", "contract `fd` alone"),
+            ("command = ['x']", "`command` does not go with the contract `handler`"),
+            ("listen_port = 1", "`listen_port` does not go"),
+            ("contract = 'port'\ncommand = ['x']\nlisten_port = 0", "1 to 65535"),
+            ("contract = 'port'\ncommand = ['x']\nstop_signal = 'SIGKILL'", "SIGTERM"),
             ("handler = 'x.py'", "FILE.py:FUNCTION"),
             ("handler = 'x.sh:f'", "FILE.py:FUNCTION"),
             ("handler = '/x.js'", "FILE.py:FUNCTION"),

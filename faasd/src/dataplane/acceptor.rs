@@ -216,6 +216,9 @@ impl Acceptor {
                 Command::RemoveInstance { slot, key } => {
                     self.with(slot, ring, |function, ring| function.remove(key, ring, now))?;
                 }
+                Command::Watch { slot } => {
+                    self.with(slot, ring, |function, ring| function.resume(ring).map(|()| Then::Nothing))?;
+                }
                 Command::Refuse { slot } => {
                     self.with(slot, ring, |function, ring| function.refuse(ring).map(|()| Then::Nothing))?;
                 }

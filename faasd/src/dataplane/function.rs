@@ -62,7 +62,7 @@ impl Candidate for Receiver {
 pub(super) struct Function {
     /// The listener's token: the slot, and a key that the slot's next function does not have.
     token: Token,
-    listener: OwnedFd,
+    listener: Arc<OwnedFd>,
     stats: Arc<Stats>,
     mode: Mode,
     receivers: Vec<Receiver>,
@@ -88,7 +88,7 @@ pub(super) enum Then {
 impl Function {
     pub(super) fn new(
         token: Token,
-        listener: OwnedFd,
+        listener: Arc<OwnedFd>,
         stats: Arc<Stats>,
         ring: &mut Ring,
     ) -> io::Result<Self> {
@@ -152,6 +152,14 @@ impl Function {
             self.waiting.push_front(connection);
         }
         self.deliver(ring, now)
+    }
+
+    /// Watches for the next connection after the ones that were reported.
+    pub(super) fn resume(&mut self, ring: &mut Ring) -> io::Result<()> {
+        match self.mode {
+            Mode::Reported => self.watch(ring),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses everything that waits, here and in the kernel's queue, and watches for the next.

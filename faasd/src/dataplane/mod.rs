@@ -34,7 +34,7 @@ const COMMANDS_MAX: usize = 4096;
 #[derive(Debug)]
 pub enum Command {
     /// Connections of a new function come in by `listener`.
-    AddFunction { slot: u32, listener: OwnedFd, stats: Arc<Stats> },
+    AddFunction { slot: u32, listener: Arc<OwnedFd>, stats: Arc<Stats> },
     /// The function is gone: what waits is refused.
     RemoveFunction { slot: u32 },
     /// An instance takes connections from now on.
@@ -43,6 +43,8 @@ pub enum Command {
     DrainInstance { slot: u32, key: u32 },
     /// An instance has ended: connections that it had not received go to another.
     RemoveInstance { slot: u32, key: u32 },
+    /// What waited was served in another way: watch for the next.
+    Watch { slot: u32 },
     /// No instance will come: what waits is refused.
     Refuse { slot: u32 },
     /// Accept nothing further, finish what is under way, end.
@@ -57,6 +59,7 @@ impl Command {
             | Self::AddInstance { slot, .. }
             | Self::DrainInstance { slot, .. }
             | Self::RemoveInstance { slot, .. }
+            | Self::Watch { slot }
             | Self::Refuse { slot } => *slot,
             Self::Stop => 0,
         }

@@ -34,7 +34,9 @@ impl Bed {
         let address = listener.local_addr().unwrap();
         let stats = Arc::new(Stats::default());
         let listener = OwnedFd::from(listener);
-        acceptors.send(Command::AddFunction { slot: 0, listener, stats: Arc::clone(&stats) }).unwrap();
+        acceptors
+            .send(Command::AddFunction { slot: 0, listener: listener.into(), stats: Arc::clone(&stats) })
+            .unwrap();
         Self { acceptors: Some(acceptors), events, address, stats }
     }
 
@@ -204,7 +206,11 @@ fn a_slot_is_used_again() {
     let listener = TcpListener::bind("[::1]:0").unwrap();
     bed.address = listener.local_addr().unwrap();
     let stats = Arc::new(Stats::default());
-    bed.send(Command::AddFunction { slot: 0, listener: listener.into(), stats: Arc::clone(&stats) });
+    bed.send(Command::AddFunction {
+        slot: 0,
+        listener: OwnedFd::from(listener).into(),
+        stats: Arc::clone(&stats),
+    });
     let _client = bed.connect();
     assert_eq!(bed.waiting(), Event::Waiting { slot: 0 });
     let far = bed.instance(4);

@@ -21,7 +21,7 @@ use oci_spec::runtime::{
 
 use super::seccomp;
 use crate::core::name::FunctionName;
-use crate::core::spec::{FunctionSpec, Language};
+use crate::core::spec::{Contract, FunctionSpec, Language};
 
 /// The user and group that code runs as, inside.
 pub const USER: u32 = 65_532;
@@ -67,7 +67,7 @@ const CPU_SHARES_MAX: u64 = 262_144;
 /// Functions are killed before the daemon and the rest of the machine when memory runs out.
 const OOM_SCORE: i32 = 500;
 
-const SEARCH_PATH: &str = "PATH=/usr/bin:/bin";
+const SEARCH_PATH: &str = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Keys of the annotations that a restarted daemon reads back.
 pub mod annotation {
@@ -99,6 +99,8 @@ pub struct Parameters<'a> {
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
     pub cgroup: &'a str,
+    /// Where runc is to send the seccomp filter's notification descriptor, for a `port` function.
+    pub agent: Option<&'a Path>,
     pub host: &'a Host,
 }
 
@@ -192,7 +194,7 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
         .gid_mappings(vec![ids])
         .resources(resources)
         .cgroups_path(p.cgroup)
-        .seccomp(seccomp::profile()?)
+        .seccomp(seccomp::profile(p.agent)?)
         // Nothing is left to mask: /proc shows processes alone, and there is no /sys. Masked paths have had their share
         // of holes (CVE-2025-31133).
         .masked_paths(Vec::new())
@@ -217,7 +219,7 @@ pub fn config(p: &Parameters<'_>) -> Result<Spec, OciSpecError> {
 
 /// The environment: the function's own, and above it what a function may rely on.
 fn environment(p: &Parameters<'_>) -> Vec<String> {
-    let ours = [
+    let mut ours = vec![
         SEARCH_PATH.to_owned(),
         "HOME=/tmp".to_owned(),
         "LANG=C.UTF-8".to_owned(),
@@ -226,8 +228,20 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
         format!("FAAS_FUNCTION={}", p.function),
         format!("FAAS_REVISION={}", p.revision),
     ];
-    let paths = p.dependencies.map(|_| format!("FAAS_DEPENDENCIES={}", dependencies(language(p))));
-    let ours: Vec<String> = ours.into_iter().chain(paths).collect();
+    ours.extend(p.dependencies.map(|_| format!("FAAS_DEPENDENCIES={}", dependencies(language(p)))));
+    match p.spec.contract {
+        Contract::Port => {
+            ours.push(format!("PORT={}", p.spec.listen_port()));
+            ours.push("HOST=::".to_owned());
+        }
+        // sd_listen_fds(3). The program is the first process of its namespace.
+        Contract::ListenFds => {
+            ours.extend(["LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_FDNAMES=faas"].map(str::to_owned));
+        }
+        // The runner's own business; it has the control socket as 4.
+        Contract::Handler if language(p).has_listener() => ours.push("LISTEN_FDS=1".to_owned()),
+        Contract::Handler | Contract::Fd => {}
+    }
     let is_ours = |key: &str| ours.iter().any(|pair| pair.split('=').next() == Some(key));
     let theirs = p.spec.env.iter().filter(|(key, _)| !is_ours(key));
     theirs.map(|(key, value)| format!("{key}={value}")).chain(ours.iter().cloned()).collect()
@@ -257,6 +271,7 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     let proc = ["nosuid", "noexec", "nodev", "hidepid=2", "subset=pid"];
     mounts.push(mount("/proc", "proc", Path::new("proc"), &proc)?);
     mounts.push(mount("/dev", "tmpfs", tmpfs, &["nosuid", "noexec", "strictatime", "mode=755", "size=64k"])?);
+    mounts.push(mount("/dev/shm", "tmpfs", tmpfs, &["nosuid", "noexec", "nodev", "mode=1777", &tmp_size])?);
     mounts.push(mount("/tmp", "tmpfs", tmpfs, &["nosuid", "nodev", "mode=1777", &tmp_size])?);
     mounts.push(mount(APP, "none", p.image, &["bind", "ro", "nosuid", "nodev"])?);
     if let Some(runner) = p.runner {
@@ -341,6 +356,7 @@ mod tests {
             dependencies: Some(Path::new("/images/y")),
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
+            agent: None,
             host: &host,
         };
         serde_json::to_value(config(&parameters).unwrap()).unwrap()

@@ -10,23 +10,30 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Gid, Resource, Signal, Uid, getrlimit};
+use sha2::{Digest, Sha256};
+use tokio::io::Interest;
+use tokio::net::UnixListener;
 
 use super::bundle::{self, Host, Parameters, annotation};
 use super::image::{self, EntryError};
 use super::logs;
 use super::runc::{Runc, RuncError, State, Status, Version};
-use super::runners::{self, RunnerError};
+use super::runners::{self, HexDigest, RunnerError};
 use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
 use crate::core::spec::{Contract, FunctionSpec, Language};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::pidfd::{self, Exit, Pidfd};
+use crate::sys::scm;
 
 /// How long a process may take to end once it has been killed: it may be writing out memory.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the kernel may take to let go of an empty cgroup.
 const CGROUP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the notification descriptor of a container that has been created may take to arrive.
+const AGENT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Makes containers and takes them away. One for each daemon.
 #[derive(Debug)]
@@ -78,10 +85,8 @@ pub struct Request {
     pub image: PathBuf,
     /// What it depends on, likewise.
     pub dependencies: Option<PathBuf>,
-    /// The instance's end of the `SEQPACKET` pair: descriptor 3 inside.
-    pub socket: OwnedFd,
-    /// The status page: descriptor 4 inside.
-    pub status: OwnedFd,
+    /// Descriptors 3, 4, … inside, as the contract has them.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// A container whose program has been started.
@@ -92,6 +97,8 @@ pub struct Running {
     pub process: Arc<Pidfd>,
     /// The read end of its standard output and error, for [`logs::Logs::capture`].
     pub log: OwnedFd,
+    /// What the container's seccomp filter asks an agent by, for a `port` function.
+    pub notify: Option<OwnedFd>,
     /// What `runc create` took, and what the start took after it.
     pub create_time: Duration,
     pub start_time: Duration,
@@ -125,6 +132,8 @@ pub enum StartError {
     Runc { id: String, source: RuncError },
     #[error("{id} was made, but its first process cannot be watched")]
     Process { id: String, source: io::Error },
+    #[error("{id} was made, but its system calls cannot be watched")]
+    Agent { id: String, source: io::Error },
 }
 
 /// What could not be removed. Each step was tried all the same.
@@ -157,12 +166,15 @@ impl Runtime {
             tracing::warn!("{warning}");
         }
         let cgroups = Cgroups::discover().map_err(RuntimeError::Cgroups)?;
+        // What a daemon that was killed has left there serves nobody.
+        let _ = fs::remove_dir_all(paths.agents());
         for (dir, mode) in [
             (paths.state.clone(), 0o711),
             (paths.bundles(), 0o711),
             (paths.images(), 0o711),
             (paths.logs(), 0o750),
             (paths.runc(), 0o700),
+            (paths.agents(), 0o700),
         ] {
             prepare(&dir, mode).map_err(|source| RuntimeError::Prepare { path: dir, source })?;
         }
@@ -194,8 +206,15 @@ impl Runtime {
     /// [`StartError`]; whatever had been made is removed first.
     pub async fn start(&self, request: Request) -> Result<Running, StartError> {
         let id = request.id.clone();
-        let bundle = self.bundle(&request)?;
-        match self.create_and_start(&id, &bundle, request).await {
+        let desk = match request.spec.contract {
+            Contract::Port => {
+                let desk = Desk::open(&self.paths.agents(), &id);
+                Some(desk.map_err(|source| StartError::Agent { id: id.clone(), source })?)
+            }
+            _ => None,
+        };
+        let bundle = self.bundle(&request, desk.as_ref().map(|desk| desk.path.as_path()))?;
+        match self.create_and_start(&id, &bundle, request, desk).await {
             Ok(running) => {
                 tracing::debug!(
                     id,
@@ -216,14 +235,14 @@ impl Runtime {
     }
 
     /// Writes the bundle. A directory of that name that is there already belongs to another instance.
-    fn bundle(&self, request: &Request) -> Result<PathBuf, StartError> {
+    fn bundle(&self, request: &Request, agent: Option<&Path>) -> Result<PathBuf, StartError> {
         if request.slot >= bundle::SLOTS_MAX {
             return Err(StartError::Slot(request.slot));
         }
         let entry = image::entry_point(&request.image, &request.spec)?;
         let (arguments, runner) = match request.spec.contract {
             Contract::Handler => (runners::arguments(&request.spec)?, Some(self.runner.as_path())),
-            Contract::Fd => (entry, None),
+            Contract::Fd | Contract::Port | Contract::ListenFds => (entry, None),
         };
         let is_script = runner.is_some() && request.spec.handler_parts().language == Language::Script;
         let dir = self.paths.bundles().join(&request.id);
@@ -241,6 +260,7 @@ impl Runtime {
             dependencies: request.dependencies.as_deref(),
             root: &self.root,
             cgroup: &self.cgroup(&request.id),
+            agent,
             host: &self.host,
         })
         .map_err(|e| error(io::Error::other(e)))?;
@@ -263,6 +283,7 @@ impl Runtime {
         id: &str,
         bundle: &Path,
         request: Request,
+        desk: Option<Desk>,
     ) -> Result<Running, StartError> {
         let runc = |source| StartError::Runc { id: id.to_owned(), source };
         let process = |source| StartError::Process { id: id.to_owned(), source };
@@ -273,11 +294,14 @@ impl Runtime {
         rustix::fs::fchown(&output_end, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))
             .map_err(|e| output(e.into()))?;
         let begin = Instant::now();
-        let pid = self
-            .runc
-            .create(bundle, id, vec![request.socket, request.status], output_end)
-            .await
-            .map_err(runc)?;
+        let pid = self.runc.create(bundle, id, request.descriptors, output_end).await.map_err(runc)?;
+        let notify = match desk {
+            Some(desk) => {
+                let received = desk.receive().await;
+                Some(received.map_err(|source| StartError::Agent { id: id.to_owned(), source })?)
+            }
+            None => None,
+        };
         // The process is a child of ours, so its number is not given away before we reap it.
         let pidfd = Arc::new(Pidfd::open(pid).map_err(process)?);
         let created = Instant::now();
@@ -287,6 +311,7 @@ impl Runtime {
             pid,
             process: pidfd,
             log,
+            notify,
             create_time: created - begin,
             start_time: created.elapsed(),
         })
@@ -427,8 +452,55 @@ impl Runtime {
         self.cgroups.oom_kills(&self.cgroup(id))
     }
 
+    /// The processes of an instance.
+    #[must_use]
+    pub fn processes(&self, id: &str) -> Vec<u32> {
+        self.cgroups.processes(&self.cgroup(id))
+    }
+
     fn cgroup(&self, id: &str) -> String {
         format!("{}/{id}", self.paths.cgroup())
+    }
+}
+
+/// Where runc delivers a container's notification descriptor while it creates the container.
+struct Desk {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Desk {
+    fn open(dir: &Path, id: &str) -> io::Result<Self> {
+        // Short, as a unix socket's path has to be.
+        let digest = Sha256::digest(id);
+        let path = dir.join(format!("{:x}", HexDigest(&digest[..8])));
+        Ok(Self { listener: UnixListener::bind(&path)?, path })
+    }
+
+    /// What was delivered. To be called once the container has been created: it is there by then.
+    async fn receive(self) -> io::Result<OwnedFd> {
+        let received = tokio::time::timeout(AGENT_DEADLINE, async {
+            let (stream, _) = self.listener.accept().await?;
+            // The container's state comes along, which says nothing that is not known; the first bytes will do.
+            let mut state = [0; 4096];
+            loop {
+                stream.readable().await?;
+                match stream.try_io(Interest::READABLE, || {
+                    scm::recv(&stream, &mut state, rustix::net::RecvFlags::DONTWAIT)
+                }) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    received => return received,
+                }
+            }
+        });
+        let (_, mut descriptors) = received.await.map_err(|_| io::ErrorKind::TimedOut)??;
+        descriptors.pop().ok_or_else(|| io::Error::other("runc sent no notification descriptor"))
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Containers: what an instance is made of, and the real `runc` that makes it.
 
+pub mod agent;
 pub mod bundle;
 pub mod doctor;
 pub mod image;

@@ -4,6 +4,8 @@
 //! Names that an architecture or the installed libseccomp does not know are passed over by runc, so one list serves
 //! all. Calls newer than the newest of the list get `ENOSYS` from runc's own stub, which libcs fall back on.
 
+use std::path::Path;
+
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompBuilder,
@@ -141,12 +143,10 @@ const ALLOWED: &[&[&str]] = &[
     &[
         "accept",
         "accept4",
-        "bind",
         "connect",
         "getpeername",
         "getsockname",
         "getsockopt",
-        "listen",
         "recvfrom",
         "recvmmsg",
         "recvmsg",
@@ -178,6 +178,8 @@ const ALLOWED: &[&[&str]] = &[
         "pkey_free",
         "pkey_mprotect",
     ],
+    // System V's shared memory and semaphores, which are the container's own and counted as its memory: PostgreSQL.
+    &["semctl", "semget", "semop", "semtimedop", "shmat", "shmctl", "shmdt", "shmget"],
     // Threads and locks.
     &[
         "arch_prctl",
@@ -298,6 +300,9 @@ const ALLOWED: &[&[&str]] = &[
     &["landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self", "seccomp"],
 ];
 
+/// Allowed too, and by an agent's leave where there is one.
+const ASKED: [&str; 2] = ["bind", "listen"];
+
 /// The flags of `clone` that make a namespace: mnt, cgroup, uts, ipc, user, pid, net.
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 
@@ -322,12 +327,20 @@ const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
 /// The filter, for the architecture that we are built for. Calls by another one's numbers (32-bit or x32 on x86-64)
-/// kill the thread.
+/// kill the thread. With an `agent`, a unix socket that gets the filter's notification descriptor, it is asked about
+/// `bind` and `listen`.
 ///
 /// # Errors
 /// None in practice: those of the builders.
-pub fn profile() -> Result<LinuxSeccomp, OciSpecError> {
+pub fn profile(agent: Option<&Path>) -> Result<LinuxSeccomp, OciSpecError> {
     let mut calls = vec![
+        LinuxSyscallBuilder::default()
+            .names(ASKED.map(str::to_owned))
+            .action(match agent {
+                Some(_) => LinuxSeccompAction::ScmpActNotify,
+                None => LinuxSeccompAction::ScmpActAllow,
+            })
+            .build()?,
         LinuxSyscallBuilder::default()
             .names(ALLOWED.concat().into_iter().map(str::to_owned).collect::<Vec<_>>())
             .action(LinuxSeccompAction::ScmpActAllow)
@@ -351,12 +364,15 @@ pub fn profile() -> Result<LinuxSeccomp, OciSpecError> {
         calls.push(allow("personality", equal(0, personality)?)?);
     }
     let arch = if cfg!(target_arch = "aarch64") { Arch::ScmpArchAarch64 } else { Arch::ScmpArchX86_64 };
-    LinuxSeccompBuilder::default()
+    let profile = LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(EPERM)
         .architectures(vec![arch])
-        .syscalls(calls)
-        .build()
+        .syscalls(calls);
+    match agent {
+        Some(agent) => profile.listener_path(agent).build(),
+        None => profile.build(),
+    }
 }
 
 fn allow(name: &str, argument: LinuxSeccompArg) -> Result<LinuxSyscall, OciSpecError> {
@@ -453,7 +469,7 @@ mod tests {
 
     #[test]
     fn the_conditional_calls_have_their_conditions() {
-        let profile = profile().unwrap();
+        let profile = profile(None).unwrap();
         assert_eq!(profile.default_action(), LinuxSeccompAction::ScmpActErrno);
         for name in ["clone", "ioctl", "socket", "personality", "mknod", "mknodat"] {
             let rules: Vec<_> = profile

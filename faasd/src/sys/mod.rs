@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod netlink;
 pub mod netns;
+pub mod notify;
 pub mod pidfd;
 pub mod readiness;
 pub mod scm;

@@ -8,14 +8,13 @@ mod languages;
 mod life;
 mod volume;
 
-use std::net::{Ipv6Addr, TcpStream};
+use std::net::TcpStream;
 use std::sync::{PoisonError, RwLock};
 
-use anyhow::{Context, Result, ensure};
-use faasd_tests::{Bed, eventually};
+use anyhow::{Result, ensure};
+use faasd_tests::{address, only, ready, until};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::Value;
 
 /// Held alone by a test that measures, and shared by all others.
 static MACHINE: RwLock<()> = RwLock::new(());
@@ -62,37 +61,6 @@ fn main() {
         alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
-}
-
-/// Where clients dial a function.
-fn address(function: &Value) -> Result<Ipv6Addr> {
-    Ok(function["address"].as_str().context("no address")?.parse()?)
-}
-
-/// The process ids of a function's instances that are ready.
-fn ready(function: &Value) -> Vec<u32> {
-    let instances = function["instances"].as_array().into_iter().flatten();
-    instances.filter(|i| i["phase"] == "ready").filter_map(|i| i["pid"].as_u64()?.try_into().ok()).collect()
-}
-
-/// The one instance of a function: its process id.
-fn only(function: &Value) -> Result<u32> {
-    let instances = function["instances"].as_array().map_or(0, Vec::len);
-    let pids = ready(function);
-    ensure!((instances, pids.len()) == (1, 1), "not one instance: {function}");
-    Ok(pids[0])
-}
-
-/// Waits until a function is as it should be.
-fn until(bed: &Bed, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Value> {
-    let mut last = Ok(Value::Null);
-    let came = eventually(what, || {
-        last = bed.describe(name);
-        last.as_ref().is_ok_and(&holds)
-    });
-    let last = last?;
-    came.with_context(|| last.to_string())?;
-    Ok(last)
 }
 
 /// Whether a connection has come to its end, by FIN or RST.

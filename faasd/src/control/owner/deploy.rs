@@ -150,7 +150,7 @@ impl Owner {
             entry.record = Some(record.clone());
         }
         match listener {
-            Some(listener) => self.install(&record.name, &listener).map_err(|e| {
+            Some(listener) => self.install(&record.name, &Arc::new(listener)).map_err(|e| {
                 let error: &(dyn std::error::Error + 'static) = e.as_ref();
                 ApiError::failed(error)
             }),

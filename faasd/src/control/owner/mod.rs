@@ -3,6 +3,7 @@
 mod deploy;
 mod restore;
 mod routes;
+mod seats;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv6Addr;
@@ -11,11 +12,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use arc_swap::ArcSwap;
 use faasd_common::{Route, SLOTS_MAX};
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use self::seats::Seats;
 use super::api::ApiError;
 use super::config::Config;
 use super::fdstore::FdStore;
@@ -33,7 +36,7 @@ use crate::dataplane::{self, Acceptors, Command, Stats};
 use crate::runtime::image;
 use crate::runtime::instance::Adopted;
 use crate::runtime::logs::Logs;
-use crate::sys::bpf::Kernel;
+use crate::sys::bpf::{BpfError, Kernel};
 
 /// Messages that may wait for the owner.
 pub const MESSAGES_MAX: usize = 1024;
@@ -74,9 +77,10 @@ pub enum Message {
         key: u32,
         pid: u32,
     },
-    /// An instance can take connections.
+    /// An instance can take connections. `acted` is dropped once it is given them.
     Ready {
         key: u32,
+        acted: Option<oneshot::Sender<()>>,
     },
     /// An instance and all its traces are gone.
     Exited {
@@ -116,6 +120,8 @@ struct Entry {
     candidate: Option<Candidate>,
     /// The port that is routed, once it is.
     routed: Option<u16>,
+    /// The listener in the function's slot.
+    listener: Option<Arc<OwnedFd>>,
     stats: Arc<Stats>,
     live: BTreeMap<u32, Live>,
     removals: Vec<Reply<()>>,
@@ -135,6 +141,7 @@ pub struct Owner {
     functions: BTreeMap<FunctionName, Entry>,
     by_slot: HashMap<u32, FunctionName>,
     by_key: HashMap<u32, FunctionName>,
+    seats: Seats,
     /// When each function's clock is to be looked at.
     ticks: BTreeMap<FunctionName, Duration>,
     began: Instant,
@@ -174,7 +181,10 @@ impl Owner {
                 Some(event) = events.recv() => match event {
                     dataplane::Event::Waiting { slot } => {
                         if let Some(name) = self.by_slot.get(&slot).cloned() {
-                            self.step(&name, Event::Waiting).await;
+                            // With a seat taken, these only missed it: an instance ended just then.
+                            if !self.move_to_seats(&name) {
+                                self.step(&name, Event::Waiting).await;
+                            }
                         }
                     }
                     dataplane::Event::Deaf { key } => self.order(key, Order::Kill),
@@ -222,7 +232,10 @@ impl Owner {
                     live.pid = Some(pid);
                 }
             }
-            Message::Ready { key } => self.ready(key).await,
+            Message::Ready { key, acted } => {
+                self.ready(key).await;
+                drop(acted);
+            }
             Message::Exited { key, why } => self.exited(key, why).await,
             Message::Stop { .. } => {}
         }
@@ -232,12 +245,18 @@ impl Owner {
         let Some(name) = self.by_key.remove(&key) else { return };
         let Some(entry) = self.functions.get_mut(&name) else { return };
         let slot = entry.slot;
-        entry.live.remove(&key);
+        let seat = entry.live.get(&key).and_then(|live| live.seat);
         if !entry.lifecycle.is_leaving(key) {
             entry.lives.failures += 1;
             tracing::warn!(function = %name, why, "an instance ended");
         }
-        self.tell(Command::RemoveInstance { slot, key });
+        match seat {
+            Some(seat) => self.leave_seat(&name, key, seat),
+            None => self.tell(Command::RemoveInstance { slot, key }),
+        }
+        if let Some(entry) = self.functions.get_mut(&name) {
+            entry.live.remove(&key);
+        }
         self.step(&name, Event::Exited { key, why }).await;
     }
 
@@ -261,8 +280,7 @@ impl Owner {
                 Action::Start { key, revision } => self.start(name, key, revision),
                 Action::Admit { key } => self.admit(name, key),
                 Action::Drain { key } => {
-                    let slot = self.functions[name].slot;
-                    self.tell(Command::DrainInstance { slot, key });
+                    self.withdraw(name, key);
                     self.order(key, Order::Drain);
                 }
                 Action::Kill { key } => self.order(key, Order::Kill),
@@ -281,20 +299,15 @@ impl Owner {
     }
 
     fn start(&mut self, name: &FunctionName, key: u32, revision: u64) {
-        let Some(entry) = self.functions.get_mut(name) else { return };
+        let Some(entry) = self.functions.get(name) else { return };
         let records = entry.candidate.as_ref().map(|c| &c.record).into_iter().chain(&entry.record);
         let record = records.into_iter().find(|r| r.revision == revision).cloned();
         self.by_key.insert(key, name.clone());
         let started = match record {
             None => Err("its record is gone".to_owned()),
-            Some(record) => match code(&self.parts.images, &record) {
-                Err(gone) => Err(format!("its image {gone} is gone; deploy it again")),
-                Ok((image, dependencies)) => {
-                    let started = self.parts.instances.start(key, &record, image, dependencies);
-                    started.map_err(|e| e.to_string())
-                }
-            },
+            Some(record) => self.launch(key, &record).map_err(|e| format!("{e:#}")),
         };
+        let Some(entry) = self.functions.get_mut(name) else { return };
         match started {
             Ok(live) => {
                 entry.lives.starts += 1;
@@ -302,6 +315,13 @@ impl Owner {
             }
             Err(why) => self.parts.instances.report(Message::Exited { key, why }),
         }
+    }
+
+    fn launch(&mut self, key: u32, record: &FunctionRecord) -> anyhow::Result<Live> {
+        let (image, dependencies) = code(&self.parts.images, record)
+            .map_err(|gone| anyhow::anyhow!("its image {gone} is gone; deploy it again"))?;
+        let listener = self.instance_listener(record)?;
+        Ok(self.parts.instances.start(key, record, image, dependencies, listener)?)
     }
 
     fn entry(&self, record: &FunctionRecord) -> Entry {
@@ -312,6 +332,7 @@ impl Owner {
             record: None,
             candidate: None,
             routed: None,
+            listener: None,
             stats: Arc::default(),
             live: BTreeMap::new(),
             removals: Vec::new(),
@@ -386,6 +407,7 @@ impl Owner {
             instances,
             connections: Connections {
                 steered: self.parts.kernel.steered(entry.slot).unwrap_or_default(),
+                warm: self.parts.kernel.warm(entry.slot).unwrap_or_default(),
                 accepted: entry.stats.accepted(),
                 handed_off: entry.stats.handed_off(),
                 requeued: entry.stats.requeued(),

@@ -1,5 +1,7 @@
 //! What an earlier daemon left, taken over: listeners, routes, instances.
 
+use std::net::SocketAddr;
+
 use super::*;
 
 impl Owner {
@@ -13,6 +15,7 @@ impl Owner {
             functions: BTreeMap::new(),
             by_slot: HashMap::new(),
             by_key: HashMap::new(),
+            seats: Seats::default(),
             ticks: BTreeMap::new(),
             began: Instant::now(),
             next_key: 0,
@@ -25,6 +28,8 @@ impl Owner {
         };
         let mut found = owner.parts.instances.found().await?;
         owner.forget_stale_routes(&records)?;
+        let pools = owner.parts.kernel.pools()?;
+        owner.seats = Seats::above(pools.iter().flat_map(|(_, seats)| seats).copied());
         if let Err(error) = owner.parts.logs.retain(|name| records.iter().any(|r| r.name.as_str() == name)) {
             tracing::warn!(%error, "logs of functions that are not declared stay");
         }
@@ -39,6 +44,7 @@ impl Owner {
                 tracing::error!(function = %name, error = format!("{error:#}"), "a function could not be restored");
             }
         }
+        owner.forget_stale_seats(pools)?;
         for (one, kept) in found {
             tracing::info!(id = one.id, "ending an instance that nothing declares");
             owner.parts.instances.discard(one, &kept).await;
@@ -61,13 +67,14 @@ impl Owner {
             Some(listener) => listener,
             None => self.listener(&record, entry.address)?,
         };
+        let address = SocketAddr::from((entry.address, record.spec.port));
         for (one, kept) in found {
             let key = self.fresh_key();
             // A discarded one needs its own process and socket; an adopted one takes them.
             let spare = one.clone();
             let socket: Vec<_> =
                 kept.first().and_then(|socket| socket.try_clone().ok()).into_iter().collect();
-            match self.parts.instances.adopt(key, &record, one, kept) {
+            match self.parts.instances.adopt(key, &record, address, one, kept) {
                 Some(live) => {
                     self.by_key.insert(key, name.clone());
                     entry.live.insert(key, live);
@@ -78,11 +85,8 @@ impl Owner {
         entry.lifecycle = Lifecycle::adopted(revision(&record), entry.live.keys().copied());
         entry.record = Some(record);
         self.functions.insert(name.clone(), entry);
-        self.install(&name, &listener)?;
-        let keys: Vec<_> = self.functions[&name].live.keys().copied().collect();
-        for key in keys {
-            self.admit(&name, key);
-        }
+        self.install(&name, &Arc::new(listener))?;
+        self.set_pool(&name)?;
         // What is missing is started.
         self.step(&name, Event::Tick).await;
         Ok(())

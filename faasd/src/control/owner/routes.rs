@@ -5,14 +5,15 @@ use super::*;
 impl Owner {
     /// Makes connections to a function reach its acceptor: listener, slot, route, name, in this order, so that none
     /// of them leads to something that is not there yet.
-    pub(super) fn install(&mut self, name: &FunctionName, listener: &OwnedFd) -> anyhow::Result<()> {
+    pub(super) fn install(&mut self, name: &FunctionName, listener: &Arc<OwnedFd>) -> anyhow::Result<()> {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let Some(record) = &entry.record else { return Ok(()) };
         let (slot, address, port) = (entry.slot, entry.address, record.spec.port);
         keep_listener(&self.parts.fdstore, name, listener)?;
         let stats = Arc::clone(&entry.stats);
-        self.parts.acceptors.send(Command::AddFunction { slot, listener: listener.try_clone()?, stats })?;
-        self.parts.kernel.set_listener(slot, listener)?;
+        entry.listener = Some(Arc::clone(listener));
+        self.parts.acceptors.send(Command::AddFunction { slot, listener: Arc::clone(listener), stats })?;
+        self.parts.kernel.set_listener(slot, &**listener)?;
         self.parts.kernel.set_route(address, port, Route { slot })?;
         if let Some(old) = entry.routed.replace(port)
             && old != port
@@ -37,11 +38,13 @@ impl Owner {
         let Some(entry) = self.functions.get_mut(name) else { return };
         let (slot, address) = (entry.slot, entry.address);
         let Some(port) = entry.routed.take() else { return };
+        entry.listener = None;
         self.publish(|zone, serial| zone.without(name, serial));
         let route = self.parts.kernel.clear_route(address, port);
         let listener = self.parts.kernel.clear_listener(slot);
+        let pool = self.parts.kernel.set_pool(slot, &[]);
         let count = self.parts.kernel.reset_steered(slot);
-        for error in [route, listener, count].into_iter().filter_map(Result::err) {
+        for error in [route, listener, pool, count].into_iter().filter_map(Result::err) {
             tracing::error!(function = %name, %error, "a removed function leaves a trace in the kernel's maps");
         }
         self.tell(Command::RemoveFunction { slot });
@@ -61,15 +64,19 @@ impl Owner {
         Ok(self.parts.ingress.listen(address, record.spec.port, self.parts.config.backlog)?)
     }
 
-    pub(super) fn admit(&self, name: &FunctionName, key: u32) {
+    pub(super) fn admit(&mut self, name: &FunctionName, key: u32) {
         let Some(entry) = self.functions.get(name) else { return };
         let Some(live) = entry.live.get(&key) else { return };
-        match live.for_acceptor(key) {
-            Ok(instance) => self.tell(Command::AddInstance { slot: entry.slot, instance }),
-            Err(error) => {
-                tracing::error!(function = %name, %error, "an instance cannot be given connections");
-                live.order(Order::Kill);
-            }
+        let slot = entry.slot;
+        let admitted = match live.listener() {
+            Some(_) => self.take_seat(name, key),
+            None => live.for_acceptor(key).map_err(Into::into).map(|instance| {
+                self.tell(Command::AddInstance { slot, instance });
+            }),
+        };
+        if let Err(error) = admitted {
+            tracing::error!(function = %name, error = format!("{error:#}"), "an instance cannot be given connections");
+            self.order(key, Order::Kill);
         }
     }
 }

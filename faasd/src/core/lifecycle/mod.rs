@@ -282,12 +282,12 @@ impl Lifecycle {
     fn exited(&mut self, key: u32, why: String, now: Time, actions: &mut Vec<Action>) {
         let Some(instance) = self.instances.remove(&key) else { return };
         if self.candidate.is_some_and(|c| c.number == instance.revision) {
-            if !matches!(instance.phase, Phase::Killed) || self.reason.is_none() {
-                self.reason = Some(why);
-            }
             self.candidate = None;
             // With nothing before it there is nothing to go back to.
-            let why = self.reason.take().unwrap_or_default();
+            let why = match self.reason.take() {
+                Some(slow) if matches!(instance.phase, Phase::Killed) => join(slow, &why),
+                _ => why,
+            };
             actions.push(Action::Abandon { revision: instance.revision, why });
             if self.current.is_none() {
                 self.removed = true;
@@ -303,9 +303,10 @@ impl Lifecycle {
         {
             return;
         }
-        if !too_slow {
-            self.reason = Some(why);
-        }
+        self.reason = Some(match self.reason.take() {
+            Some(slow) if too_slow => join(slow, &why),
+            _ => why,
+        });
         let pause = BACKOFF_FIRST.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(now + pause);
@@ -401,4 +402,9 @@ impl Lifecycle {
         self.failures = 0;
         self.retry_at = None;
     }
+}
+
+/// What the policy knows of a failure, and what the instance's end told besides.
+fn join(reason: String, more: &str) -> String {
+    if more.is_empty() { reason } else { format!("{reason}; {more}") }
 }

@@ -10,6 +10,9 @@ use super::ENTRIES_MAX;
 use crate::core::spec::{Contract, FunctionSpec};
 use crate::runtime::bundle;
 
+/// Where plain names are looked for that are not in the code: servers are often in the second.
+const SEARCH: [&str; 2] = ["/usr/bin", "/usr/sbin"];
+
 /// Why code cannot be run as declared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
@@ -25,8 +28,8 @@ pub enum EntryError {
     Gone(String),
 }
 
-/// Checks that the code has what the declaration runs. For an `fd` function it returns the argument vector as it is
-/// inside a container; for a handler, whose runner is not its own, an empty one.
+/// Checks that the code has what the declaration runs. Of a function with a `command` it returns the argument vector as
+/// it is inside a container; of a handler, whose runner is not its own, an empty one.
 ///
 /// # Errors
 /// [`EntryError`], which names the file and, if there is one like it, the one that may be meant.
@@ -42,8 +45,8 @@ pub fn entry_point(image: &Path, spec: &FunctionSpec) -> Result<Vec<String>, Ent
                 Some(_) => Ok(Vec::new()),
             }
         }
-        (Contract::Fd, None) => Err(missing(image, "")),
-        (Contract::Fd, Some((program, rest))) => {
+        (_, None) => Err(missing(image, "")),
+        (_, Some((program, rest))) => {
             let program = resolve(image, &root, program)?;
             Ok([&[program], rest].concat())
         }
@@ -69,21 +72,28 @@ fn resolve(image: &Path, root: &impl AsFd, program: &str) -> Result<String, Entr
             return Err(missing(image, program));
         }
     }
-    // The host's /usr is the container's; /bin, /sbin and /lib are links into it there.
-    let inside = match path.is_absolute() {
-        true => path.to_owned(),
-        false => Path::new("/usr/bin").join(path),
-    };
-    let on_host = match ["/bin", "/sbin", "/lib", "/lib64"].iter().find(|dir| inside.starts_with(dir)) {
-        Some(_) => Path::new("/usr").join(inside.strip_prefix("/").unwrap_or(&inside)),
-        None => inside.clone(),
-    };
-    let is_seen = on_host.starts_with("/usr") && !on_host.starts_with("/usr/local");
-    match rustix::fs::stat(&on_host) {
-        Ok(stat) if is_seen => executable(&stat, program).map(|()| inside.to_string_lossy().into_owned()),
-        _ if path.is_absolute() => Err(EntryError::NotInside(program.to_owned())),
-        _ => Err(missing(image, program)),
+    if path.is_absolute() {
+        let absent = || EntryError::NotInside(program.to_owned());
+        executable(&on_host(path).ok_or_else(absent)?, program)?;
+        return Ok(program.to_owned());
     }
+    for dir in SEARCH {
+        let inside = Path::new(dir).join(path);
+        if let Some(stat) = on_host(&inside) {
+            return executable(&stat, program).map(|()| inside.to_string_lossy().into_owned());
+        }
+    }
+    Err(missing(image, program))
+}
+
+/// What a path inside is on the host, whose /usr is the container's; /bin, /sbin and /lib are links into it there.
+fn on_host(inside: &Path) -> Option<Stat> {
+    let path = match ["/bin", "/sbin", "/lib", "/lib64"].iter().find(|dir| inside.starts_with(dir)) {
+        Some(_) => Path::new("/usr").join(inside.strip_prefix("/").unwrap_or(inside)),
+        None => inside.to_owned(),
+    };
+    let is_seen = path.starts_with("/usr") && !path.starts_with("/usr/local");
+    is_seen.then(|| rustix::fs::stat(&path).ok()).flatten()
 }
 
 /// A file in the code, through links, as a container sees it.

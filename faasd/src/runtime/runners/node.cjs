@@ -19,6 +19,7 @@ const { inspect } = require('node:util');
 
 const LISTENER_FD = 3;
 const CONTROL_FD = 4;
+const BACKLOG = 0x7fffffff; // the system's limit is below it
 const PROTOCOL = 1;
 const READY = 3;
 const DRAINED = 4;
@@ -360,13 +361,13 @@ function where() {
     if (colon < 0 || !/^[0-9]{1,5}$/.test(port) || Number(port) > 65535) {
       fail(`FAAS_LISTEN is '${address}'; write an address and a port, like [::]:8080`);
     }
-    return { host: address.slice(0, colon).replace(/^\[|\]$/g, ''), port: Number(port), backlog: 4096 };
+    return { host: address.slice(0, colon).replace(/^\[|\]$/g, ''), port: Number(port), backlog: BACKLOG };
   }
   if (process.env.LISTEN_FDS !== '1') {
     fail('there is no listener: LISTEN_FDS is not 1; set FAAS_LISTEN=[::]:8080 to run without faasd');
   }
   for (const name of ['LISTEN_FDS', 'LISTEN_PID', 'LISTEN_FDNAMES']) delete process.env[name];
-  return { fd: LISTENER_FD };
+  return { fd: LISTENER_FD, backlog: BACKLOG };
 }
 
 function isControlled(place) {

@@ -16,15 +16,24 @@ use aya::programs::tc::{TcAttachType, qdisc_add_clsact};
 use aya::programs::{CgroupSockAddr, SchedClassifier, SkLookup};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use faasd_common::{Config, Decision, LAYOUT, Route, RouteKey, maps, programs};
+use faasd_common::{Config, Decision, LAYOUT, POOL_SEATS_MAX, Pool, Route, RouteKey, maps, programs};
 
 use crate::sys::netns::NetNs;
 
 /// Built from `faasd-ebpf/` by `cargo xtask ebpf`; CI rebuilds and compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("faasd-ebpf.o");
 
-const MAPS: [&str; 6] =
-    [maps::CONFIG, maps::ROUTES, maps::LISTENERS, maps::DECISIONS, maps::STEERED, maps::OWNER];
+const MAPS: [&str; 9] = [
+    maps::CONFIG,
+    maps::ROUTES,
+    maps::LISTENERS,
+    maps::DECISIONS,
+    maps::STEERED,
+    maps::OWNER,
+    maps::POOLS,
+    maps::SEATS,
+    maps::WARM,
+];
 
 const GUARDS: [&str; 4] =
     [programs::DENY_CONNECT4, programs::DENY_CONNECT6, programs::DENY_BIND4, programs::DENY_BIND6];
@@ -74,7 +83,7 @@ struct Plain<T>(T);
 
 #[expect(unsafe_code, reason = "aya's promise that a type is plain bytes")]
 mod plain {
-    use super::{Config, Plain, Route, RouteKey};
+    use super::{Config, Plain, Pool, Route, RouteKey};
 
     // SAFETY: `repr(C)` of integers alone, without padding (asserted where it is defined).
     unsafe impl aya::Pod for Plain<Config> {}
@@ -82,6 +91,8 @@ mod plain {
     unsafe impl aya::Pod for Plain<Route> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Plain<RouteKey> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<Pool> {}
 }
 
 /// What the program is attached to.
@@ -105,6 +116,9 @@ pub struct Kernel {
     owner: SkStorage<MapData, u32>,
     decisions: PerCpuArray<MapData, u64>,
     steered: PerCpuArray<MapData, u64>,
+    pools: HashMap<MapData, u32, Plain<Pool>>,
+    seats: SockMap<MapData>,
+    warm: PerCpuArray<MapData, u64>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -141,6 +155,9 @@ impl Kernel {
             owner: typed(&mut object, maps::OWNER)?,
             decisions: typed(&mut object, maps::DECISIONS)?,
             steered: typed(&mut object, maps::STEERED)?,
+            pools: typed(&mut object, maps::POOLS)?,
+            seats: typed(&mut object, maps::SEATS)?,
+            warm: typed(&mut object, maps::WARM)?,
         })
     }
 
@@ -150,7 +167,7 @@ impl Kernel {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn set_listener(&mut self, slot: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
-        self.owner.insert(listener, slot, 0).map_err(|e| map_error(maps::OWNER, &e))?;
+        self.mark(slot, listener)?;
         self.listeners.set(slot, listener, 0).map_err(|e| map_error(maps::LISTENERS, &e))
     }
 
@@ -160,6 +177,59 @@ impl Kernel {
     /// [`BpfError::Map`]; an empty slot is none.
     pub fn clear_listener(&mut self, slot: u32) -> Result<(), BpfError> {
         absent_is_fine(maps::LISTENERS, self.listeners.clear_index(&slot))
+    }
+
+    /// Marks a listener as a function's own before the function is given it.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn mark(&mut self, slot: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
+        self.owner.insert(listener, slot, 0).map_err(|e| map_error(maps::OWNER, &e))
+    }
+
+    /// Seats the listener of an instance. It gets no connection before its seat is in a pool.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; the listener has to be marked and to listen.
+    pub fn set_seat(&mut self, seat: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
+        self.seats.set(seat, listener, 0).map_err(|e| map_error(maps::SEATS, &e))
+    }
+
+    /// Empties a seat.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; an empty seat is none.
+    pub fn clear_seat(&mut self, seat: u32) -> Result<(), BpfError> {
+        absent_is_fine(maps::SEATS, self.seats.clear_index(&seat))
+    }
+
+    /// Sends a function's connections to these seats from now on, by turns of chance; to its own listener if there is
+    /// none. What is past [`POOL_SEATS_MAX`] stays without.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn set_pool(&mut self, slot: u32, seats: &[u32]) -> Result<(), BpfError> {
+        if seats.is_empty() {
+            return absent_is_fine(maps::POOLS, self.pools.remove(&slot));
+        }
+        let mut pool = Pool { len: 0, seats: [0; POOL_SEATS_MAX] };
+        for (place, seat) in pool.seats.iter_mut().zip(seats) {
+            *place = *seat;
+            pool.len += 1;
+        }
+        self.pools.insert(slot, Plain(pool), 0).map_err(|e| map_error(maps::POOLS, &e))
+    }
+
+    /// All pools, by slot, so that a new daemon can remove what is no longer declared.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn pools(&self) -> Result<Vec<(u32, Vec<u32>)>, BpfError> {
+        let read = |entry: Result<(u32, Plain<Pool>), MapError>| {
+            let (slot, Plain(pool)) = entry.map_err(|e| map_error(maps::POOLS, &e))?;
+            Ok((slot, pool.seats.into_iter().take(pool.len as usize).collect()))
+        };
+        self.pools.iter().map(read).collect()
     }
 
     /// Sends connections to an address and port to a slot, or to a service of the daemon's own.
@@ -210,7 +280,7 @@ impl Kernel {
         Ok(totals)
     }
 
-    /// How many connections were given to a slot's listener.
+    /// How many connections were given to a slot's function, by either lane.
     ///
     /// # Errors
     /// [`BpfError::Map`].
@@ -218,16 +288,27 @@ impl Kernel {
         sum(maps::STEERED, &self.steered, slot)
     }
 
-    /// Starts a slot's count anew, for its next function.
+    /// How many of them were given to an instance's own listener.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn warm(&self, slot: u32) -> Result<u64, BpfError> {
+        sum(maps::WARM, &self.warm, slot)
+    }
+
+    /// Starts a slot's counts anew, for its next function.
     ///
     /// # Errors
     /// [`BpfError::Map`].
     pub fn reset_steered(&mut self, slot: u32) -> Result<(), BpfError> {
         let cpus =
             aya::util::nr_cpus().map_err(|(what, source)| io_error(&format!("read {what}"), source))?;
-        let zeroes = aya::maps::PerCpuValues::try_from(vec![0; cpus])
-            .map_err(|source| io_error("count the CPUs", source))?;
-        self.steered.set(slot, zeroes, 0).map_err(|e| map_error(maps::STEERED, &e))
+        for (name, map) in [(maps::STEERED, &mut self.steered), (maps::WARM, &mut self.warm)] {
+            let zeroes = aya::maps::PerCpuValues::try_from(vec![0; cpus])
+                .map_err(|source| io_error("count the CPUs", source))?;
+            map.set(slot, zeroes, 0).map_err(|e| map_error(name, &e))?;
+        }
+        Ok(())
     }
 
     /// Detaches and forgets everything that is pinned under `dir`.

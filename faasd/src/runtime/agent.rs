@@ -1,0 +1,242 @@
+//! The seccomp agent of one container: what an unmodified server binds to its port is exchanged for the function's
+//! listener, before its own eyes and without its knowing.
+//!
+//! The container's network namespace is empty, so that a socket made in it hears nobody. The function's listener was
+//! made in the ingress namespace; a descriptor of it does its work wherever it is held. So when the server calls
+//! `bind` on a TCP socket with the function's port, that descriptor comes to stand for the listener, with the options
+//! that the server has set so far; and when it calls `listen` on it, the server is ready. Whatever else is bound,
+//! other ports and unix sockets, goes its own way.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketType, sockopt};
+
+use crate::sys::notify::{Answer, Call, Notifications};
+
+/// Ports that are remembered for a complaint.
+const OTHERS_MAX: usize = 8;
+
+/// The listener that a container's server is to have.
+#[derive(Debug)]
+pub struct Agent {
+    notifications: Notifications,
+    listener: Arc<OwnedFd>,
+    /// The kernel's own name for the listener, the same through all its descriptors.
+    cookie: u64,
+    port: u16,
+    /// Ports that were bound in its stead.
+    others: Mutex<BTreeSet<u16>>,
+    /// Its port was bound over IPv4.
+    ipv4: AtomicBool,
+}
+
+/// The server waits in `listen` for [`Agent::listening`].
+#[derive(Debug)]
+#[must_use]
+pub struct Listen(Call);
+
+/// What a call is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Subject {
+    /// `bind` of a TCP socket over IPv6 to the function's port.
+    Bind,
+    /// The same over IPv4, which the listener cannot stand in for: addresses of another size come out of it.
+    BindIpv4,
+    /// `listen` on the listener.
+    Listen,
+    Other,
+}
+
+impl Agent {
+    /// `notify` is what runc sent for the container, `port` what the server is told to bind. Needs to be called within a
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// Those of `getsockopt(2)` and `epoll_ctl(2)`.
+    pub fn new(notify: OwnedFd, listener: Arc<OwnedFd>, port: u16) -> io::Result<Self> {
+        let cookie = sockopt::socket_cookie(&*listener)?;
+        Ok(Self {
+            notifications: Notifications::new(notify)?,
+            listener,
+            cookie,
+            port,
+            others: Mutex::default(),
+            ipv4: AtomicBool::new(false),
+        })
+    }
+
+    /// Serves the server's calls until it listens. `None` when no process is left that could. Nothing is lost if the
+    /// future is dropped.
+    ///
+    /// # Errors
+    /// Those of the notification descriptor.
+    pub async fn next(&self) -> io::Result<Option<Listen>> {
+        while let Some(call) = self.notifications.next().await? {
+            match self.subject(&call).unwrap_or(Subject::Other) {
+                Subject::Listen => return Ok(Some(Listen(call))),
+                Subject::Bind => {
+                    let answer = match self.exchange(&call) {
+                        Ok(()) => Answer::Done,
+                        Err(e) => Answer::Fail(e.raw_os_error().unwrap_or(libc::EADDRNOTAVAIL)),
+                    };
+                    self.notifications.answer(&call, answer)?;
+                }
+                Subject::BindIpv4 => {
+                    self.ipv4.store(true, Ordering::Relaxed);
+                    self.notifications.answer(&call, Answer::Proceed)?;
+                }
+                Subject::Other => self.notifications.answer(&call, Answer::Proceed)?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lets the server go on from `listen`, on a listener that listens.
+    ///
+    /// # Errors
+    /// Those of the notification descriptor.
+    pub fn listening(&self, listen: &Listen) -> io::Result<()> {
+        // Not by the kernel: the server's own backlog may be short, and this queue also holds what waited for its start.
+        self.notifications.answer(&listen.0, Answer::Done)
+    }
+
+    /// What to tell the owner of a server that does not listen on its port.
+    #[must_use]
+    pub fn complaint(&self) -> String {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = format!("it did not listen on [::]:{}, the port that it is told as PORT", self.port);
+        if self.ipv4.load(Ordering::Relaxed) {
+            return format!(
+                "{text}, but over IPv4 alone, where nobody reaches it: let it bind [::], as HOST says"
+            );
+        }
+        if others.is_empty() {
+            return text;
+        }
+        let others: Vec<String> = others.iter().map(u16::to_string).collect();
+        let others = others.join(", ");
+        format!("{text}, but bound {others}; `listen_port` in the function's file names another port")
+    }
+
+    /// A port that was bound and is not the function's.
+    fn note(&self, port: u16) {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if port != 0 && others.len() < OTHERS_MAX {
+            others.insert(port);
+        }
+    }
+
+    fn subject(&self, call: &Call) -> io::Result<Subject> {
+        let number = call.arguments[0] as RawFd;
+        let subject = match call.number {
+            libc::SYS_bind => {
+                let address = call.memory(call.arguments[1], call.arguments[2] as usize)?;
+                match port(&address) {
+                    Some((family, port)) if port == self.port => {
+                        let socket = call.descriptor(number)?;
+                        let is_tcp = sockopt::socket_type(&socket)? == SocketType::STREAM;
+                        match (is_tcp, family) {
+                            (true, AddressFamily::INET6) => Subject::Bind,
+                            (true, _) => Subject::BindIpv4,
+                            (false, _) => Subject::Other,
+                        }
+                    }
+                    other => {
+                        other.into_iter().for_each(|(_, port)| self.note(port));
+                        Subject::Other
+                    }
+                }
+            }
+            libc::SYS_listen if sockopt::socket_cookie(call.descriptor(number)?)? == self.cookie => {
+                Subject::Listen
+            }
+            _ => Subject::Other,
+        };
+        Ok(if self.notifications.is_waiting(call) { subject } else { Subject::Other })
+    }
+
+    fn exchange(&self, call: &Call) -> io::Result<()> {
+        let number = call.arguments[0] as RawFd;
+        let flags = call.flags(number)?;
+        let theirs = call.descriptor(number)?;
+        copy_options(&theirs, &self.listener)?;
+        rustix::io::ioctl_fionbio(&*self.listener, flags.nonblocking)?;
+        self.notifications.replace(call, number, self.listener.as_fd(), flags)
+    }
+}
+
+/// The options that a listener passes on to its connections, as far as servers set them before they bind.
+fn copy_options(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    const SECOND: Duration = Duration::from_secs(1);
+    sockopt::set_tcp_nodelay(to, sockopt::tcp_nodelay(from)?)?;
+    if sockopt::socket_keepalive(from)? {
+        sockopt::set_socket_keepalive(to, true)?;
+        sockopt::set_tcp_keepidle(to, sockopt::tcp_keepidle(from)?.max(SECOND))?;
+        sockopt::set_tcp_keepintvl(to, sockopt::tcp_keepintvl(from)?.max(SECOND))?;
+        sockopt::set_tcp_keepcnt(to, sockopt::tcp_keepcnt(from)?)?;
+    }
+    // The kernel doubles what it is told, and tells the double. One that was not set is left to adjust itself.
+    let (receive, send) = (sockopt::socket_recv_buffer_size(from)?, sockopt::socket_send_buffer_size(from)?);
+    if receive != sockopt::socket_recv_buffer_size(to)? {
+        sockopt::set_socket_recv_buffer_size(to, receive / 2)?;
+    }
+    if send != sockopt::socket_send_buffer_size(to)? {
+        sockopt::set_socket_send_buffer_size(to, send / 2)?;
+    }
+    Ok(())
+}
+
+/// Family and port of a socket address in memory. `None` for other families.
+fn port(address: &[u8]) -> Option<(AddressFamily, u16)> {
+    let family = AddressFamily::from_raw(u16::from_ne_bytes(address.get(..2)?.try_into().ok()?));
+    let port = u16::from_be_bytes(address.get(2..4)?.try_into().ok()?);
+    matches!(family, AddressFamily::INET | AddressFamily::INET6).then_some((family, port))
+}
+
+/// The listener bound to `address` among the descriptors of `processes`: how a new daemon gets hold of it again, since
+/// nobody but the server keeps it.
+#[must_use]
+pub fn find_listener(processes: &[u32], address: SocketAddr) -> Option<OwnedFd> {
+    processes.iter().find_map(|process| {
+        let mut numbers: Vec<RawFd> = std::fs::read_dir(format!("/proc/{process}/fd"))
+            .ok()?
+            .flatten()
+            .filter(|entry| {
+                std::fs::read_link(entry.path())
+                    .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
+            })
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect();
+        // Listeners come before the connections that they accept.
+        numbers.sort_unstable();
+        numbers.into_iter().find_map(|number| {
+            let socket = crate::sys::notify::duplicate(*process, number).ok()?;
+            let bound = rustix::net::getsockname(&socket).ok().and_then(|a| SocketAddr::try_from(a).ok());
+            (bound == Some(address) && sockopt::socket_acceptconn(&socket).unwrap_or(false)).then_some(socket)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_both_families_are_read_and_others_passed_over() {
+        let mut address = [0; 28];
+        address[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+        address[2..4].copy_from_slice(&8080u16.to_be_bytes());
+        assert_eq!(port(&address), Some((AddressFamily::INET6, 8080)));
+        address[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+        assert_eq!(port(&address[..16]), Some((AddressFamily::INET, 8080)));
+        address[..2].copy_from_slice(&(libc::AF_UNIX as u16).to_ne_bytes());
+        assert_eq!(port(&address), None);
+        assert_eq!(port(&[10, 0, 31]), None);
+    }
+}
