@@ -14,8 +14,12 @@ use crate::core::spec::{FunctionSpec, Language};
 pub mod script;
 
 /// What is mounted at [`bundle::RUNNER`].
-const FILES: &[(&str, &str)] =
-    &[("python.py", include_str!("runners/python.py")), ("node.cjs", include_str!("runners/node.cjs"))];
+const FILES: &[(&str, &str)] = &[
+    ("python.py", include_str!("runners/python.py")),
+    ("faasd_wsgi.py", include_str!("runners/faasd_wsgi.py")),
+    ("faasd_asgi.py", include_str!("runners/faasd_asgi.py")),
+    ("node.cjs", include_str!("runners/node.cjs")),
+];
 
 /// The only python that a container sees: it has the host's `/usr`, without `/usr/local`.
 pub const PYTHON: &str = "/usr/bin/python3";
