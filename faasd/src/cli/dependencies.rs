@@ -19,7 +19,7 @@ use crate::core::spec::Language;
 use crate::runtime::runners::{NODE, PYTHON, is_program};
 
 /// Goes into every key: another way of installing makes another set.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 const REQUIREMENTS: &str = "requirements.txt";
 const PACKAGE: &str = "package.json";
@@ -97,8 +97,11 @@ pub async fn install(
         }
     };
     let place = home.join(&set.key);
-    let installed =
-        Installed { tree: place.join("tree"), digest: place.join("digest"), _temporary: temporary };
+    let installed = Installed {
+        tree: place.join(tree_name(language)),
+        digest: place.join("digest"),
+        _temporary: temporary,
+    };
     if installed.tree.is_dir() {
         context.ui.note(&format!("dependencies: {}, installed already", set.what));
         // Says that it is in use.
@@ -114,7 +117,7 @@ pub async fn install(
     context.ui.note(&format!("dependencies: {}, installed in {}", set.what, took(began.elapsed())));
     let whole = home.join(format!("{}.draft-{}", set.key, std::process::id()));
     fs::create_dir_all(&whole)
-        .and_then(|()| fs::rename(draft.path().join(tree_name(language)), whole.join("tree")))
+        .and_then(|()| fs::rename(draft.path().join(tree_name(language)), whole.join(tree_name(language))))
         .and_then(|()| match fs::rename(&whole, &place) {
             // Somebody else was faster with the same set.
             Err(_) if place.is_dir() => fs::remove_dir_all(&whole),
@@ -302,6 +305,7 @@ fn npm() -> Result<Vec<String>, Failure> {
     }
 }
 
+/// What the installed tree is called. node looks for packages in directories of this name, above each file of theirs.
 const fn tree_name(language: Language) -> &'static str {
     match language {
         Language::Node => "node_modules",

@@ -227,11 +227,15 @@ fn is_source(root: &Path, path: &Path) -> bool {
         })
 }
 
-/// The first of a number of changes, once no other has followed it for a while.
+/// One of a number of changes, once no other has followed for a while: the last to a file that is still there.
 async fn settled(changes: &mut mpsc::Receiver<PathBuf>) -> Option<PathBuf> {
-    let first = changes.recv().await?;
-    while let Ok(Some(_)) = tokio::time::timeout(QUIET, changes.recv()).await {}
-    Some(first)
+    let mut last = changes.recv().await?;
+    while let Ok(Some(next)) = tokio::time::timeout(QUIET, changes.recv()).await {
+        if next.exists() || !last.exists() {
+            last = next;
+        }
+    }
+    Some(last)
 }
 
 async fn exited(child: &mut Option<Child>) -> String {
