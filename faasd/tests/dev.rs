@@ -30,7 +30,7 @@ impl Dev {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (sender, said) = mpsc::channel();
+        let (sender, said) = mpsc::sync_channel(1000);
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Self { child, dir, address, said }

@@ -48,7 +48,7 @@ fn start(script: &str, settings: &[(&str, &str)]) -> Runner {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let (sender, log) = mpsc::channel();
+    let (sender, log) = mpsc::sync_channel(1000);
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
     let address = first.strip_prefix("listening on ").unwrap_or_else(|| panic!("{first}")).parse().unwrap();

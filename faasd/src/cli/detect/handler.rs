@@ -40,7 +40,7 @@ pub(super) fn detect(dir: &Path, spec: FunctionSpec, declared: bool) -> Result<D
             let found = format!("{FILE_NAME} names {named}");
             (spec, Found { found, warning: None })
         }
-        None => search(dir, spec, declared)?,
+        None => search(dir, &spec, declared)?,
     };
     let handler = spec.handler_parts();
     let path = dir.join(handler.file);
@@ -63,7 +63,7 @@ struct Found {
 }
 
 /// Looks for a handler that the function's file does not name.
-fn search(dir: &Path, spec: FunctionSpec, declared: bool) -> Result<(FunctionSpec, Found), Failure> {
+fn search(dir: &Path, spec: &FunctionSpec, declared: bool) -> Result<(FunctionSpec, Found), Failure> {
     let is_file = |file: &&&str| dir.join(file).is_file();
     let with = |handler: String| FunctionSpec { handler: Some(handler), ..spec.clone() };
     let prefix =
