@@ -101,6 +101,32 @@ pub fn node() -> Result<()> {
     bed.finish()
 }
 
+/// Node's runner accepts by itself: woken by the first connection, kept through the daemon's death, and replaced.
+pub fn node_lane() -> Result<()> {
+    let mut bed = Bed::joined()?;
+    let handler = b"export default (req, res) => res.end(`${process.uptime() > 0}`);\n";
+    let files: [(&str, &[u8]); 2] = [("handler.mjs", handler), ("faas.toml", b"[scale]\nmin = 0\n")];
+    bed.deploy("cold", &files)?.ok()?;
+    ensure!(bed.client().curl("http://cold.faas/")? == "true");
+    let before = only(&bed.describe("cold")?)?;
+    let to = address(&bed.describe("cold")?)?;
+    let mut kept = bed.client().connect(to, 80)?;
+    ensure!(crate::ask(&mut kept, "/")? == b"true");
+    bed.end_daemon(Signal::KILL)?;
+    ensure!(crate::ask(&mut kept, "/")? == b"true", "the open connection");
+    ensure!(bed.client().curl(&format!("http://[{to}]/"))? == "true", "a new connection, without a daemon");
+    bed.serve()?;
+    ensure!(only(&bed.describe("cold")?)? == before, "it was not taken over");
+    ensure!(crate::ask(&mut kept, "/")? == b"true");
+    drop(kept);
+    faasd_tests::signal(before, Signal::KILL)?;
+    eventually("another instance answers", || {
+        bed.client().curl("http://cold.faas/").is_ok_and(|answer| answer == "true")
+            && bed.describe("cold").is_ok_and(|f| only(&f).is_ok_and(|pid| pid != before))
+    })?;
+    bed.finish()
+}
+
 pub fn node_applications() -> Result<()> {
     let bed = Bed::joined()?;
     for (name, says) in [("app-express", "hello from express"), ("app-fastify", "hello from fastify")] {

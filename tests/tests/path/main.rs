@@ -40,6 +40,7 @@ fn main() {
         shared("python_handlers_answer", languages::python),
         shared("scripts_answer", languages::script),
         shared("node_handlers_answer", languages::node),
+        shared("a_node_handler_accepts_by_itself", languages::node_lane),
         shared("applications_of_node_run_unmodified", languages::node_applications),
         shared("applications_of_python_run_unmodified", languages::python_applications),
         shared("what_cannot_be_installed_is_told", languages::bad_dependencies),
