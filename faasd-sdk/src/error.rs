@@ -25,6 +25,10 @@ pub enum Error {
     /// The kernel closed them: the process is at its limit of open files. Receiving can go on.
     #[error("{lost} connections were lost: this process is at its limit of open files; raise `limits.files`")]
     Truncated { lost: usize },
+    #[error("'{0}' is no function's name")]
+    Name(String),
+    #[error("this program listens by itself: there is no platform to pass a connection on")]
+    NoPlatform,
     #[error("{open} connections were still open at the deadline")]
     StillOpen { open: u64 },
     #[error("FAAS_LISTEN is `{0}`; write an address and a port, like [::]:8080")]

@@ -1,7 +1,7 @@
 //! Receiving connections, without an async runtime.
 
 use std::fmt;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 
 use crate::wire::{self, CONNECTIONS_MAX, Kind, MESSAGE_BYTES_MAX, Message, RECORD_BYTES, Record, WireError};
 use crate::{Error, StatusPage};
@@ -23,7 +26,7 @@ const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(CONNECTIONS_MAX));
 
 /// Receives the connections that the platform hands to this instance.
 pub struct Receiver {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     open: Open,
     buffer: Box<[u8; BUFFER_BYTES]>,
     descriptors: [Option<OwnedFd>; CONNECTIONS_MAX],
@@ -81,6 +84,8 @@ pub struct Open(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     status: StatusPage,
+    /// The platform's, if there is one.
+    socket: Option<Arc<OwnedFd>>,
     /// Somebody waits for the last connection: only then is finishing one more than an addition.
     waited_for: AtomicBool,
     lock: Mutex<()>,
@@ -102,14 +107,21 @@ impl Receiver {
     /// A receiver on a `SOCK_SEQPACKET` socket of your own.
     #[must_use]
     pub fn new(socket: OwnedFd, status: StatusPage) -> Self {
+        let socket = Arc::new(socket);
         Self {
+            open: Open::new(status, Some(Arc::clone(&socket))),
             socket,
-            open: Open::new(status),
             buffer: Box::new([0; BUFFER_BYTES]),
             descriptors: [const { None }; CONNECTIONS_MAX],
             records: [Record::default(); CONNECTIONS_MAX],
             lost: 0,
         }
+    }
+
+    /// Takes no more than so many connections at a time: what comes while they are open goes to another instance, or
+    /// waits. To be called before [`Receiver::ready`]; 0 is any number.
+    pub fn limit(&self, connections: u64) {
+        self.open.status().set_limit(connections);
     }
 
     /// Tells the platform that connections are welcome from now on.
@@ -178,13 +190,7 @@ impl Receiver {
     }
 
     fn send(&self, kind: Kind) -> Result<(), Error> {
-        loop {
-            match rustix::net::send(&self.socket, &wire::header(kind, 0), SendFlags::NOSIGNAL) {
-                Ok(_) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(e) => return Err(Error::Send(kind, e.into())),
-            }
-        }
+        send(&self.socket, kind, &wire::header(kind, 0), None)
     }
 
     /// Receives one message into the receiver's own buffers: nothing is allocated.
@@ -263,7 +269,9 @@ impl Receiver {
             Kind::Drain if arrived == 0 => Ok(Received::Drain),
             Kind::Drain => Err(WireError::Count { records: 0, descriptors: arrived }.into()),
             // Only an instance says these.
-            kind @ (Kind::Ready | Kind::Drained) => Err(WireError::Kind(kind as u16).into()),
+            kind @ (Kind::Ready | Kind::Drained | Kind::Forward | Kind::Room) => {
+                Err(WireError::Kind(kind as u16).into())
+            }
         }
     }
 
@@ -338,6 +346,36 @@ impl Connection {
     pub fn into_tcp(self) -> (TcpStream, Guard) {
         (self.stream.into(), self.guard)
     }
+
+    /// Passes the connection on to another function, which `forward` in this function's declaration has to name. What
+    /// was read from it is gone: look at its first bytes by `peek` instead. The other function is woken if it has no
+    /// instance; a connection that nobody may or can take is reset.
+    ///
+    /// # Errors
+    /// [`Error::Name`], [`Error::NoPlatform`] where the program listens by itself, [`Error::Send`]; the connection is
+    /// closed then.
+    pub fn forward(self, to: &str) -> Result<(), Error> {
+        if to.is_empty() || to.len() > wire::NAME_BYTES_MAX {
+            return Err(Error::Name(to.to_owned()));
+        }
+        let socket = self.guard.0.0.socket.as_ref().ok_or(Error::NoPlatform)?;
+        send(socket, Kind::Forward, &wire::forward(&self.record, to), Some(self.stream.as_fd()))
+    }
+}
+
+fn send(socket: &OwnedFd, kind: Kind, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+    let descriptors = descriptor.as_slice();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    loop {
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        // There is room for one.
+        let _ = descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(descriptors));
+        match rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(Error::Send(kind, e.into())),
+        }
+    }
 }
 
 impl Drop for Guard {
@@ -347,9 +385,10 @@ impl Drop for Guard {
 }
 
 impl Open {
-    pub(crate) fn new(status: StatusPage) -> Self {
+    pub(crate) fn new(status: StatusPage, socket: Option<Arc<OwnedFd>>) -> Self {
         Self(Arc::new(Shared {
             status,
+            socket,
             waited_for: AtomicBool::new(false),
             lock: Mutex::new(()),
             changed: Condvar::new(),
@@ -382,7 +421,13 @@ impl Open {
 
     fn finish(&self, count: u64) {
         let shared = &self.0;
-        shared.status.add_finished(count);
+        let before = shared.status.add_finished(count);
+        if let Some(socket) = &shared.socket
+            && shared.status.has_room_again(before, count)
+        {
+            // The daemon asks again when it has another one to hand over.
+            let _ = send(socket, Kind::Room, &wire::header(Kind::Room, 0), None);
+        }
         // Sequentially consistent, as is `wait`: it says that it waits and then counts, we count and then look
         // whether somebody waits, so one of the two sees the other.
         if shared.waited_for.load(Ordering::SeqCst) {

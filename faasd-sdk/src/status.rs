@@ -28,7 +28,8 @@ struct Page {
     requests: AtomicU64,
     errors: AtomicU64,
     ready: AtomicU64,
-    _rest: [u64; 499],
+    limit: AtomicU64,
+    _rest: [u64; 498],
 }
 
 const _: () = {
@@ -39,6 +40,7 @@ const _: () = {
     assert!(offset_of!(Page, requests) == status::REQUESTS);
     assert!(offset_of!(Page, errors) == status::ERRORS);
     assert!(offset_of!(Page, ready) == status::READY);
+    assert!(offset_of!(Page, limit) == status::LIMIT);
 };
 
 /// A mapped status page, unmapped on drop. Every field is a number that grows; the other end may be malicious, so a
@@ -150,10 +152,37 @@ impl StatusPage {
         self.page().finished.load(Ordering::SeqCst)
     }
 
-    /// The instance is done with `count` more. Sequentially consistent, for the hand-shake with whoever waits for
-    /// the last one.
-    pub fn add_finished(&self, count: u64) {
-        self.page().finished.fetch_add(count, Ordering::SeqCst);
+    /// The instance is done with `count` more; returns how many it was done with before. Sequentially consistent, for
+    /// the hand-shake with whoever waits for the last one.
+    pub fn add_finished(&self, count: u64) -> u64 {
+        self.page().finished.fetch_add(count, Ordering::SeqCst)
+    }
+
+    /// The most connections that the instance takes at a time; 0 is any number.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.page().limit.load(Ordering::Relaxed)
+    }
+
+    /// The instance takes no more than so many at a time.
+    pub fn set_limit(&self, connections: u64) {
+        self.page().limit.store(connections, Ordering::Relaxed);
+    }
+
+    /// Whether finishing `count`, after `before`, made room where there was none: of several that finish at once, this
+    /// is true for one.
+    #[must_use]
+    pub fn has_room_again(&self, before: u64, count: u64) -> bool {
+        let limit = self.limit();
+        let in_flight = self.sent().saturating_sub(before);
+        limit > 0 && in_flight >= limit && in_flight.saturating_sub(count) < limit
+    }
+
+    /// Whether the instance takes another connection.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let limit = self.limit();
+        limit == 0 || self.in_flight() < limit
     }
 
     /// Connections that were handed over and are not done with: what the daemon chooses the least loaded instance by.
@@ -221,6 +250,22 @@ impl fmt::Debug for StatusPage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_is_reached_and_left_once() {
+        let (daemon, fd) = StatusPage::create().unwrap();
+        let instance = StatusPage::map(fd).unwrap();
+        assert!(daemon.has_room() && !instance.has_room_again(0, 1));
+        instance.set_limit(2);
+        daemon.add_sent(1);
+        assert!(daemon.has_room());
+        daemon.add_sent(1);
+        assert!(!daemon.has_room());
+        let before = instance.add_finished(1);
+        assert!(instance.has_room_again(before, 1) && daemon.has_room());
+        let before = instance.add_finished(1);
+        assert!(!instance.has_room_again(before, 1), "there was room already");
+    }
 
     #[test]
     fn both_ends_see_the_same_numbers() {

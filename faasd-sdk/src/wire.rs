@@ -25,7 +25,10 @@ pub const RECORD_BYTES: usize = 32;
 /// The longest message of this version, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = HEADER_BYTES + CONNECTIONS_MAX * RECORD_BYTES;
 
-/// What a message says. Daemon to instance: `Connections`, `Drain`. Instance to daemon: `Ready`, `Drained`.
+/// The longest name of a function.
+pub const NAME_BYTES_MAX: usize = 63;
+
+/// What a message says. Daemon to instance: `Connections`, `Drain`. Instance to daemon: the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
@@ -37,6 +40,10 @@ pub enum Kind {
     Ready = 3,
     /// Everything is finished.
     Drained = 4,
+    /// A connection is another function's: its record, the function's name, its descriptor.
+    Forward = 5,
+    /// An instance that was at its limit of connections ([`status::LIMIT`]) has room again.
+    Room = 6,
 }
 
 /// One connection's record.
@@ -50,9 +57,12 @@ pub struct Record {
     pub deadline_ns: u64,
     /// How often it was handed over before: 0, or more if an earlier instance died with it queued.
     pub attempt: u32,
-    /// Reserved: 0.
+    /// [`FORWARDED`], or 0. Further bits may come.
     pub flags: u32,
 }
+
+/// Another function was handed the connection first and passed it on.
+pub const FORWARDED: u32 = 1;
 
 /// A message that breaks the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +90,12 @@ pub fn header(kind: Kind, count: u16) -> [u8; HEADER_BYTES] {
     out[4..6].copy_from_slice(&count.to_le_bytes());
     out[6..8].copy_from_slice(&(RECORD_BYTES as u16).to_le_bytes());
     out
+}
+
+/// Writes a [`Kind::Forward`].
+#[must_use]
+pub fn forward(record: &Record, to: &str) -> Vec<u8> {
+    [header(Kind::Forward, 1).as_slice(), &record.encode(), to.as_bytes()].concat()
 }
 
 impl Record {
@@ -110,6 +126,8 @@ pub struct Message<'a> {
     pub kind: Kind,
     record_bytes: usize,
     records: &'a [u8],
+    /// What follows the records: of a `Forward`, the function's name.
+    pub rest: &'a [u8],
 }
 
 impl<'a> Message<'a> {
@@ -133,6 +151,8 @@ impl<'a> Message<'a> {
             2 => Kind::Drain,
             3 => Kind::Ready,
             4 => Kind::Drained,
+            5 => Kind::Forward,
+            6 => Kind::Room,
             other => return Err(WireError::Kind(other)),
         };
         let (count, record_bytes) = (usize::from(count), usize::from(record_bytes));
@@ -140,7 +160,8 @@ impl<'a> Message<'a> {
             return Err(short);
         }
         let records = bytes.get(HEADER_BYTES..HEADER_BYTES + count * record_bytes).ok_or(short)?;
-        Ok(Self { kind, record_bytes, records })
+        let rest = &bytes[HEADER_BYTES + records.len()..];
+        Ok(Self { kind, record_bytes, records, rest })
     }
 
     /// How many connections it carries.
@@ -171,6 +192,8 @@ pub mod status {
     pub const ERRORS: usize = 88;
     /// u64, written by the instance: 1 once it is ready, so that a new daemon knows it without having seen `Ready`.
     pub const READY: usize = 96;
+    /// u64, written by the instance: the most connections that it takes at a time; 0 is any number.
+    pub const LIMIT: usize = 104;
 }
 
 #[cfg(test)]
@@ -191,6 +214,15 @@ mod tests {
         let read = Message::parse(&bytes).unwrap();
         assert_eq!((read.kind, read.count()), (Kind::Connections, 2));
         assert!(read.records().eq(records));
+    }
+
+    #[test]
+    fn a_forward_names_the_function() {
+        let record = Record { id: 3, ..Record::default() };
+        let bytes = forward(&record, "other");
+        let read = Message::parse(&bytes).unwrap();
+        assert_eq!((read.kind, read.count(), read.rest), (Kind::Forward, 1, b"other".as_slice()));
+        assert!(read.records().eq([record]));
     }
 
     #[test]

@@ -48,8 +48,8 @@ pub fn main(args: &Args) -> Result<()> {
     }
     interrupt::catch()?;
     let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
-    let target = step("bench", "deploying the function", || measure::deploy(&platform.server()));
-    let measured = target.and_then(|target| measure::run(&target, &arguments(args)).map(drop));
+    let targets = step("bench", "deploying the functions", || measure::deploy(&platform.server()));
+    let measured = targets.and_then(|targets| measure::run(&targets, &arguments(args)).map(drop));
     let ended = platform.end();
     // Why the measurement failed matters more than what could not be cleaned up after it.
     measured.and(ended)

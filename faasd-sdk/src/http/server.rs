@@ -189,7 +189,7 @@ impl Source {
         };
         let listener = bind().map_err(|e| Error::Listen(address, e))?;
         let (status, _) = StatusPage::create().map_err(Error::Status)?;
-        Ok(Self::Listener(listener, Open::new(status)))
+        Ok(Self::Listener(listener, Open::new(status, None)))
     }
 
     fn open(&self) -> &Open {

@@ -146,6 +146,9 @@ pub struct Instance {
     pub in_flight: u64,
     /// Adopted from an earlier daemon rather than started by this one.
     pub adopted: bool,
+    /// Its server binds IPv4 alone, so that a relay copies its connections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relayed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +184,9 @@ pub struct Connections {
     pub handed_off: u64,
     /// Handed over again, because the instance that had it queued died.
     pub requeued: u64,
+    /// Passed on to it by other functions.
+    #[serde(default)]
+    pub forwarded: u64,
     /// Closed for want of an instance before the deadline, or of room.
     pub refused: u64,
 }

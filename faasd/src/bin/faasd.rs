@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use faasd::control::daemon::{self, DEFAULT_INSTANCE, Options};
 use faasd::control::fdstore;
 use faasd::core::paths::Paths;
+use faasd::runtime::relay::{self, RelayArgs};
 use faasd::runtime::runners::script;
 use faasd::telemetry::logging;
 use faasd::tunnel::process::{self, ProcessArgs};
@@ -42,6 +43,9 @@ enum Command {
     /// Serves a script; an instance's program
     #[command(hide = true)]
     RunScript { file: String },
+    /// Copies between a listener and a server; started by the daemon
+    #[command(hide = true)]
+    Relay(RelayArgs),
 }
 
 /// Where things are.
@@ -86,6 +90,7 @@ fn main() -> ExitCode {
         Command::Fdstore { socket } => fdstore::run(&socket).map_err(Into::into),
         Command::Tunnel(args) => process::run(&args).map_err(Into::into),
         Command::RunScript { file } => script::run(&file).map_err(Into::into),
+        Command::Relay(args) => relay::run(args).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

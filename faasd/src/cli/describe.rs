@@ -9,7 +9,7 @@ use super::ui::{printable, size, state_cell};
 use super::{Context, Failure, Format, Output};
 use crate::api::types::Function;
 use crate::core::name::FunctionName;
-use crate::core::spec::{Contract, FunctionSpec, Lane};
+use crate::core::spec::{Contract, Lane};
 
 /// Show everything about a function
 #[derive(Debug, Args)]
@@ -81,7 +81,7 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         ("code", Cell::new(&function.image)),
         ("contract", Cell::new(spec.contract.as_str())),
         ("runs", Cell::new(printable(&runs))),
-        ("lane", Cell::new(lane(spec))),
+        ("lane", Cell::new(lane(function))),
         (
             "memory",
             Cell::new(format!(
@@ -111,9 +111,12 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
 }
 
 /// How a connection travels from the client to the code.
-fn lane(spec: &FunctionSpec) -> &'static str {
-    match spec.contract {
-        Contract::Handler if spec.lane() == Lane::Warm => {
+fn lane(function: &Function) -> &'static str {
+    if function.instances.iter().any(|instance| instance.relayed) {
+        return "a relay, which copies every byte: the server binds IPv4 alone; let it bind [::], as HOST says";
+    }
+    match function.spec.contract {
+        Contract::Handler if function.spec.lane() == Lane::Warm => {
             "warm: sk_lookup straight to the runner's own listener, inherited as descriptor 3"
         }
         Contract::Handler => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the runner",

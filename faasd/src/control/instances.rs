@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use faasd_sdk::status::StatusPage;
-use faasd_sdk::wire::{self, Kind};
+use faasd_sdk::wire::{self, Kind, Record};
 use jiff::Timestamp;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt};
 use rustix::process::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch as orders;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
@@ -23,9 +24,10 @@ use super::records::FunctionRecord;
 use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec, Lane, StopSignal};
 use crate::dataplane;
-use crate::runtime::agent::{Agent, Listen, find_listener};
+use crate::runtime::agent::{Agent, Asked, Listen, find_listener};
 use crate::runtime::instance::{Adopted, Request, Running, Runtime, new_id};
 use crate::runtime::logs::Logs;
+use crate::runtime::relay::is_relay;
 use crate::sys::pidfd::{Exit, Pidfd};
 use crate::sys::readiness::watch;
 use crate::sys::scm;
@@ -38,6 +40,16 @@ const BACKLOG: i32 = i32::MAX;
 
 /// Descriptors kept for each instance: its socket's two ends, its page, its log. A fifth is the seccomp filter's.
 const KEPT: usize = 4;
+
+/// How long a server that listens over IPv4 has to listen over IPv6 as well, before it is taken for one that will not.
+const IPV6_AFTER_IPV4: Duration = Duration::from_millis(300);
+
+/// The longest message of an instance: one record and a name.
+const MESSAGE_BYTES_MAX: usize = wire::HEADER_BYTES + wire::RECORD_BYTES + wire::NAME_BYTES_MAX;
+
+/// Messages that are heard of one instance in each [`WINDOW`]: an instance's messages are no way to keep the daemon busy.
+const MESSAGES_PER_WINDOW: u32 = 1_000;
+const WINDOW: Duration = Duration::from_millis(100);
 
 /// Lines of output that are told with a failure.
 const OUTPUT_LINES: usize = 10;
@@ -63,6 +75,8 @@ pub struct Live {
     pub adopted: bool,
     pub pid: Option<u32>,
     pub page: Arc<StatusPage>,
+    /// Its connections are copied ([`crate::runtime::relay`]).
+    pub relayed: bool,
     /// The seat of its listener, once it has one.
     pub seat: Option<u32>,
     socket: Arc<OwnedFd>,
@@ -134,6 +148,7 @@ struct Task {
     page: Arc<StatusPage>,
     listener: Option<Arc<OwnedFd>>,
     spec: FunctionSpec,
+    slot: u32,
     orders: orders::Receiver<Order>,
 }
 
@@ -219,9 +234,12 @@ impl Instances {
             // instance's death, for as long as no daemon is there to hear of it.
             Lane::Warm => Some(find_listener(&self.runtime.processes(&found.id), address)?),
         };
+        let relayed = listener.as_ref().is_some_and(|(process, _)| is_relay(*process));
+        let listener = listener.map(|(_, listener)| listener);
         let parts = Parts { socket, receive_end, page, listener };
         let (mut live, task) = self.pair(key, found.id, record, parts, true);
         live.pid = Some(found.pid);
+        live.relayed = relayed;
         tokio::spawn(task.adopted(found.process, log, notify));
         Some(live)
     }
@@ -278,6 +296,7 @@ impl Instances {
             page: Arc::clone(&page),
             listener: listener.clone(),
             spec: record.spec.clone(),
+            slot: record.slot,
             orders: receiver,
         };
         let live = Live {
@@ -287,6 +306,7 @@ impl Instances {
             adopted,
             pid: None,
             page,
+            relayed: false,
             seat: None,
             socket,
             receive_end,
@@ -365,18 +385,37 @@ impl Task {
     /// The server is in `listen`: makes the listener listen, has the owner send it connections, those that wait first,
     /// and lets the server go on. So it finds them when it looks for the first time.
     async fn listens(&self, agent: &Agent, listen: &Listen) {
-        let listens = self
-            .listener
-            .as_ref()
-            .map_or(Ok(()), |listener| rustix::net::listen(&**listener, BACKLOG).map_err(io::Error::from));
-        if let Err(error) = listens {
-            tracing::error!(id = self.id, %error, "a listener does not listen");
-        }
+        self.listen();
         self.tell_ready().await;
         match agent.listening(listen) {
             // For a later daemon: one that the server was not told of by this one, it will not be told of by any.
             Ok(()) => self.page.set_ready(),
             Err(error) => tracing::warn!(id = self.id, %error, "a server was not told that it listens"),
+        }
+    }
+
+    /// The server listens over IPv4 alone: somebody else has to accept for it.
+    async fn relay(&self, container: u32) {
+        let Some(listener) = &self.listener else { return };
+        let (runtime, port) = (&self.all.runtime, self.spec.listen_port());
+        if let Err(error) = runtime.relay(&self.id, container, self.slot, port, listener) {
+            tracing::error!(id = self.id, %error, "a server that binds IPv4 alone has no relay");
+            return;
+        }
+        tracing::warn!(
+            id = self.id,
+            "a server binds IPv4 alone, and is reached by a relay; it should bind [::]"
+        );
+        self.listen();
+        self.page.set_ready();
+        self.all.tell(Message::Relayed { key: self.key }).await;
+        self.tell_ready().await;
+    }
+
+    fn listen(&self) {
+        let Some(listener) = &self.listener else { return };
+        if let Err(error) = rustix::net::listen(&**listener, BACKLOG) {
+            tracing::error!(id = self.id, %error, "a listener does not listen");
         }
     }
 
@@ -392,14 +431,19 @@ impl Task {
         let capture = self.all.logs.capture(log, &self.function, &self.id);
         let mut agent = self.agent(notify);
         let mut asks = agent.is_some();
+        let mut ipv4 = None;
         let mut messages = self.messages();
         let (mut ready, mut drained, mut broke) = (false, false, None);
         let exit = loop {
             tokio::select! {
                 exit = process.exited() => break exit.unwrap_or(Exit::Unknown),
                 said = next(&mut messages) => match said {
+                    Ok(Said::Room) => self.all.tell(Message::Room { key: self.key }).await,
+                    Ok(Said::Forward { to, record, connection }) => {
+                        self.all.tell(Message::Forward { key: self.key, to, record, connection }).await;
+                    }
                     // Each is said once: an instance's messages are no way to keep the daemon busy.
-                    Ok(Some(Kind::Ready)) if !ready => {
+                    Ok(Said::Ready) if !ready => {
                         ready = true;
                         if self.spec.lane() == Lane::Warm {
                             // It has no page to write that on.
@@ -407,15 +451,14 @@ impl Task {
                         }
                         self.all.tell(Message::Ready { key: self.key, acted: None }).await;
                     }
-                    Ok(Some(Kind::Drained)) if !drained => {
+                    Ok(Said::Drained) if !drained => {
                         drained = true;
                         tracing::debug!(id = self.id, "drained");
                     }
-                    Ok(None) => messages = None,
+                    Ok(Said::Nothing) => messages = None,
                     broken => {
                         let why = match broken {
-                            Ok(Some(again @ (Kind::Ready | Kind::Drained))) => format!("it said {again:?} twice"),
-                            Ok(_) => "it sent a message that only faasd sends".to_owned(),
+                            Ok(again) => format!("it said `{again:?}` twice"),
                             Err(error) => error.to_string(),
                         };
                         tracing::warn!(id = self.id, why, "an instance broke the hand-off protocol, and is ended");
@@ -424,8 +467,16 @@ impl Task {
                         let _ = process.signal(Signal::KILL);
                     }
                 },
-                listen = listens(agent.as_ref().filter(|_| asks)) => match (listen, &agent) {
-                    (Ok(Some(listen)), Some(agent)) => self.listens(agent, &listen).await,
+                asked = asked(agent.as_ref().filter(|_| asks)) => match (asked, &agent) {
+                    (Ok(Some(Asked::Listen(listen))), Some(agent)) => {
+                        ipv4 = None;
+                        self.listens(agent, &listen).await;
+                    }
+                    // Many bind both, one after the other.
+                    (Ok(Some(Asked::Ipv4)), _) if !self.page.ready() => {
+                        ipv4 = Some(Instant::now() + IPV6_AFTER_IPV4);
+                    }
+                    (Ok(Some(Asked::Ipv4)), _) => {}
                     (ended, _) => {
                         if let Err(error) = ended {
                             tracing::error!(id = self.id, %error, "a server's calls are no longer served");
@@ -433,6 +484,10 @@ impl Task {
                         asks = false;
                     }
                 },
+                () = at(ipv4) => {
+                    ipv4 = None;
+                    self.relay(process.pid()).await;
+                }
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
                     Order::Drain if self.spec.lane() == Lane::Warm => {
@@ -505,16 +560,24 @@ impl Task {
         why
     }
 
-    fn messages(&self) -> Option<AsyncFd<OwnedFd>> {
-        let socket = self.socket.try_clone().ok()?;
-        watch(socket).ok()
+    fn messages(&self) -> Option<Messages> {
+        let socket = watch(self.socket.try_clone().ok()?).ok()?;
+        Some(Messages { socket, window: Instant::now(), heard: 0 })
     }
 }
 
-/// The next `listen` of a server on its listener.
-async fn listens(agent: Option<&Agent>) -> io::Result<Option<Listen>> {
+/// The next thing that a server comes to.
+async fn asked(agent: Option<&Agent>) -> io::Result<Option<Asked>> {
     match agent {
         Some(agent) => agent.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A moment, or never.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }
@@ -539,26 +602,88 @@ async fn wanted(orders: &mut orders::Receiver<Order>) -> Order {
     *orders.borrow_and_update()
 }
 
-/// The next message of an instance. `None`: it has shut its end, and says no more.
-async fn next(messages: &mut Option<AsyncFd<OwnedFd>>) -> io::Result<Option<Kind>> {
-    let Some(socket) = messages else { return std::future::pending().await };
-    loop {
-        let mut guard = socket.readable().await?;
-        let mut bytes = [0; wire::HEADER_BYTES];
-        match guard.try_io(|socket| scm::recv_plain(socket.get_ref(), &mut bytes)) {
-            Err(_would_block) => {}
-            Ok(Ok(0)) => return Ok(None),
-            Ok(received) => {
-                let message = wire::Message::parse(&bytes[..received?]).map_err(io::Error::other)?;
-                return Ok(Some(message.kind));
+/// What an instance says.
+#[derive(Debug)]
+enum Said {
+    Ready,
+    Drained,
+    Room,
+    Forward {
+        to: FunctionName,
+        record: Record,
+        connection: OwnedFd,
+    },
+    /// It has shut its end, and says no more.
+    Nothing,
+}
+
+/// The next message of an instance.
+async fn next(messages: &mut Option<Messages>) -> io::Result<Said> {
+    let Some(messages) = messages else { return std::future::pending().await };
+    messages.next().await
+}
+
+/// An instance's messages, no more of them at a time than the daemon has time for.
+struct Messages {
+    socket: AsyncFd<OwnedFd>,
+    window: Instant,
+    heard: u32,
+}
+
+impl Messages {
+    async fn next(&mut self) -> io::Result<Said> {
+        if self.heard >= MESSAGES_PER_WINDOW {
+            // The rest stays in the socket, whose room ends: whoever says more waits for himself.
+            tokio::time::sleep_until(self.window + WINDOW).await;
+        }
+        if self.window.elapsed() >= WINDOW {
+            (self.window, self.heard) = (Instant::now(), 0);
+        }
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        loop {
+            let mut guard = self.socket.readable().await?;
+            match guard.try_io(|socket| scm::recv_untrusted(socket.get_ref(), &mut bytes)) {
+                Err(_would_block) => {}
+                Ok(received) => {
+                    self.heard += 1;
+                    let (length, descriptors) = received?;
+                    return understand(&bytes[..length], descriptors);
+                }
             }
         }
     }
 }
 
-/// Keeps a function's listener for the next daemon.
-///
-/// # Errors
+fn understand(bytes: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Said> {
+    let said = (|| {
+        if bytes.is_empty() {
+            return Ok(Said::Nothing);
+        }
+        let message = wire::Message::parse(bytes).map_err(|e| e.to_string())?;
+        match (message.kind, descriptors.len()) {
+            (Kind::Ready, 0) => Ok(Said::Ready),
+            (Kind::Drained, 0) => Ok(Said::Drained),
+            (Kind::Room, 0) => Ok(Said::Room),
+            (Kind::Forward, 1) => {
+                let name = std::str::from_utf8(message.rest).ok().and_then(|name| name.parse().ok());
+                match (name, message.records().next(), descriptors.pop()) {
+                    (Some(to), Some(record), Some(connection)) => {
+                        Ok(Said::Forward { to, record, connection })
+                    }
+                    _ => Err("it passed a connection on to what is no function's name".to_owned()),
+                }
+            }
+            (Kind::Connections | Kind::Drain, _) => Err("it sent a message that only faasd sends".to_owned()),
+            (kind, count) => Err(format!("it sent {count} descriptors with `{kind:?}`")),
+        }
+    })();
+    if !descriptors.is_empty() {
+        // Whatever closing them waits for, nobody else is to wait for it.
+        tokio::task::spawn_blocking(move || drop(descriptors));
+    }
+    said.map_err(io::Error::other)
+}
+
 /// [`FdStoreError`].
 pub fn keep_listener(
     store: &Mutex<FdStore>,

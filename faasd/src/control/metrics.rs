@@ -61,6 +61,7 @@ pub fn render(snapshot: &Snapshot) -> String {
             ("accepted", c.accepted),
             ("handed_off", c.handed_off),
             ("requeued", c.requeued),
+            ("forwarded", c.forwarded),
             ("refused", c.refused),
         ] {
             count(names::CONNECTIONS, &[("function", name), ("lane", lane)], value);

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::name::FunctionName;
+
 /// The file's name in a function's directory.
 pub const FILE_NAME: &str = "faas.toml";
 
@@ -33,6 +35,9 @@ pub struct FunctionSpec {
     /// The signal by which a server is asked to finish.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<StopSignal>,
+    /// Functions that an `fd` function may pass connections on to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<FunctionName>,
     /// Environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -221,6 +226,7 @@ impl Default for FunctionSpec {
             port: 80,
             listen_port: None,
             stop_signal: None,
+            forward: Vec::new(),
             env: BTreeMap::new(),
             limits: Limits::default(),
             scale: Scale::default(),
@@ -274,6 +280,10 @@ pub enum SpecError {
 pub const INSTANCES_MAX: u32 = 64;
 
 const BUILD_BYTES_MAX: usize = 4096;
+
+/// The most functions that one may pass connections on to.
+const FORWARD_MAX: usize = 64;
+
 /// The port of a `port` function that names none.
 const LISTEN_PORT: u16 = 8080;
 
@@ -305,6 +315,7 @@ impl FunctionSpec {
         for (key, is_misplaced) in [
             ("command", is_handler && !self.command.is_empty()),
             ("handler", !is_handler && self.handler.is_some()),
+            ("forward", self.contract != Contract::Fd && !self.forward.is_empty()),
             ("listen_port", self.contract != Contract::Port && self.listen_port.is_some()),
             ("stop_signal", self.contract.lane() == Lane::HandOff && self.stop_signal.is_some()),
         ] {
@@ -328,6 +339,9 @@ impl FunctionSpec {
         let limits = &self.limits;
         if self.port == 0 {
             return value("port", &self.port, "use 1 to 65535");
+        }
+        if self.forward.len() > FORWARD_MAX {
+            return value("forward", &self.forward.len(), "at most 64 functions are named");
         }
         if self.listen_port == Some(0) {
             return value("listen_port", &0, "use 1 to 65535");
@@ -558,6 +572,8 @@ mod tests {
             ("[limits]\nmemroy = 1", "did you mean `memory"),
             ("contract = 'fd'", "needs `command`"),
             ("command = ['x']", "`command` does not go with the contract `handler`"),
+            ("forward = ['x']", "`forward` does not go"),
+            ("contract = 'fd'\ncommand = ['x']\nforward = ['X_']", "forward"),
             ("listen_port = 1", "`listen_port` does not go"),
             ("contract = 'port'\ncommand = ['x']\nlisten_port = 0", "1 to 65535"),
             ("contract = 'port'\ncommand = ['x']\nstop_signal = 'SIGKILL'", "SIGTERM"),

@@ -216,6 +216,14 @@ impl Acceptor {
                 Command::RemoveInstance { slot, key } => {
                     self.with(slot, ring, |function, ring| function.remove(key, ring, now))?;
                 }
+                Command::Room { slot } => {
+                    self.with(slot, ring, |function, ring| function.deliver(ring, now))?;
+                }
+                Command::Adopt { slot, record, connection } => {
+                    let record = Record { id: self.next_id, ..record };
+                    self.next_id += 1;
+                    self.with(slot, ring, |function, ring| function.adopt(record, connection, ring, now))?;
+                }
                 Command::Watch { slot } => {
                     self.with(slot, ring, |function, ring| function.resume(ring).map(|()| Then::Nothing))?;
                 }

@@ -49,7 +49,7 @@ struct Receiver {
 
 impl Candidate for Receiver {
     fn available(&self) -> bool {
-        !self.blocked && !self.draining
+        !self.blocked && !self.draining && self.instance.page.has_room()
     }
 
     fn in_flight(&self) -> u64 {
@@ -197,6 +197,19 @@ impl Function {
     pub(super) fn accepted(&mut self, record: Record, connection: OwnedFd) {
         self.stats.accept();
         self.hold(record, connection);
+    }
+
+    /// Another function passed a connection on.
+    pub(super) fn adopt(
+        &mut self,
+        record: Record,
+        connection: OwnedFd,
+        ring: &mut Ring,
+        now: u64,
+    ) -> io::Result<Then> {
+        self.stats.forward();
+        self.hold(record, connection);
+        self.deliver(ring, now)
     }
 
     /// The listener accepts nothing further unless it is armed anew.

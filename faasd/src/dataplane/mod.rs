@@ -22,6 +22,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use faasd_sdk::status::StatusPage;
+use faasd_sdk::wire::Record;
 use rustix::event::EventfdFlags;
 use tokio::sync::mpsc::Sender;
 
@@ -43,6 +44,10 @@ pub enum Command {
     DrainInstance { slot: u32, key: u32 },
     /// An instance has ended: connections that it had not received go to another.
     RemoveInstance { slot: u32, key: u32 },
+    /// An instance that was at its limit of connections has room again.
+    Room { slot: u32 },
+    /// Another function passed this connection on.
+    Adopt { slot: u32, record: Record, connection: OwnedFd },
     /// What waited was served in another way: watch for the next.
     Watch { slot: u32 },
     /// No instance will come: what waits is refused.
@@ -59,6 +64,8 @@ impl Command {
             | Self::AddInstance { slot, .. }
             | Self::DrainInstance { slot, .. }
             | Self::RemoveInstance { slot, .. }
+            | Self::Room { slot }
+            | Self::Adopt { slot, .. }
             | Self::Watch { slot }
             | Self::Refuse { slot } => *slot,
             Self::Stop => 0,

@@ -21,6 +21,7 @@ pub struct Stats {
     handed_off: AtomicU64,
     requeued: AtomicU64,
     refused: AtomicU64,
+    forwarded: AtomicU64,
     waiting: AtomicU64,
     latency_sum_ns: AtomicU64,
     latency: [AtomicU64; LATENCY_BOUNDS_NS.len() + 1],
@@ -38,6 +39,10 @@ impl Stats {
 
     pub(super) fn requeue(&self, count: u64) {
         add(&self.requeued, count);
+    }
+
+    pub(super) fn forward(&self) {
+        add(&self.forwarded, 1);
     }
 
     pub(super) fn refuse(&self) {
@@ -72,6 +77,12 @@ impl Stats {
     #[must_use]
     pub fn requeued(&self) -> u64 {
         self.requeued.load(Ordering::Relaxed)
+    }
+
+    /// Connections that another function passed on to this one.
+    #[must_use]
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
     }
 
     /// Connections closed for want of an instance or of room.

@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,13 +31,20 @@ pub struct Agent {
     port: u16,
     /// Ports that were bound in its stead.
     others: Mutex<BTreeSet<u16>>,
-    /// Its port was bound over IPv4.
-    ipv4: AtomicBool,
 }
 
-/// The server waits in `listen` for [`Agent::listening`].
+/// What a server has come to.
 #[derive(Debug)]
 #[must_use]
+pub enum Asked {
+    /// It waits in `listen` for [`Agent::listening`].
+    Listen(Listen),
+    /// It listens on its port over IPv4, which may be all that it does.
+    Ipv4,
+}
+
+/// A call that waits.
+#[derive(Debug)]
 pub struct Listen(Call);
 
 /// What a call is about.
@@ -46,10 +52,10 @@ pub struct Listen(Call);
 enum Subject {
     /// `bind` of a TCP socket over IPv6 to the function's port.
     Bind,
-    /// The same over IPv4, which the listener cannot stand in for: addresses of another size come out of it.
-    BindIpv4,
     /// `listen` on the listener.
     Listen,
+    /// `listen` on what was bound over IPv4.
+    ListenIpv4,
     Other,
 }
 
@@ -67,7 +73,6 @@ impl Agent {
             cookie,
             port,
             others: Mutex::default(),
-            ipv4: AtomicBool::new(false),
         })
     }
 
@@ -76,20 +81,20 @@ impl Agent {
     ///
     /// # Errors
     /// Those of the notification descriptor.
-    pub async fn next(&self) -> io::Result<Option<Listen>> {
+    pub async fn next(&self) -> io::Result<Option<Asked>> {
         while let Some(call) = self.notifications.next().await? {
             match self.subject(&call).unwrap_or(Subject::Other) {
-                Subject::Listen => return Ok(Some(Listen(call))),
+                Subject::Listen => return Ok(Some(Asked::Listen(Listen(call)))),
+                Subject::ListenIpv4 => {
+                    self.notifications.answer(&call, Answer::Proceed)?;
+                    return Ok(Some(Asked::Ipv4));
+                }
                 Subject::Bind => {
                     let answer = match self.exchange(&call) {
                         Ok(()) => Answer::Done,
                         Err(e) => Answer::Fail(e.raw_os_error().unwrap_or(libc::EADDRNOTAVAIL)),
                     };
                     self.notifications.answer(&call, answer)?;
-                }
-                Subject::BindIpv4 => {
-                    self.ipv4.store(true, Ordering::Relaxed);
-                    self.notifications.answer(&call, Answer::Proceed)?;
                 }
                 Subject::Other => self.notifications.answer(&call, Answer::Proceed)?,
             }
@@ -111,11 +116,6 @@ impl Agent {
     pub fn complaint(&self) -> String {
         let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let text = format!("it did not listen on [::]:{}, the port that it is told as PORT", self.port);
-        if self.ipv4.load(Ordering::Relaxed) {
-            return format!(
-                "{text}, but over IPv4 alone, where nobody reaches it: let it bind [::], as HOST says"
-            );
-        }
         if others.is_empty() {
             return text;
         }
@@ -138,23 +138,30 @@ impl Agent {
             libc::SYS_bind => {
                 let address = call.memory(call.arguments[1], call.arguments[2] as usize)?;
                 match port(&address) {
-                    Some((family, port)) if port == self.port => {
-                        let socket = call.descriptor(number)?;
-                        let is_tcp = sockopt::socket_type(&socket)? == SocketType::STREAM;
-                        match (is_tcp, family) {
-                            (true, AddressFamily::INET6) => Subject::Bind,
-                            (true, _) => Subject::BindIpv4,
-                            (false, _) => Subject::Other,
+                    Some((AddressFamily::INET6, port)) if port == self.port => {
+                        match sockopt::socket_type(call.descriptor(number)?)? {
+                            SocketType::STREAM => Subject::Bind,
+                            _ => Subject::Other,
                         }
                     }
+                    // The listener cannot stand in for this one: see `relay`.
+                    Some((_, port)) if port == self.port => Subject::Other,
                     other => {
                         other.into_iter().for_each(|(_, port)| self.note(port));
                         Subject::Other
                     }
                 }
             }
-            libc::SYS_listen if sockopt::socket_cookie(call.descriptor(number)?)? == self.cookie => {
-                Subject::Listen
+            libc::SYS_listen => {
+                let socket = call.descriptor(number)?;
+                let bound = || SocketAddr::try_from(rustix::net::getsockname(&socket).ok()?).ok();
+                if sockopt::socket_cookie(&socket)? == self.cookie {
+                    Subject::Listen
+                } else if bound().is_some_and(|bound| bound.is_ipv4() && bound.port() == self.port) {
+                    Subject::ListenIpv4
+                } else {
+                    Subject::Other
+                }
             }
             _ => Subject::Other,
         };
@@ -199,10 +206,10 @@ fn port(address: &[u8]) -> Option<(AddressFamily, u16)> {
     matches!(family, AddressFamily::INET | AddressFamily::INET6).then_some((family, port))
 }
 
-/// The listener bound to `address` among the descriptors of `processes`: how a new daemon gets hold of it again, since
-/// nobody but the server keeps it.
+/// The listener bound to `address` among the descriptors of `processes`, and who has it: how a new daemon gets hold of it
+/// again, since nobody but the server keeps it.
 #[must_use]
-pub fn find_listener(processes: &[u32], address: SocketAddr) -> Option<OwnedFd> {
+pub fn find_listener(processes: &[u32], address: SocketAddr) -> Option<(u32, OwnedFd)> {
     processes.iter().find_map(|process| {
         let mut numbers: Vec<RawFd> = std::fs::read_dir(format!("/proc/{process}/fd"))
             .ok()?
@@ -218,7 +225,8 @@ pub fn find_listener(processes: &[u32], address: SocketAddr) -> Option<OwnedFd> 
         numbers.into_iter().find_map(|number| {
             let socket = crate::sys::notify::duplicate(*process, number).ok()?;
             let bound = rustix::net::getsockname(&socket).ok().and_then(|a| SocketAddr::try_from(a).ok());
-            (bound == Some(address) && sockopt::socket_acceptconn(&socket).unwrap_or(false)).then_some(socket)
+            (bound == Some(address) && sockopt::socket_acceptconn(&socket).unwrap_or(false))
+                .then_some((*process, socket))
         })
     })
 }

@@ -17,6 +17,7 @@ use tokio::net::UnixListener;
 use super::bundle::{self, Host, Parameters, annotation};
 use super::image::{self, EntryError};
 use super::logs;
+use super::relay;
 use super::runc::{Runc, RuncError, State, Status, Version};
 use super::runners::{self, HexDigest, RunnerError};
 use crate::core::name::FunctionName;
@@ -456,6 +457,22 @@ impl Runtime {
     #[must_use]
     pub fn processes(&self, id: &str) -> Vec<u32> {
         self.cgroups.processes(&self.cgroup(id))
+    }
+
+    /// Starts a relay beside a server that binds IPv4 alone ([`relay`]).
+    ///
+    /// # Errors
+    /// Those of starting a process and of putting it into the container's cgroup.
+    pub fn relay(
+        &self,
+        id: &str,
+        container: u32,
+        slot: u32,
+        port: u16,
+        listener: &OwnedFd,
+    ) -> io::Result<()> {
+        let pid = relay::spawn(container, slot, port, listener)?;
+        self.cgroups.add(&self.cgroup(id), pid)
     }
 
     fn cgroup(&self, id: &str) -> String {

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod image;
 pub mod instance;
 pub mod logs;
+pub mod relay;
 pub mod runc;
 pub mod runners;
 pub mod seccomp;

@@ -111,6 +111,15 @@ impl Cgroups {
         pids
     }
 
+    /// Puts a process into a group, in every hierarchy that has it.
+    ///
+    /// # Errors
+    /// Those of writing `cgroup.procs`.
+    pub fn add(&self, group: &str, pid: u32) -> io::Result<()> {
+        let mut groups = self.directories(group).filter(|dir| dir.exists());
+        groups.try_for_each(|dir| fs::write(dir.join("cgroup.procs"), pid.to_string()))
+    }
+
     /// The names of the groups within a group, in any hierarchy.
     #[must_use]
     pub fn children(&self, group: &str) -> Vec<String> {

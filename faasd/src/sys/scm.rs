@@ -202,26 +202,30 @@ const RIGHTS_MAX: usize = 253;
 /// More messages than a unix socket's queue has room for, at its largest unprivileged size.
 const QUEUE_MAX: u32 = 4096;
 
-/// Receives a message of somebody who has no descriptors to send. Such a message is left where it is: dropping the last
-/// descriptor of a socket may wait for as long as its owner has chosen (`SO_LINGER`), be it by `close(2)` or by the
-/// kernel, for want of room. See [`discard`].
+/// Receives a message of somebody who is not trusted, without waiting. Whatever descriptors come along come in full: the
+/// last descriptor of a socket, dropped, may wait for as long as its owner has chosen (`SO_LINGER`), be it by `close(2)`
+/// or by the kernel, for want of room; so there is room for all that a message can carry, and none of them lingers.
 ///
 /// # Errors
-/// Those of `recvmsg(2)`; `InvalidData` for a message with descriptors, or with more bytes than there is room for.
-pub fn recv_plain(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
-    let look = |bytes: &mut [u8], flags| {
-        rustix::net::recvmsg(
-            &socket,
-            &mut [IoSliceMut::new(bytes)],
-            &mut RecvAncillaryBuffer::default(),
-            flags | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
-        )
-    };
-    // A look duplicates the descriptors, so that the ones that it drops are not the last.
-    if look(bytes, RecvFlags::PEEK)?.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long, or carries descriptors"));
+/// Those of `recvmsg(2)`; `InvalidData` for more bytes than there is room for.
+pub fn recv_untrusted(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RIGHTS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
+    let mut descriptors = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            descriptors.extend(rights.inspect(|descriptor| {
+                // Most are no sockets, or do not linger.
+                let _ = rustix::net::sockopt::set_socket_linger(descriptor, None);
+            }));
+        }
     }
-    Ok(look(bytes, RecvFlags::empty())?.bytes)
+    if message.flags.contains(ReturnFlags::TRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long"));
+    }
+    Ok((message.bytes, descriptors))
 }
 
 /// Throws away what is queued in a socket whose other end is dead, without ever waiting for a descriptor to close.
@@ -293,18 +297,16 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_not_taken_from_who_has_none_to_send() {
+    fn what_is_not_trusted_comes_in_full_or_not_at_all() {
         let (ours, theirs) = pair();
         let mut bytes = [0; 8];
         send(&theirs, b"plain", &[]).unwrap();
-        assert_eq!(recv_plain(&ours, &mut bytes).unwrap(), 5);
-        send(&theirs, b"x", &[theirs.as_fd()]).unwrap();
+        assert_eq!(recv_untrusted(&ours, &mut bytes).unwrap().0, 5);
+        send(&theirs, b"x", &[theirs.as_fd(), theirs.as_fd()]).unwrap();
+        assert_eq!(recv_untrusted(&ours, &mut bytes).unwrap().1.len(), 2);
         send(&theirs, b"much too long", &[]).unwrap();
-        for _ in 0..2 {
-            assert_eq!(recv_plain(&ours, &mut bytes).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        }
-        discard(&ours);
-        assert_eq!(recv_plain(&ours, &mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(recv_untrusted(&ours, &mut bytes).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(recv_untrusted(&ours, &mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     /// The kernel waits for a lingering socket wherever its last descriptor is dropped.

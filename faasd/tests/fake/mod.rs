@@ -103,6 +103,7 @@ impl Service for Fake {
             started_at: Timestamp::now(),
             in_flight: 0,
             adopted: false,
+            relayed: false,
         };
         let function = Function {
             name: name.clone(),

@@ -3,6 +3,7 @@
 
 mod answers;
 mod crashes;
+mod forward;
 mod handoff;
 mod languages;
 mod life;
@@ -48,6 +49,8 @@ fn main() {
         shared("names_come_and_go_with_their_functions", answers::names),
         shared("after_the_hand_off_only_the_container_holds_the_connection", handoff::descriptors),
         shared("connections_are_spread_by_what_is_in_flight", handoff::spread),
+        shared("a_function_passes_connections_on", forward::passed_on),
+        shared("a_function_with_a_limit_is_given_no_more", forward::limited),
         shared("what_a_dead_instance_had_not_received_another_answers", handoff::requeue),
         shared("a_killed_daemon_costs_no_connection", crashes::daemon_killed),
         shared("a_daemon_killed_during_a_deploy_leaves_one_revision", crashes::killed_during_deploy),

@@ -284,6 +284,56 @@ pub fn elsewhere() -> Result<()> {
     bed.finish()
 }
 
+pub fn ipv4() -> Result<()> {
+    let mut bed = Bed::joined()?;
+    let code = BINDS.replace("os.environ['HOST']", "'127.0.0.1'");
+    let four = format!("Server.address_family = socket.AF_INET\n{code}");
+    deploy(&bed, "four", &four, "")?;
+    let before = bed.describe("four")?;
+    ensure!(before["instances"][0]["relayed"] == true, "{before}");
+    let told = bed.faas(&["describe", "four"])?.ok()?;
+    ensure!(told.contains("copies every byte") && told.contains("[::]"), "{told}");
+    let (address, relay) = (address(&before)?, relays(only(&before)?)?);
+    ensure!(relay.len() == 1, "{relay:?}");
+    let kept = Load::start(&bed.client(), address, 80, 4)?;
+    let new = Load::reconnecting(&bed.client(), address, 80, 2)?;
+    kept.more(100)?;
+    new.more(50)?;
+    // The relay needs no daemon, and the next daemon knows it.
+    bed.end_daemon(Signal::KILL)?;
+    kept.more(100).context("without a daemon")?;
+    new.more(50).context("without a daemon")?;
+    bed.serve()?;
+    let after = bed.describe("four")?;
+    ensure!(only(&after)? == only(&before)? && after["instances"][0]["relayed"] == true, "{after}");
+    kept.more(50)?;
+    kept.finish()?;
+    // Its successor binds both, the other first: there is nothing to relay.
+    let both = format!("four = socket.create_server(('0.0.0.0', int(os.environ['PORT'])))\n{BINDS}");
+    deploy(&bed, "four", &both, "")?;
+    new.more(50)?;
+    new.finish()?;
+    let after = until(&bed, "four", "the old one is gone", |f| only(f).is_ok())?;
+    ensure!(after["instances"][0]["relayed"].is_null(), "{after}");
+    eventually("the relay is gone", || !Path::new(&format!("/proc/{}", relay[0])).exists())?;
+    bed.finish()
+}
+
+/// The relays that serve a container.
+fn relays(container: u32) -> Result<Vec<u32>> {
+    let argument = format!("--container\0{container}\0");
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.starts_with("faasd-relay\0") && line.ends_with(&argument) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 pub fn never() -> Result<()> {
     let bed = Bed::joined()?;
     let toml = "command = ['/usr/bin/sleep', '60']\n[deadlines]\nstart = '1s'\n";

@@ -19,6 +19,7 @@ fn main() {
         test("a_function_changes_its_contract_under_load", lane::contracts),
         test("each_worker_may_bind_for_itself", lane::workers),
         test("what_else_a_server_binds_is_its_own", lane::elsewhere),
+        test("a_server_that_binds_ipv4_alone_is_relayed", lane::ipv4),
         test("a_server_that_never_listens_is_refused", lane::never),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

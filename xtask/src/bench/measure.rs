@@ -12,13 +12,16 @@ use serde_json::Value;
 use super::built;
 use crate::run;
 
-/// The function's name, and the subject's.
-const FUNCTION: &str = "handoff";
+/// One lane each, by the same program: the function's name, which is the subject's, and how its file begins.
+const FUNCTIONS: [(&str, &str); 2] = [
+    ("handoff", "contract = \"fd\"\ncommand = [\"./hello\"]\n"),
+    // The very server that is measured bare, binding its port by itself.
+    ("warm", "contract = \"port\"\ncommand = [\"./hello\"]\nenv = { FAAS_LISTEN = \"[::]:8080\" }\n"),
+];
 
 /// More of everything than the load can use, so that the limits are there and never met: what is compared is the
 /// platform, not a quota.
-const FUNCTION_FILE: &str = "contract = \"fd\"\ncommand = [\"./hello\"]\n\n[scale]\nmin = 1\n\n\
-                             [limits]\ncpu = 2\nmemory = \"512MiB\"\n";
+const LIMITS: &str = "\n[scale]\nmin = 1\n\n[limits]\ncpu = 2\nmemory = \"512MiB\"\n";
 
 /// The weight of everything that is measured among what else the machine does. `chrt` would be stronger, but a task
 /// in a cpu cgroup cannot have a real-time policy, and the function is in one.
@@ -35,16 +38,20 @@ pub struct Server<'a> {
     pub work: &'a Path,
 }
 
-/// Deploys the SDK's example; returns it as the harness's `--target`.
-pub fn deploy(server: &Server<'_>) -> Result<String> {
-    let directory = server.work.join(FUNCTION);
+/// Deploys the SDK's example, once for each lane; returns them as the harness's `--target`s.
+pub fn deploy(server: &Server<'_>) -> Result<Vec<String>> {
+    FUNCTIONS.iter().map(|(name, head)| deploy_one(server, name, &format!("{head}{LIMITS}"))).collect()
+}
+
+fn deploy_one(server: &Server<'_>, name: &str, file: &str) -> Result<String> {
+    let directory = server.work.join(name);
     fs::create_dir_all(&directory)?;
     let program = built("examples/hello");
     fs::copy(&program, directory.join("hello")).with_context(|| format!("copying {}", program.display()))?;
-    fs::write(directory.join("faas.toml"), FUNCTION_FILE)?;
-    (server.faas)(&["deploy", FUNCTION, &directory.to_string_lossy()])?;
+    fs::write(directory.join("faas.toml"), file)?;
+    (server.faas)(&["deploy", name, &directory.to_string_lossy()])?;
 
-    let described = (server.faas)(&["describe", FUNCTION, "--output", "json"])?;
+    let described = (server.faas)(&["describe", name, "--output", "json"])?;
     let described: Value = serde_json::from_str(&described).context("`faas describe` in JSON")?;
     let address = described.pointer("/address").and_then(Value::as_str);
     let address = address.context("`faas describe` names no address")?;
@@ -55,15 +62,15 @@ pub fn deploy(server: &Server<'_>) -> Result<String> {
         .filter_map(|instance| Some(instance.get("pid")?.as_u64()?.to_string()))
         .collect();
     if pids.is_empty() {
-        bail!("`faas describe` names no process of {FUNCTION}");
+        bail!("`faas describe` names no process of {name}");
     }
     let (netns, gateway) = (server.run.join("ingress"), server.pid);
     let (netns, pids) = (netns.display(), pids.join("+"));
-    Ok(format!("{FUNCTION}=[{address}]:80,netns={netns},pids={pids},gateway={gateway}"))
+    Ok(format!("{name}=[{address}]:80,netns={netns},pids={pids},gateway={gateway}"))
 }
 
 /// The harness's run, at the head of the queue for the CPU.
-pub fn command(target: &str, arguments: &[OsString]) -> Command {
+pub fn command(targets: &[String], arguments: &[OsString]) -> Command {
     let mut command = Command::new("nice");
     command
         .args(["-n", NICE])
@@ -71,11 +78,14 @@ pub fn command(target: &str, arguments: &[OsString]) -> Command {
         .arg("run")
         .arg("--hello")
         .arg(built("examples/hello"));
-    command.args(["--target", target]).args(arguments);
+    for target in targets {
+        command.arg("--target").arg(target);
+    }
+    command.args(arguments);
     command
 }
 
-/// Measures a deployed function beside what else there is.
-pub fn run(target: &str, arguments: &[OsString]) -> Result<()> {
-    run::run(&mut command(target, arguments))
+/// Measures deployed functions beside what else there is.
+pub fn run(targets: &[String], arguments: &[OsString]) -> Result<()> {
+    run::run(&mut command(targets, arguments))
 }

@@ -1,6 +1,7 @@
 //! The owner: the one task that holds the functions' state. Everyone else sends it messages.
 
 mod deploy;
+mod forward;
 mod restore;
 mod routes;
 mod seats;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use faasd_common::{Route, SLOTS_MAX};
+use faasd_sdk::wire::Record;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -81,6 +83,21 @@ pub enum Message {
     Ready {
         key: u32,
         acted: Option<oneshot::Sender<()>>,
+    },
+    /// An instance that was at its limit of connections has room again.
+    Room {
+        key: u32,
+    },
+    /// An instance passes a connection on to another function.
+    Forward {
+        key: u32,
+        to: FunctionName,
+        record: Record,
+        connection: OwnedFd,
+    },
+    /// An instance's server binds IPv4 alone: its connections are copied.
+    Relayed {
+        key: u32,
     },
     /// An instance and all its traces are gone.
     Exited {
@@ -230,6 +247,18 @@ impl Owner {
             Message::Started { key, pid } => {
                 if let Some(live) = self.live(key) {
                     live.pid = Some(pid);
+                }
+            }
+            Message::Room { key } => {
+                let entry = self.by_key.get(&key).and_then(|name| self.functions.get(name));
+                if let Some(slot) = entry.map(|entry| entry.slot) {
+                    self.tell(Command::Room { slot });
+                }
+            }
+            Message::Forward { key, to, record, connection } => self.forward(key, &to, record, connection),
+            Message::Relayed { key } => {
+                if let Some(live) = self.live(key) {
+                    live.relayed = true;
                 }
             }
             Message::Ready { key, acted } => {
@@ -387,6 +416,7 @@ impl Owner {
                 started_at: live.started_at,
                 in_flight: live.page.in_flight(),
                 adopted: live.adopted,
+                relayed: live.relayed,
             })
             .collect();
         Some(Function {
@@ -411,6 +441,7 @@ impl Owner {
                 accepted: entry.stats.accepted(),
                 handed_off: entry.stats.handed_off(),
                 requeued: entry.stats.requeued(),
+                forwarded: entry.stats.forwarded(),
                 refused: entry.stats.refused(),
             },
         })

@@ -187,6 +187,18 @@ impl Kernel {
         self.owner.insert(listener, slot, 0).map_err(|e| map_error(maps::OWNER, &e))
     }
 
+    /// Whose a socket is, by its mark.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn owner_of(&self, socket: &impl AsRawFd) -> Result<Option<u32>, BpfError> {
+        match self.owner.get(socket, 0) {
+            Ok(slot) => Ok(Some(slot)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(e) => Err(map_error(maps::OWNER, &e)),
+        }
+    }
+
     /// Seats the listener of an instance. It gets no connection before its seat is in a pool.
     ///
     /// # Errors

@@ -1,0 +1,73 @@
+//! A connection that one function passes on to another.
+
+use faasd_sdk::wire::FORWARDED;
+use rustix::net::sockopt;
+
+use super::*;
+use crate::core::spec::Lane;
+
+/// Why a connection is not passed on.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("it is none that this function was given, or it was passed on before")]
+    NotIts,
+    #[error("`forward` in its declaration does not name that function")]
+    NotDeclared,
+    #[error("there is no such function")]
+    Unknown,
+    #[error("that function accepts its connections itself, and takes none from others")]
+    Warm,
+    #[error(transparent)]
+    Kernel(#[from] BpfError),
+}
+
+impl Owner {
+    /// Gives a connection to another function as if it had been dialled. The socket's own mark says whose it is: a
+    /// function can pass on what it was given, once, and nothing else.
+    pub(super) fn forward(&mut self, key: u32, to: &FunctionName, record: Record, connection: OwnedFd) {
+        let Some(from) = self.by_key.get(&key).cloned() else { return };
+        match self.may_forward(&from, key, to, &connection) {
+            Ok(slot) => {
+                let record = Record { flags: record.flags | FORWARDED, attempt: 0, ..record };
+                self.tell(Command::Adopt { slot, record, connection });
+            }
+            Err(why) => {
+                tracing::warn!(function = %from, %to, %why, "a connection was not passed on");
+                // So that the client knows at once that nobody will answer.
+                let _ = sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
+            }
+        }
+    }
+
+    fn may_forward(
+        &mut self,
+        from: &FunctionName,
+        key: u32,
+        to: &FunctionName,
+        connection: &OwnedFd,
+    ) -> Result<u32, Refusal> {
+        let sender = self.functions.get(from).ok_or(Refusal::NotIts)?;
+        if self.parts.kernel.owner_of(connection)? != Some(sender.slot) {
+            return Err(Refusal::NotIts);
+        }
+        // By the declaration of the instance's own revision, which need not be the current one.
+        let revision = sender.live.get(&key).map(|live| live.revision);
+        let mut records = sender.candidate.as_ref().map(|c| &c.record).into_iter().chain(&sender.record);
+        let is_declared = match records.find(|r| Some(r.revision) == revision) {
+            Some(record) => record.spec.forward.contains(to),
+            // One that is draining, whose declaration is gone: it finishes as it began.
+            None => sender.record.as_ref().is_some_and(|r| r.spec.forward.contains(to)),
+        };
+        if !is_declared {
+            return Err(Refusal::NotDeclared);
+        }
+        let target = self.functions.get(to).ok_or(Refusal::Unknown)?;
+        let record = target.record.as_ref().ok_or(Refusal::Unknown)?;
+        if record.spec.lane() == Lane::Warm {
+            return Err(Refusal::Warm);
+        }
+        let slot = target.slot;
+        self.parts.kernel.mark(slot, connection)?;
+        Ok(slot)
+    }
+}
