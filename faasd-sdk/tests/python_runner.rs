@@ -1,20 +1,14 @@
 //! The runner for Python handlers, driven over real sockets from the daemon's end of the hand-off protocol.
 #![expect(clippy::unwrap_used, reason = "a helper fails as its test does")]
 
-use std::io::{BufRead, BufReader, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+mod runner;
 
-use command_fds::{CommandFdExt, FdMapping};
-use faasd_sdk::StatusPage;
-use faasd_sdk::wire::{self, Kind, Record};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use std::io::{BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use faasd_sdk::wire::Kind;
+use runner::{Runner, answer, ask, directory, get};
 
 const HANDLER: &str = r#"
 import time
@@ -32,166 +26,21 @@ def handle(event, context):
     return 404, "nothing\n"
 "#;
 
-struct Runner {
-    child: Child,
-    socket: OwnedFd,
-    status: StatusPage,
-    listener: TcpListener,
-    dir: PathBuf,
-}
-
-fn command(dir: &Path) -> Command {
-    let runner = concat!(env!("CARGO_MANIFEST_DIR"), "/../faasd/src/runtime/runners/python.py");
-    // The system's own, as it is in a container, where there is one.
-    let python = if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" };
-    let mut command = Command::new(python);
-    command.args(["-B", runner, "handler.py", "handle"]).current_dir(dir).stderr(Stdio::piped());
+fn command(dir: &Path, file: &str, name: &str) -> Command {
+    let mut command = Command::new(runner::program("python3"));
+    command.args(["-B", &runner::runner("python.py"), file, name]).current_dir(dir).stderr(Stdio::piped());
     command
 }
 
-fn directory(name: &str, handler: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("handler.py"), handler).unwrap();
-    dir
-}
-
-fn pair() -> (OwnedFd, OwnedFd, StatusPage, OwnedFd) {
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-            .unwrap();
-    rustix::net::sockopt::set_socket_timeout(
-        &ours,
-        rustix::net::sockopt::Timeout::Recv,
-        Some(Duration::from_secs(30)),
-    )
-    .unwrap();
-    let (status, page) = StatusPage::create().unwrap();
-    (ours, theirs, status, page)
-}
-
-impl Runner {
-    fn start(name: &str) -> Self {
-        let dir = directory(name, HANDLER);
-        let (socket, theirs, status, page) = pair();
-        let mut command = command(&dir);
-        command
-            .fd_mappings(vec![
-                FdMapping { parent_fd: theirs, child_fd: wire::SOCKET_FD },
-                FdMapping { parent_fd: page, child_fd: wire::STATUS_FD },
-            ])
-            .unwrap();
-        let child = command.spawn().unwrap();
-        drop(command);
-        let runner = Self { child, socket, status, listener: TcpListener::bind("[::1]:0").unwrap(), dir };
-        assert_eq!(runner.heard(), Kind::Ready);
-        assert!(runner.status.ready());
-        runner
-    }
-
-    fn heard(&self) -> Kind {
-        let mut bytes = [0; 64];
-        let (_, length) = rustix::net::recv(&self.socket, &mut bytes, RecvFlags::empty()).unwrap();
-        wire::Message::parse(&bytes[..length]).unwrap().kind
-    }
-
-    fn accept(&self) -> (TcpStream, TcpStream) {
-        let client = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        (client, self.listener.accept().unwrap().0)
-    }
-
-    fn hand_over(&self, accepted: &[TcpStream]) {
-        let mut bytes = wire::header(Kind::Connections, accepted.len() as u16).to_vec();
-        accepted.iter().for_each(|_| bytes.extend(Record::default().encode()));
-        let descriptors: Vec<_> = accepted.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(wire::CONNECTIONS_MAX))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-        self.status.add_sent(accepted.len() as u64);
-        rustix::net::sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::empty())
-            .unwrap();
-    }
-
-    fn dial(&self) -> BufReader<TcpStream> {
-        let (client, accepted) = self.accept();
-        self.hand_over(&[accepted]);
-        BufReader::new(client)
-    }
-
-    fn drain(mut self) -> Output {
-        rustix::net::send(&self.socket, &wire::header(Kind::Drain, 0), SendFlags::empty()).unwrap();
-        assert_eq!(self.heard(), Kind::Drained);
-        let mut stderr = Vec::new();
-        self.child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
-        let status = self.child.wait().unwrap();
-        assert_eq!(self.status.in_flight(), 0);
-        Output { status, stdout: Vec::new(), stderr }
-    }
-
-    /// Waits until the counters say so: the runner counts after it has answered.
-    fn until(&self, what: impl Fn(&StatusPage) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !what(&self.status) {
-            assert!(Instant::now() < deadline, "{:?}", self.status);
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Runner {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
-}
-
-fn answer(client: &mut BufReader<TcpStream>, head_only: bool) -> Answer {
-    let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
-        assert_ne!(client.read_line(&mut head).unwrap(), 0, "the connection ended after {head:?}");
-    }
-    let lower = head.to_ascii_lowercase();
-    let field = |name: &str| lower.lines().find_map(|l| Some(l.strip_prefix(name)?.trim().to_owned()));
-    let mut body = Vec::new();
-    if field("transfer-encoding:").is_some() {
-        loop {
-            let mut line = String::new();
-            client.read_line(&mut line).unwrap();
-            let size = usize::from_str_radix(line.trim(), 16).unwrap();
-            let mut chunk = vec![0; size + 2];
-            client.read_exact(&mut chunk).unwrap();
-            if size == 0 {
-                break;
-            }
-            body.extend(&chunk[..size]);
-        }
-    } else if let Some(length) = field("content-length:").filter(|_| !head_only) {
-        body = vec![0; length.parse().unwrap()];
-        client.read_exact(&mut body).unwrap();
-    }
-    Answer { status: head[9..12].parse().unwrap(), head, body }
-}
-
-fn ask(client: &mut BufReader<TcpStream>, request: &str) -> Answer {
-    client.get_mut().write_all(request.as_bytes()).unwrap();
-    answer(client, request.starts_with("HEAD"))
-}
-
-fn get(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+fn start(name: &str) -> Runner {
+    let dir = directory(name, "handler.py", HANDLER);
+    let command = command(&dir, "handler.py", "handle");
+    Runner::start(dir, command)
 }
 
 #[test]
 fn one_connection_carries_every_kind_of_request() {
-    let runner = Runner::start("kinds");
+    let runner = start("kinds");
     let mut client = runner.dial();
     assert_eq!(ask(&mut client, &get("/")).body, b"hello\n");
     let none = ask(&mut client, &get("/none"));
@@ -221,7 +70,7 @@ fn one_connection_carries_every_kind_of_request() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let runner = Runner::start("pipelined");
+    let runner = start("pipelined");
     let mut client = runner.dial();
     let post = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc";
     client
@@ -234,7 +83,7 @@ fn pipelined_requests_are_answered_in_order() {
 
 #[test]
 fn an_exception_is_answered_with_an_id_that_the_log_has() {
-    let runner = Runner::start("exception");
+    let runner = start("exception");
     let mut client = runner.dial();
     let failed = ask(&mut client, &get("/fail"));
     assert_eq!(failed.status, 500);
@@ -247,7 +96,7 @@ fn an_exception_is_answered_with_an_id_that_the_log_has() {
 
 #[test]
 fn what_is_no_proper_request_is_refused_and_the_connection_closed() {
-    let runner = Runner::start("refused");
+    let runner = start("refused");
     let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(70_000));
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "X: aaaaaaaaaaaaaaaaaaaaaaaaa\r\n".repeat(101));
     for (request, status) in [
@@ -278,7 +127,7 @@ fn what_is_no_proper_request_is_refused_and_the_connection_closed() {
 
 #[test]
 fn a_thousand_idle_connections_cost_no_thread() {
-    let runner = Runner::start("idle");
+    let runner = start("idle");
     let mut clients = Vec::new();
     while clients.len() < 1000 {
         let (some, accepted): (Vec<_>, Vec<_>) = (0..50).map(|_| runner.accept()).unzip();
@@ -304,7 +153,7 @@ fn a_thousand_idle_connections_cost_no_thread() {
 
 #[test]
 fn the_drain_answers_what_has_begun() {
-    let runner = Runner::start("drain");
+    let runner = start("drain");
     let mut slow = runner.dial();
     slow.get_mut().write_all(get("/slow").as_bytes()).unwrap();
     let mut fresh = runner.dial();
@@ -324,7 +173,7 @@ fn the_drain_answers_what_has_begun() {
 
 #[test]
 fn sigterm_is_a_drain() {
-    let mut runner = Runner::start("sigterm");
+    let mut runner = start("sigterm");
     let mut idle = runner.dial();
     ask(&mut idle, &get("/"));
     let pid = rustix::process::Pid::from_child(&runner.child);
@@ -339,13 +188,118 @@ fn a_handler_that_cannot_be_loaded_says_why() {
         ("syntax", "def handle(:\n", "SyntaxError"),
         ("import", "import nothing_of_this_name\n", "nothing_of_this_name"),
         ("missing", "def handel(event, context): pass\n", "no function handle; it has: handel"),
-        ("async", "async def handle(event, context): pass\n", "async"),
+        ("async", "async def handle(event, context): pass\n", "an async function of 2 parameters"),
     ] {
-        let dir = directory(name, handler);
-        let output = command(&dir).env("FAAS_LISTEN", "[::1]:0").output().unwrap();
+        let dir = directory(name, "handler.py", handler);
+        let output = command(&dir, "handler.py", "handle").env("FAAS_LISTEN", "[::1]:0").output().unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(why), "{text}");
     }
+}
+
+const WSGI: &str = r#"
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/fail": raise RuntimeError("as it was asked to")
+    if path == "/stream":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return (b"part %d\n" % i for i in range(3))
+    if path == "/short":
+        start_response("200 OK", [("Content-Length", "9")])
+        return iter([b"short"])
+    if path == "/refused":
+        start_response("503 Not Now", [])
+        return [b"later"]
+    body = environ["wsgi.input"].read()
+    told = f"{environ['REQUEST_METHOD']} {environ['QUERY_STRING']} {environ['HTTP_X_A']} {environ['SERVER_NAME']} "
+    start_response("201 Created", [("X-B", "c"), ("X-B", "d")])
+    return [told.encode(), body]
+"#;
+
+const ASGI: &str = r#"
+import asyncio
+state = []
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        state.append((await receive())["type"])
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        print("shut down", flush=True)
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    async def start(status):
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    path = scope["path"]
+    if path == "/fail": raise RuntimeError("as it was asked to")
+    if path == "/broken":
+        await start(200)
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise RuntimeError("half-way")
+    if path == "/stream":
+        await start(200)
+        for i in range(3):
+            await asyncio.sleep(0.001)
+            await send({"type": "http.response.body", "body": b"part %d\n" % i, "more_body": True})
+        await send({"type": "http.response.body"})
+        return
+    body = (await receive())["body"]
+    await start(200)
+    told = f"{scope['method']} {scope['query_string'].decode()} {dict(scope['headers'])[b'x-a'].decode()} {state[0]} "
+    await send({"type": "http.response.body", "body": told.encode() + body})
+"#;
+
+fn start_app(name: &str, text: &str) -> Runner {
+    let dir = directory(name, "main.py", text);
+    let mut command = command(&dir, "main.py", "app");
+    // Without packages of the machine's, uvicorn among them.
+    command.env("PYTHONNOUSERSITE", "1").env("PYTHONPATH", "");
+    Runner::start(dir, command)
+}
+
+const POST: &str = "POST /a%20b?x=1 HTTP/1.1\r\nHost: hello.faas\r\nX-A: y\r\nContent-Length: 3\r\n\r\nabc";
+
+#[test]
+fn a_wsgi_application_is_served_unmodified() {
+    let runner = start_app("wsgi", WSGI);
+    let mut client = runner.dial();
+    let made = ask(&mut client, POST);
+    assert_eq!((made.status, made.body.as_slice()), (201, &b"POST x=1 y hello.faas abc"[..]));
+    assert_eq!(made.head.matches("X-B: ").count(), 2);
+    assert_eq!(ask(&mut client, &get("/stream")).body, b"part 0\npart 1\npart 2\n");
+    let failed = ask(&mut client, &get("/fail"));
+    assert!(failed.status == 500 && failed.head.contains("X-Request-Id: "), "{}", failed.head);
+    let refused = ask(&mut client, &get("/refused"));
+    assert!(refused.status == 503 && refused.head.contains("X-Request-Id: "), "{}", refused.head);
+    // Half an answer must not look like a whole.
+    client.get_mut().write_all(get("/short").as_bytes()).unwrap();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    assert!(rest.ends_with(b"short"));
+    runner.until(|s| s.requests() == 5 && s.errors() == 3);
+    let ended = runner.drain();
+    let log = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        ended.status.success() && log.contains("GET /fail failed") && log.contains("shorter than"),
+        "{log}"
+    );
+}
+
+#[test]
+fn an_asgi_application_is_served_without_a_server_of_its_own() {
+    let runner = start_app("asgi", ASGI);
+    let mut client = runner.dial();
+    assert_eq!(ask(&mut client, POST).body, b"POST x=1 y lifespan.startup abc");
+    assert_eq!(ask(&mut client, &get("/stream")).body, b"part 0\npart 1\npart 2\n");
+    let failed = ask(&mut client, &get("/fail"));
+    assert!(failed.status == 500 && failed.head.contains("X-Request-Id: "), "{}", failed.head);
+    client.get_mut().write_all(get("/broken").as_bytes()).unwrap();
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).unwrap();
+    assert!(rest.ends_with(b"\r\nhalf\r\n"), "{}", String::from_utf8_lossy(&rest));
+    runner.until(|s| s.requests() == 4 && s.errors() == 2);
+    let ended = runner.drain();
+    let log = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.success() && log.contains("half-way"), "{log}");
 }

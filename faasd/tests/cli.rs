@@ -96,9 +96,20 @@ fn help_is_grouped_and_has_examples() {
         assert!(help.contains(part), "{part}: {help}");
     }
     assert!(!help.contains("tunnel "), "the tunnel's process is nobody's verb: {help}");
-    for verb in
-        ["new", "deploy", "ls", "describe", "invoke", "logs", "rm", "doctor", "version", "completions", "vpn"]
-    {
+    for verb in [
+        "new",
+        "dev",
+        "deploy",
+        "ls",
+        "describe",
+        "invoke",
+        "logs",
+        "rm",
+        "doctor",
+        "version",
+        "completions",
+        "vpn",
+    ] {
         let help = faas.ok(&[verb, "--help"]);
         assert!(help.contains("Example"), "{verb}: {help}");
         assert!(!help.contains('\x1b'), "{verb}");
@@ -151,7 +162,7 @@ fn the_life_of_a_function() {
     }
     assert!(!deployed.out.contains('\x1b') && !deployed.err.contains('\x1b'));
     let images = daemon.fake.images.lock().unwrap().clone();
-    assert_eq!(images.values().next().unwrap(), &["README.md", "faas.toml", "handler.py"]);
+    assert_eq!(images.values().next().unwrap(), &["README.md", "faas.toml", "handler.py", "test_handler.py"]);
 
     let again: Function =
         serde_json::from_str(&faas.ok(&["deploy", "hello", "hello", "-o", "json"])).unwrap();
@@ -168,7 +179,7 @@ fn the_life_of_a_function() {
     assert!(faas.ok(&["ls", "--color", "always"]).contains('\x1b'));
 
     let described = faas.ok(&["describe", "hello"]);
-    for part in ["hand-off", "handle in handler.py", "64 MiB", "requeued", "hello-2", "4321"] {
+    for part in ["hand-off", "handler.py:handle (python)", "64 MiB", "requeued", "hello-2", "4321"] {
         assert!(described.contains(part), "{part}: {described}");
     }
     faas.fails(&["describe", "helo"], 1, "no function 'helo'; did you mean 'hello'?");

@@ -88,7 +88,20 @@ impl Bed {
         let function: FunctionName = "probe".parse().unwrap();
         let id = new_id(&function, 1);
         let (image, descriptors) = (Some(image), vec![theirs, status]);
-        (Request { id, function, slot: 7, revision: 1, spec, image, root: None, descriptors }, ours)
+        (
+            Request {
+                id,
+                function,
+                slot: 7,
+                revision: 1,
+                spec,
+                image,
+                root: None,
+                dependencies: None,
+                descriptors,
+            },
+            ours,
+        )
     }
 
     async fn start(&self, (request, socket): (Request, OwnedFd)) -> Instance {

@@ -6,6 +6,8 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -52,6 +54,8 @@ enum Talked {
 pub(crate) struct Shared<S> {
     pub(crate) service: S,
     pub(crate) open: Open,
+    /// Requests carry [`Addresses`].
+    addresses: bool,
     pub(crate) draining: AtomicBool,
     /// Wakes the connections that hyper has: the clock ticked, or the server drains.
     pub(crate) tick: Notify,
@@ -64,10 +68,11 @@ pub(crate) struct Shared<S> {
 }
 
 impl<S> Shared<S> {
-    pub(crate) fn new(service: S, open: Open) -> Self {
+    pub(crate) fn new(service: S, open: Open, addresses: bool) -> Self {
         Self {
             service,
             open,
+            addresses,
             draining: AtomicBool::new(false),
             tick: Notify::new(),
             drain: Notify::new(),
@@ -105,6 +110,23 @@ impl<S> Drop for Active<'_, S> {
     }
 }
 
+/// The two ends of a request's connection: an extension of the request, if the server was asked for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The caller's. Within the VPN it is the caller's identity.
+    pub peer: SocketAddr,
+    /// The one that was dialled.
+    pub local: SocketAddr,
+}
+
+impl Addresses {
+    fn of(socket: &OwnedFd) -> Option<Self> {
+        let peer = rustix::net::getpeername(socket).ok()??.try_into().ok()?;
+        let local = rustix::net::getsockname(socket).ok()?.try_into().ok()?;
+        Some(Self { peer, local })
+    }
+}
+
 /// What happens on one connection, as its socket, its service and its responses' bodies see it.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
@@ -116,6 +138,7 @@ pub(crate) struct Activity {
     blocked: AtomicBool,
     /// The last request had a body. Whether it was read to its end only hyper knows.
     body: AtomicBool,
+    addresses: Option<Addresses>,
 }
 
 impl Activity {
@@ -170,7 +193,8 @@ where
     B::Error: Into<BoxError>,
 {
     let Connection { stream, guard, .. } = connection;
-    let activity = Arc::new(Activity::default());
+    let addresses = if shared.addresses { Addresses::of(&stream) } else { None };
+    let activity = Arc::new(Activity { addresses, ..Activity::default() });
     let mut stream = Stream::new(stream, Arc::clone(&activity));
     loop {
         // Boxed, so that a parked connection's task is small.
@@ -272,13 +296,16 @@ where
 async fn answer<S, F, B>(
     shared: &Shared<S>,
     activity: &Arc<Activity>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Either<Tracked<B>, Full<Bytes>>>, Infallible>
 where
     S: Fn(Request<Incoming>) -> F,
     F: Future<Output = Result<Response<B>, BoxError>>,
 {
     let unanswered = Unanswered::new(activity, &request);
+    if let Some(addresses) = activity.addresses {
+        request.extensions_mut().insert(addresses);
+    }
     let status = shared.open.status();
     let called = catch_unwind(AssertUnwindSafe(|| (shared.service)(request)));
     let outcome = match called {

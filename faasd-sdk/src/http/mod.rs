@@ -12,6 +12,7 @@ mod server;
 mod stream;
 
 pub use bytes::Bytes;
+pub use connection::Addresses;
 pub use http_body_util::{BodyExt, Empty, Full, StreamBody};
 pub use hyper::body::{Body, Frame, Incoming};
 pub use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};

@@ -63,6 +63,7 @@ where
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Server {
     threads: Option<NonZeroUsize>,
+    addresses: bool,
 }
 
 /// Where connections come from.
@@ -74,13 +75,19 @@ enum Source {
 impl Server {
     #[must_use]
     pub const fn new() -> Self {
-        Self { threads: None }
+        Self { threads: None, addresses: false }
     }
 
     /// How many threads serve. Without this it is one, which is the fastest as long as one core suffices.
     #[must_use]
     pub const fn threads(self, threads: NonZeroUsize) -> Self {
-        Self { threads: Some(threads) }
+        Self { threads: Some(threads), ..self }
+    }
+
+    /// Puts [`Addresses`](super::Addresses) among each request's extensions, for two system calls a connection.
+    #[must_use]
+    pub const fn addresses(self) -> Self {
+        Self { addresses: true, ..self }
     }
 
     /// Serves on a runtime of its own, with connections from the platform, or from the address in `FAAS_LISTEN`.
@@ -114,7 +121,7 @@ impl Server {
                 }
                 Err(_) => Source::Platform(Box::new(AsyncReceiver::new(Receiver::inherited()?)?)),
             };
-            work(source, service).await
+            work(source, service, self.addresses).await
         })
     }
 
@@ -130,11 +137,11 @@ impl Server {
         B::Error: Into<BoxError>,
         E: Into<BoxError>,
     {
-        work(Source::Platform(Box::new(AsyncReceiver::new(receiver)?)), service).await
+        work(Source::Platform(Box::new(AsyncReceiver::new(receiver)?)), service, self.addresses).await
     }
 }
 
-async fn work<S, F, B, E>(mut source: Source, service: S) -> Result<(), Error>
+async fn work<S, F, B, E>(mut source: Source, service: S, addresses: bool) -> Result<(), Error>
 where
     S: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Result<Response<B>, E>> + Send + 'static,
@@ -148,7 +155,7 @@ where
         let future = service(request);
         async move { future.await.map_err(Into::into) }
     };
-    let shared = Arc::new(Shared::new(service, source.open().clone()));
+    let shared = Arc::new(Shared::new(service, source.open().clone(), addresses));
     let clock = tokio::spawn(tick(Arc::clone(&shared)));
     source.ready()?;
     let outcome = tokio::select! {

@@ -186,6 +186,21 @@ impl Client {
         self.ask(request, REMOVE).await
     }
 
+    /// Whether the daemon has an image.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn has_image(&self, digest: &str) -> Result<bool> {
+        let request = build(Method::GET, &format!("/v1/images/{digest}")).body(empty())?;
+        match self.bytes(request, QUICK).await {
+            Ok(_) => Ok(true),
+            Err(ClientError::Problem(problem)) if problem.status == StatusCode::NOT_FOUND.as_u16() => {
+                Ok(false)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
     /// # Errors
     /// [`ClientError`].
     pub async fn deploy(&self, name: &FunctionName, deploy: &Deploy) -> Result<Function> {

@@ -10,6 +10,7 @@
 //! | `POST /v1/images/import?name=N&fallback=N` | an archive of a root image | [`ImportedImage`] |
 //! | `DELETE /v1/images?name=N` | | nothing (204) |
 //! | `POST /v1/images/prune?names=true` | | [`Pruned`] |
+//! | `GET /v1/images/DIGEST` | | nothing (204), if it is there |
 //! | `PUT /v1/functions/NAME` | [`Deploy`] | [`Function`], once an instance is ready |
 //! | `GET /v1/functions/NAME` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
@@ -125,6 +126,9 @@ pub struct Deploy {
     /// [`Image::digest`]. A function whose `spec.image` brings all that is run needs none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// The [`Image::digest`] of what a handler depends on, mounted where its language looks for packages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
     #[serde(default)]
     pub spec: FunctionSpec,
 }
@@ -142,6 +146,9 @@ pub struct Function {
     /// The digest of the root image that `spec.image` stood for when it was deployed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
+    /// The digest of what it depends on, if that is kept apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
     pub state: State,

@@ -8,6 +8,7 @@ use faasd::control::daemon::{self, DEFAULT_INSTANCE, Options};
 use faasd::control::fdstore;
 use faasd::core::paths::Paths;
 use faasd::runtime::relay::{self, RelayArgs};
+use faasd::runtime::runners::script;
 use faasd::telemetry::logging;
 use faasd::tunnel::process::{self, ProcessArgs};
 
@@ -39,6 +40,9 @@ enum Command {
     /// Runs a WireGuard tunnel; started by the daemon
     #[command(hide = true)]
     Tunnel(ProcessArgs),
+    /// Serves a script; an instance's program
+    #[command(hide = true)]
+    RunScript { file: String },
     /// Copies between a listener and a server; started by the daemon
     #[command(hide = true)]
     Relay(RelayArgs),
@@ -76,12 +80,16 @@ impl From<Places> for Options {
 
 fn main() -> ExitCode {
     let command = CommandLine::parse().command;
-    logging::start();
+    // A function's log is its own.
+    if !matches!(command, Command::RunScript { .. }) {
+        logging::start();
+    }
     let done = match command {
         Command::Serve(places) => wait(daemon::run(places.into())),
         Command::Teardown(places) => wait(daemon::teardown(places.into())),
         Command::Fdstore { socket } => fdstore::run(&socket).map_err(Into::into),
         Command::Tunnel(args) => process::run(&args).map_err(Into::into),
+        Command::RunScript { file } => script::run(&file).map_err(Into::into),
         Command::Relay(args) => relay::run(args).map_err(Into::into),
     };
     match done {

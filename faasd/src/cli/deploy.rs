@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use comfy_table::Cell;
 
+use super::dependencies;
 use super::describe::url;
-use super::detect::{Detected, detect, detect_image};
+use super::detect::{Detected, build_command, detect, detect_image};
 use super::pack::pack;
 use super::ui::{printable, size, state_cell, took};
 use super::{Context, Exit, Failure, Format, Output};
 use crate::api::types;
 use crate::core::name::FunctionName;
+use crate::core::spec::Contract;
 
 /// Deploy a directory as a function
 ///
-/// The directory's faas.toml says how it is run; without one, a handler.py with a function `handle` is looked for.
-/// What .faasignore lists is not sent, nor are .git, __pycache__, node_modules and cargo's target.
+/// The directory's faas.toml says how it is run; without one, a handler (handler.py, handler.mjs, handler.sh, …) or an
+/// application (app.py, index.js, …) is looked for. What requirements.txt or package.json name is installed first, and
+/// kept for the next deploy. What .faasignore lists is not sent, nor are .git, __pycache__, node_modules, virtual
+/// environments and cargo's target.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   faas deploy                     this directory, under its own name
@@ -50,6 +54,7 @@ impl Deploy {
             }
             _ => {
                 let (name, dir) = target(self.name, self.dir)?;
+                build(context, &dir).await?;
                 let detected =
                     detect(&dir, self.image.as_deref()).map_err(|failure| elsewhere(failure, &name, &dir))?;
                 (name, detected, Some(dir))
@@ -61,7 +66,14 @@ impl Deploy {
             ui.warn(warning);
         }
         let Detected { spec, program, has_code, .. } = detected;
-        let packed = dir.filter(|_| has_code).map(|dir| pack(&dir, program.as_deref())).transpose()?;
+        let dir = dir.filter(|_| has_code);
+        let packed = dir.as_deref().map(|dir| pack(dir, program.as_deref())).transpose()?;
+        let installed = match &dir {
+            Some(dir) if spec.contract == Contract::Handler => {
+                dependencies::install(context, dir, spec.handler_parts().language).await?
+            }
+            _ => None,
+        };
 
         let began = Instant::now();
         let mut sent = "none".to_owned();
@@ -75,10 +87,14 @@ impl Deploy {
             sent = format!("{}, {} unpacked, {} files", code.digest, size(code.bytes), packed.files);
             image = Some(code.digest);
         }
+        let dependencies = match &installed {
+            Some(installed) => Some(installed.upload(context).await?),
+            None => None,
+        };
         let uploaded = began.elapsed();
 
         let spinner = ui.spinner(format!("starting {name}"));
-        let function = context.client.deploy(&name, &types::Deploy { image, spec }).await;
+        let function = context.client.deploy(&name, &types::Deploy { image, dependencies, spec }).await;
         spinner.finish_and_clear();
         let function = function.map_err(|e| {
             let failure = Failure::from(e);
@@ -95,6 +111,34 @@ impl Deploy {
         report(context, &function, &sent, uploaded, began.elapsed())
     }
 }
+
+/// Runs what the function's file has as `build`.
+///
+/// # Errors
+/// [`Failure`], with the end of what it printed.
+pub async fn build(context: &Context, dir: &Path) -> Result<(), Failure> {
+    let Some(build) = build_command(dir)? else { return Ok(()) };
+    context.ui.note(&format!("build: {}", printable(&build)));
+    let mut command = tokio::process::Command::new("/bin/sh");
+    command.args(["-c", &build]).current_dir(dir);
+    let (began, spinner) = (Instant::now(), context.ui.spinner(build.clone()));
+    let done = dependencies::follow(command, |line| {
+        spinner.println(line);
+    });
+    let done = done.await;
+    spinner.finish_and_clear();
+    let (success, lines) =
+        done.map_err(|e| Failure::new(Exit::Failed, format!("`{build}` cannot be run: {e}")))?;
+    if !success {
+        let end = lines[lines.len().saturating_sub(BUILD_LINES_SHOWN)..].join("\n");
+        return Err(Failure::new(Exit::Failed, format!("`{build}` failed in {}", dir.display())).hint(end));
+    }
+    context.ui.note(&format!("build: done in {}", took(began.elapsed())));
+    Ok(())
+}
+
+/// How much of a failed build is shown again.
+const BUILD_LINES_SHOWN: usize = 30;
 
 fn report(
     context: &Context,

@@ -9,7 +9,7 @@ use super::ui::{printable, size, state_cell};
 use super::{Context, Failure, Format, Output};
 use crate::api::types::Function;
 use crate::core::name::FunctionName;
-use crate::core::spec::Contract;
+use crate::core::spec::{Contract, Lane};
 
 /// Show everything about a function
 #[derive(Debug, Args)]
@@ -64,8 +64,8 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
     let limits = &spec.limits;
     let runs = match spec.contract {
         Contract::Handler => {
-            let (file, handler) = spec.handler_parts();
-            format!("{handler} in {file}")
+            let handler = spec.handler_parts();
+            format!("{handler} ({})", handler.language.as_str())
         }
         Contract::Fd | Contract::Port | Contract::ListenFds if spec.command.is_empty() => {
             "what its image runs".to_owned()
@@ -129,6 +129,9 @@ fn lane(function: &Function) -> &'static str {
         return "a relay, which copies every byte: the server binds IPv4 alone; let it bind [::], as HOST says";
     }
     match function.spec.contract {
+        Contract::Handler if function.spec.lane() == Lane::Warm => {
+            "warm: sk_lookup straight to the runner's own listener, inherited as descriptor 3"
+        }
         Contract::Handler => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the runner",
         Contract::Fd => "hand-off: sk_lookup, io_uring accept, SCM_RIGHTS to the program",
         Contract::Port => {

@@ -1,5 +1,7 @@
 //! What a directory holds, found out before anything is sent: every mistake that can be seen here is told here.
 
+mod handler;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -57,8 +59,7 @@ pub fn detect(dir: &Path, image: Option<&str>) -> Result<Detected, Failure> {
         spec.image = Some(image.to_owned());
     }
     if spec.image.is_some() {
-        let (file, _) = spec.handler_parts();
-        if !has_contract && spec.handler.is_none() && !dir.join(file).exists() {
+        if !has_contract && spec.handler.is_none() && !handler::is_there(dir) {
             spec.contract = IMAGE_CONTRACT;
         }
         if spec.contract != Contract::Handler {
@@ -66,7 +67,7 @@ pub fn detect(dir: &Path, image: Option<&str>) -> Result<Detected, Failure> {
         }
     }
     match spec.contract {
-        Contract::Handler => handler(dir, spec, declared),
+        Contract::Handler => handler::detect(dir, spec, declared),
         Contract::Fd | Contract::Port | Contract::ListenFds => program(dir, spec),
     }
 }
@@ -108,40 +109,6 @@ fn has_contract(text: &str) -> bool {
     text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("contract"))
 }
 
-fn handler(dir: &Path, spec: FunctionSpec, declared: bool) -> Result<Detected, Failure> {
-    let (file, function) = spec.handler_parts();
-    let path = dir.join(file);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(no_handler(dir, file, declared)),
-        Err(e) => return Err(Failure::file("read", &path, &e)),
-    };
-    let why = match (&spec.handler, declared) {
-        (Some(_), _) => format!("python handler: {FILE_NAME} names {file}:{function}"),
-        (None, true) => format!("python handler: {FILE_NAME} has no `command`, and there is {file}"),
-        (None, false) => format!("python handler: there is {file}"),
-    };
-    // It may be imported or assigned, so this is no proof.
-    let warning = (!text.contains(function)).then(|| format!("{file} does not mention `{function}`"));
-    Ok(Detected { why, warning, program: None, has_code: true, spec })
-}
-
-fn no_handler(dir: &Path, file: &str, declared: bool) -> Failure {
-    if dir.join("Cargo.toml").exists() {
-        let text = format!("{} is a Rust project without `command` in {FILE_NAME}", dir.display());
-        let hint = "build it (`cargo build --release`) and name the program in faas.toml:\n\
-                    contract = \"fd\"\ncommand = [\"./target/release/NAME\"]";
-        return Failure::new(Exit::NoInput, text).hint(hint);
-    }
-    let text = if declared {
-        format!("{} has no {file}, which its {FILE_NAME} needs", dir.display())
-    } else {
-        format!("{} holds no function: neither {file} nor {FILE_NAME} is there", dir.display())
-    };
-    Failure::new(Exit::NoInput, text)
-        .hint("write `handle` in handler.py, or name another in faas.toml: handler = \"FILE.py:FUNCTION\"")
-}
-
 fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
     let command = spec.command.first().map_or("", String::as_str);
     let kind = match spec.contract {
@@ -166,7 +133,7 @@ fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let failure = Failure::new(Exit::NoInput, format!("the program {} is not there", path.display()));
             return Err(if dir.join("Cargo.toml").exists() {
-                failure.hint(format!("build it first: `{}`", build_command(dir, &program)))
+                failure.hint(format!("build it first: `{}`", cargo_build(dir, &program)))
             } else {
                 failure.hint(format!("`command` in {FILE_NAME} is relative to the function's directory"))
             });
@@ -180,8 +147,19 @@ fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
     Ok(Detected { spec, why, warning: None, program: Some(program), has_code: true })
 }
 
+/// What the function's file has as `build`.
+///
+/// # Errors
+/// [`Failure`] if the file cannot be understood; that there is none is [`detect`]'s business.
+pub fn build_command(dir: &Path) -> Result<Option<String>, Failure> {
+    match fs::read_to_string(dir.join(FILE_NAME)) {
+        Ok(text) => Ok(read(&text).map_err(|e| Failure::new(Exit::Data, e.to_string()))?.build),
+        Err(_) => Ok(None),
+    }
+}
+
 /// The cargo call that would make `target/[TRIPLE/]PROFILE/NAME`.
-fn build_command(dir: &Path, program: &Path) -> String {
+fn cargo_build(dir: &Path, program: &Path) -> String {
     let parts: Vec<&str> = program.iter().filter_map(|part| part.to_str()).collect();
     let mut command = String::from("cargo build");
     let (profile, triple) = match parts.as_slice() {
@@ -207,7 +185,7 @@ fn build_command(dir: &Path, program: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(super) fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (path, text) in files {
             let path = dir.path().join(path);

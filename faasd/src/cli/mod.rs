@@ -2,9 +2,11 @@
 
 mod ago;
 mod completions;
+mod dependencies;
 mod deploy;
 mod describe;
 mod detect;
+mod dev;
 mod doctor;
 mod exit;
 mod image;
@@ -32,6 +34,7 @@ pub use exit::{Exit, Failure};
 pub use ui::Ui;
 
 use crate::api::client::{Client, SOCKET};
+use crate::runtime::runners::script;
 
 /// Functions over a private network, with nothing in the way.
 #[derive(Debug, Parser)]
@@ -89,6 +92,7 @@ enum Format {
 #[derive(Debug, Subcommand)]
 enum Command {
     New(new::New),
+    Dev(dev::Dev),
     Deploy(deploy::Deploy),
     Ls(ls::Ls),
     Describe(describe::Describe),
@@ -101,11 +105,16 @@ enum Command {
     Version(version::Version),
     Completions(completions::Completions),
     Tunnel(tunnel::Tunnel),
+    /// Serves a script; `faas dev`'s program for them
+    #[command(hide = true)]
+    RunScript {
+        file: String,
+    },
 }
 
 /// The verbs as the help shows them.
 const GROUPS: [(&str, &[&str]); 3] = [
-    ("Functions", &["new", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
+    ("Functions", &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "completions"]),
 ];
@@ -149,6 +158,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
     match command {
         Command::New(verb) => verb.run(context),
+        Command::Dev(verb) => block_on(verb.run(context)),
         Command::Deploy(verb) => block_on(verb.run(context)),
         Command::Ls(verb) => block_on(verb.run(context)),
         Command::Describe(verb) => block_on(verb.run(context)),
@@ -161,6 +171,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Version(verb) => block_on(verb.run(context)),
         Command::Completions(verb) => verb.run(context),
         Command::Tunnel(verb) => verb.run(),
+        Command::RunScript { file } => script::run(&file).map_err(|e| Failure::chain(Exit::Failed, &e)),
     }
 }
 

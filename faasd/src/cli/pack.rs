@@ -14,8 +14,12 @@ use crate::api::types::ARCHIVE_BYTES_MAX;
 /// Names what is not deployed, in gitignore's syntax.
 pub const IGNORE_FILE: &str = ".faasignore";
 
-/// Never deployed: they are large, of this machine, or of no use to a running function.
-const NEVER: [&str; 3] = [".git", "__pycache__", "node_modules"];
+/// Never deployed as code: they are large, of this machine, or of no use to a running function; or, as packages, in an
+/// archive of their own.
+const NEVER: [&str; 4] = [".git", "__pycache__", "node_modules", ".venv"];
+
+/// What makes a directory a virtual environment of Python's, whatever it is called.
+const VENV_MARK: &str = "pyvenv.cfg";
 
 /// The most entries of an archive.
 const ENTRIES_MAX: usize = 50_000;
@@ -35,12 +39,25 @@ pub struct Packed {
 /// # Errors
 /// [`Failure`], naming the file.
 pub fn pack(dir: &Path, program: Option<&Path>) -> Result<Packed, Failure> {
-    let paths = walk(dir, program)?;
+    pack_paths(dir, &walk(dir, program)?)
+}
+
+/// Packs what a function depends on: everything that is there.
+///
+/// # Errors
+/// [`Failure`], naming the file.
+pub fn pack_all(dir: &Path) -> Result<Packed, Failure> {
+    let mut walk = WalkBuilder::new(dir);
+    walk.standard_filters(false).sort_by_file_name(Ord::cmp);
+    pack_paths(dir, &collect(dir, &walk, "depend on less")?)
+}
+
+fn pack_paths(dir: &Path, paths: &[PathBuf]) -> Result<Packed, Failure> {
     let archive = tempfile::tempfile()
         .map_err(|e| Failure::new(Exit::CannotCreate, format!("cannot make a temporary file: {e}")))?;
     let mut tar = Builder::new(io::BufWriter::new(archive));
     let (mut bytes, mut files) = (0u64, 0);
-    for relative in &paths {
+    for relative in paths {
         let path = dir.join(relative);
         let failed = |e: io::Error| Failure::file("pack", &path, &e);
         let metadata = fs::symlink_metadata(&path).map_err(failed)?;
@@ -72,18 +89,32 @@ pub fn pack(dir: &Path, program: Option<&Path>) -> Result<Packed, Failure> {
 fn walk(dir: &Path, program: Option<&Path>) -> Result<Vec<PathBuf>, Failure> {
     // cargo's own directory is known by the manifest beside it; another "target" may be part of a function.
     let rust = dir.join("Cargo.toml").exists();
-    let walk = WalkBuilder::new(dir)
-        .standard_filters(false)
+    let mut walk = WalkBuilder::new(dir);
+    walk.standard_filters(false)
         .add_custom_ignore_filename(IGNORE_FILE)
         .sort_by_file_name(Ord::cmp)
         .filter_entry(move |entry| {
             let name = entry.file_name();
             let never = NEVER.iter().any(|never| name == *never);
-            entry.depth() == 0 || !(never || rust && entry.depth() == 1 && name == "target")
-        })
-        .build();
+            entry.depth() == 0
+                || !(never
+                    || rust && entry.depth() == 1 && name == "target"
+                    || entry.path().join(VENV_MARK).exists())
+        });
+    let mut paths = collect(dir, &walk, &format!("list what is not needed in {IGNORE_FILE}"))?;
+    if let Some(program) = program {
+        // With the directories that lead to it.
+        let ancestors = program.ancestors().filter(|path| !path.as_os_str().is_empty());
+        paths.extend(ancestors.map(Path::to_owned));
+        paths.sort();
+        paths.dedup();
+    }
+    Ok(paths)
+}
+
+fn collect(dir: &Path, walk: &WalkBuilder, remedy: &str) -> Result<Vec<PathBuf>, Failure> {
     let mut paths = Vec::new();
-    for entry in walk {
+    for entry in walk.build() {
         let entry =
             entry.map_err(|e| Failure::new(Exit::Io, format!("cannot read {}: {e}", dir.display())))?;
         if let Some(e) = entry.error() {
@@ -101,17 +132,8 @@ fn walk(dir: &Path, program: Option<&Path>) -> Result<Vec<PathBuf>, Failure> {
         }
         if paths.len() > ENTRIES_MAX {
             let text = format!("{} holds more than {ENTRIES_MAX} files and directories", dir.display());
-            return Err(
-                Failure::new(Exit::Data, text).hint(format!("list what is not needed in {IGNORE_FILE}"))
-            );
+            return Err(Failure::new(Exit::Data, text).hint(remedy));
         }
-    }
-    if let Some(program) = program {
-        // With the directories that lead to it.
-        let ancestors = program.ancestors().filter(|path| !path.as_os_str().is_empty());
-        paths.extend(ancestors.map(Path::to_owned));
-        paths.sort();
-        paths.dedup();
     }
     Ok(paths)
 }
@@ -203,6 +225,8 @@ mod tests {
             "lib/__pycache__/y.pyc",
             "lib/y.py",
             "node_modules/z/z.js",
+            ".venv/bin/python",
+            "myenv/pyvenv.cfg",
             "target/notes.txt",
             "big.bin",
             ".faasignore",

@@ -80,6 +80,8 @@ pub trait Service: Send + Sync + 'static {
     async fn remove_image(&self, name: ImageName) -> Result<(), ApiError>;
     /// Removes what nothing names or runs; with `names` also the names of images that no function runs.
     async fn prune_images(&self, names: bool) -> Result<Pruned, ApiError>;
+    /// Whether code has been uploaded and is still there.
+    async fn has_image(&self, digest: &str) -> bool;
     /// Returns once an instance is ready (or at once, for a function that keeps none).
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
@@ -146,6 +148,7 @@ pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
         .route("/v1/images", get(i::list).post(h::add_image).delete(i::remove))
         .route("/v1/images/import", post(i::import))
         .route("/v1/images/prune", post(i::prune))
+        .route("/v1/images/{digest}", get(h::image))
         .route("/v1/functions/{name}", get(h::function).put(h::deploy).delete(h::remove))
         .route("/v1/functions/{name}/logs", get(h::logs))
         .route("/v1/functions/{name}/invoke", any(h::invoke))

@@ -159,6 +159,8 @@ struct Task {
 pub struct Files {
     pub code: Option<PathBuf>,
     pub root: Option<RootImage>,
+    /// What the code depends on, for handlers.
+    pub dependencies: Option<PathBuf>,
 }
 
 /// The parts that an instance is made of besides its container.
@@ -206,6 +208,8 @@ impl Instances {
         let (page, page_fd) = StatusPage::create()?;
         let id = new_id(&record.name, record.revision);
         let descriptors = match (record.spec.contract, &listener) {
+            // A runner that accepts by itself; it says when it is ready.
+            (Contract::Handler, Some(listener)) => vec![listener.try_clone()?, theirs.try_clone()?],
             (Contract::Handler | Contract::Fd, _) => vec![theirs.try_clone()?, page_fd.try_clone()?],
             (Contract::ListenFds, Some(listener)) => vec![listener.try_clone()?],
             (Contract::Port | Contract::ListenFds, _) => Vec::new(),
@@ -218,6 +222,7 @@ impl Instances {
             spec: record.spec.clone(),
             image: files.code,
             root: files.root,
+            dependencies: files.dependencies,
             descriptors,
         };
         let parts = Parts { socket, receive_end: theirs, page, listener };
@@ -240,7 +245,7 @@ impl Instances {
         let notify = (kept.len() > KEPT).then(|| kept.pop()).flatten();
         let [socket, receive_end, page_fd, log]: [OwnedFd; KEPT] = kept.try_into().ok()?;
         let page = StatusPage::map(page_fd).ok().filter(StatusPage::ready)?;
-        let listener = match record.spec.contract.lane() {
+        let listener = match record.spec.lane() {
             Lane::HandOff => None,
             // Nobody keeps it but the instance: were it kept elsewhere, it would go on taking connections after the
             // instance's death, for as long as no daemon is there to hear of it.
@@ -457,6 +462,10 @@ impl Task {
                     // Each is said once: an instance's messages are no way to keep the daemon busy.
                     Ok(Said::Ready) if !ready => {
                         ready = true;
+                        if self.spec.lane() == Lane::Warm {
+                            // It has no page to write that on.
+                            self.page.set_ready();
+                        }
                         self.all.tell(Message::Ready { key: self.key, acted: None }).await;
                     }
                     Ok(Said::Drained) if !drained => {
@@ -498,7 +507,7 @@ impl Task {
                 }
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
-                    Order::Drain if self.spec.contract.lane() == Lane::Warm => {
+                    Order::Drain if self.spec.lane() == Lane::Warm => {
                         // Whoever still waits at the listener when the server closes it goes to another instance,
                         // unless somebody else holds it open.
                         (agent, self.listener) = (None, None);
@@ -550,7 +559,7 @@ impl Task {
             why = format!("ended by faasd: it broke the hand-off protocol ({how})");
         } else if oom_kills > 0 {
             why.push_str(", for want of memory (raise `limits.memory`)");
-        } else if exit == Exit::Code(0) && self.spec.contract.lane() == Lane::HandOff && !self.page.ready() {
+        } else if exit == Exit::Code(0) && self.spec.lane() == Lane::HandOff && !self.page.ready() {
             why.push_str(" without saying that it is ready (does it speak the hand-off protocol?)");
         }
         let (logs, function, id) = (self.all.logs.clone(), self.function.clone(), format!(" {}: ", self.id));

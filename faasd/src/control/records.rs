@@ -30,6 +30,9 @@ pub struct FunctionRecord {
     /// The digest of the root image that `spec.image` stood for when it was deployed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<String>,
+    /// The digest of what it depends on, if that is kept apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
 }
@@ -108,6 +111,7 @@ mod tests {
             revision: 2,
             image: Some("sha256:00".to_owned()),
             root: None,
+            dependencies: Some("sha256:01".to_owned()),
             spec: FunctionSpec::default(),
             deployed_at: "2026-01-02T03:04:05.000000006Z".parse().unwrap(),
         };

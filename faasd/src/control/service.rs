@@ -147,9 +147,14 @@ impl Service for Daemon {
         self.ask(|reply| Message::PruneImages { names, reply }).await?
     }
 
+    async fn has_image(&self, digest: &str) -> bool {
+        self.images.directory(digest).is_some()
+    }
+
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
-        let Deploy { image, spec } = deploy;
-        self.ask(|reply| Message::Deploy { name, image, spec: Box::new(spec), reply }).await?
+        let Deploy { image, dependencies, spec } = deploy;
+        let spec = Box::new(spec);
+        self.ask(|reply| Message::Deploy { name, image, dependencies, spec, reply }).await?
     }
 
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {

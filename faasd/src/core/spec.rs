@@ -1,6 +1,7 @@
 //! What a function is declared to be: the file `faas.toml`, checked, with every default filled in.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,7 @@ pub struct FunctionSpec {
     /// What is run, of every contract but `handler`: the argument vector, relative to the code (mounted at `/app`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// `FILE.py:FUNCTION` of a `handler` function.
+    /// `FILE`, or `FILE:NAME`, of a `handler` function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
     /// The root image that it runs in, by name or digest. Without one it sees the host's `/usr`.
@@ -30,6 +31,9 @@ pub struct FunctionSpec {
     /// Directories of the image that each instance may write to: empty at its start, lost at its end.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub writable: Vec<String>,
+    /// What `faas deploy` runs in the directory first, by a shell, on the machine that deploys.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build: Option<String>,
     /// The TCP port that clients dial.
     pub port: u16,
     /// The port that a `port` function binds, inside; told to it as `PORT`.
@@ -123,6 +127,50 @@ impl Lane {
     }
 }
 
+/// A file that a runner serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handler<'a> {
+    pub language: Language,
+    /// Relative to the code.
+    pub file: &'a str,
+    /// What of the file: a function, an application. Scripts have none, and modules of node may do without.
+    pub name: Option<&'a str>,
+}
+
+/// What a handler is written in, and so which runner serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    Python,
+    Node,
+    /// Anything that begins with `#!`, or a shell's script: a process for each request.
+    Script,
+}
+
+impl Language {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Node => "node",
+            Self::Script => "script",
+        }
+    }
+
+    /// Whether its runner accepts connections itself, from an inherited listener (descriptor 3, with the control socket
+    /// as 4): node can receive no descriptors by `SCM_RIGHTS` over a `SEQPACKET` socket.
+    #[must_use]
+    pub const fn has_listener(self) -> bool {
+        matches!(self, Self::Node)
+    }
+}
+
+impl fmt::Display for Handler<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.file)?;
+        self.name.map_or(Ok(()), |name| write!(f, ":{name}"))
+    }
+}
+
 /// What an instance may use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -183,6 +231,7 @@ impl Default for FunctionSpec {
             handler: None,
             image: None,
             writable: Vec::new(),
+            build: None,
             port: 80,
             listen_port: None,
             stop_signal: None,
@@ -241,6 +290,9 @@ pub const INSTANCES_MAX: u32 = 64;
 
 /// The most directories that are made writable.
 const WRITABLE_MAX: usize = 16;
+
+const BUILD_BYTES_MAX: usize = 4096;
+
 /// The most functions that one may pass connections on to.
 const FORWARD_MAX: usize = 64;
 
@@ -289,7 +341,12 @@ impl FunctionSpec {
         if let Some(handler) = &self.handler
             && split_handler(handler).is_none()
         {
-            return value("handler", handler, "write FILE.py:FUNCTION, like handler.py:handle");
+            return value("handler", handler, HANDLER_SYNTAX);
+        }
+        if let Some(build) = &self.build
+            && (build.trim().is_empty() || build.contains('\0') || build.len() > BUILD_BYTES_MAX)
+        {
+            return value("build", build, "write a command for the shell, like \"cargo build --release\"");
         }
         if let Some(image) = &self.image
             && !is_image(image)
@@ -368,10 +425,20 @@ impl FunctionSpec {
         self.listen_port.unwrap_or(LISTEN_PORT)
     }
 
-    /// The file and function of a handler, with the defaults `handler.py` and `handle`.
+    /// The way that connections take to this function's code.
     #[must_use]
-    pub fn handler_parts(&self) -> (&str, &str) {
-        self.handler.as_deref().and_then(split_handler).unwrap_or(("handler.py", "handle"))
+    pub fn lane(&self) -> Lane {
+        match self.contract {
+            Contract::Handler if self.handler_parts().language.has_listener() => Lane::Warm,
+            contract => contract.lane(),
+        }
+    }
+
+    /// The handler, with the default `handler.py:handle`.
+    #[must_use]
+    pub fn handler_parts(&self) -> Handler<'_> {
+        let default = Handler { language: Language::Python, file: "handler.py", name: Some("handle") };
+        self.handler.as_deref().and_then(split_handler).unwrap_or(default)
     }
 }
 
@@ -381,14 +448,35 @@ fn is_image(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(is_digest) || text.parse::<ImageName>().is_ok()
 }
 
-/// `handler.py:handle`: a plain file name inside the code's directory, and an identifier in it.
-fn split_handler(handler: &str) -> Option<(&str, &str)> {
-    let (file, function) = handler.split_once(':')?;
-    let file_ok = file.ends_with(".py") && file.len() > 3 && !file.contains(['/', '\0']);
-    let function_ok = !function.is_empty()
-        && !function.starts_with(|c: char| c.is_ascii_digit())
-        && function.chars().all(|c| c.is_alphanumeric() || c == '_');
-    (file_ok && function_ok).then_some((file, function))
+const HANDLER_SYNTAX: &str = "write FILE.py:FUNCTION, FILE.js, FILE.js:EXPORT or the name of a script, relative to the \
+                              function's directory";
+
+/// `handler.py:handle`: a file inside the code's directory, and an identifier in it.
+fn split_handler(handler: &str) -> Option<Handler<'_>> {
+    let (file, name) = match handler.split_once(':') {
+        Some((file, name)) => (file, Some(name)),
+        None => (handler, None),
+    };
+    let is_inside = file.len() <= 255
+        && !file.contains(|c: char| c.is_control() || c == '\\')
+        && file.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    let is_identifier = |name: &str| {
+        !name.starts_with(|c: char| c.is_ascii_digit())
+            && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '$'))
+            && !name.is_empty()
+    };
+    let extension = file.rsplit('/').next()?.rsplit_once('.').filter(|(stem, _)| !stem.is_empty());
+    let language = match extension.map(|(_, extension)| extension) {
+        Some("py") => Language::Python,
+        Some("js" | "mjs" | "cjs") => Language::Node,
+        _ => Language::Script,
+    };
+    let has_its_name = match language {
+        Language::Python => name.is_some_and(is_identifier),
+        Language::Node => name.is_none_or(is_identifier),
+        Language::Script => name.is_none(),
+    };
+    (is_inside && has_its_name).then_some(Handler { language, file, name })
 }
 
 /// Adds the nearest valid key to serde's message about an unknown one.
@@ -465,7 +553,7 @@ mod tests {
     fn an_empty_file_is_a_handler_with_the_defaults() {
         let spec = FunctionSpec::from_toml("").unwrap();
         assert_eq!(spec, FunctionSpec::default());
-        assert_eq!(spec.handler_parts(), ("handler.py", "handle"));
+        assert_eq!(spec.handler_parts().to_string(), "handler.py:handle");
     }
 
     #[test]
@@ -473,8 +561,24 @@ mod tests {
         let manual = include_str!("../../../docs/CONFIGURATION.md");
         let example = manual.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
         let spec = FunctionSpec::from_toml(example).unwrap();
-        assert_eq!(spec.handler_parts(), ("handler.py", "handle"));
+        assert_eq!(spec.handler_parts().to_string(), "handler.py:handle");
         assert_eq!(FunctionSpec { handler: None, ..spec }, FunctionSpec::default());
+    }
+
+    #[test]
+    fn a_handlers_file_says_its_language() {
+        let parts = |handler: &str| {
+            let spec = FunctionSpec::from_toml(&format!("handler = '{handler}'")).unwrap();
+            let Handler { language, file, name } = spec.handler_parts();
+            (language, file.to_owned(), name.map(str::to_owned))
+        };
+        let some = |name: &str| Some(name.to_owned());
+        assert_eq!(parts("site/asgi.py:app"), (Language::Python, "site/asgi.py".into(), some("app")));
+        assert_eq!(parts("a.mjs"), (Language::Node, "a.mjs".into(), None));
+        assert_eq!(parts("a.js:$x"), (Language::Node, "a.js".into(), some("$x")));
+        for script in ["handler.sh", "handler", "bin/x.rb", ".py"] {
+            assert_eq!(parts(script), (Language::Script, script.into(), None));
+        }
     }
 
     #[test]
@@ -506,8 +610,12 @@ mod tests {
             ("listen_port = 1", "`listen_port` does not go"),
             ("contract = 'port'\ncommand = ['x']\nlisten_port = 0", "1 to 65535"),
             ("contract = 'port'\ncommand = ['x']\nstop_signal = 'SIGKILL'", "SIGTERM"),
-            ("handler = 'x'", "FILE.py:FUNCTION"),
+            ("handler = 'x.py'", "FILE.py:FUNCTION"),
+            ("handler = 'x.sh:f'", "FILE.py:FUNCTION"),
+            ("handler = '/x.js'", "FILE.py:FUNCTION"),
+            ("handler = ''", "FILE.py:FUNCTION"),
             ("handler = '../x.py:f'", "FILE.py:FUNCTION"),
+            ("build = ''", "cargo build"),
             ("port = 0", "1 to 65535"),
             ("port = 70000", "70000"),
             ("[limits]\nmemory = '1KB'", "128MiB"),

@@ -22,7 +22,7 @@ use oci_spec::runtime::{
 use super::image::Process;
 use super::seccomp;
 use crate::core::name::FunctionName;
-use crate::core::spec::{Contract, FunctionSpec};
+use crate::core::spec::{Contract, FunctionSpec, Language};
 
 /// The user and group that code runs as, inside.
 pub const USER: u32 = 65_532;
@@ -42,6 +42,18 @@ pub const APP: &str = "/app";
 
 /// Where the runner is, inside.
 pub const RUNNER: &str = "/run/faasd";
+
+/// Where the program is that serves scripts, inside.
+pub const RUNNER_PROGRAM: &str = "/run/faasd-runner";
+
+/// Where what a function depends on is, inside, by its language: node looks there by itself.
+#[must_use]
+pub const fn dependencies(language: Language) -> &'static str {
+    match language {
+        Language::Node => "/node_modules",
+        Language::Python | Language::Script => "/deps",
+    }
+}
 
 /// The scheduler's period. 100 ms is the kernel's default; a shorter one costs more than it smooths.
 const CPU_PERIOD_US: u64 = 100_000;
@@ -87,6 +99,10 @@ pub struct Parameters<'a> {
     pub inside: Option<&'a Process>,
     /// The runner's directory, for handlers.
     pub runner: Option<&'a Path>,
+    /// The program that serves scripts, for them.
+    pub program: Option<&'a Path>,
+    /// What the code depends on, for handlers.
+    pub dependencies: Option<&'a Path>,
     /// What [`skeleton`] made, or a root image.
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
@@ -234,6 +250,7 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
         format!("FAAS_FUNCTION={}", p.function),
         format!("FAAS_REVISION={}", p.revision),
     ];
+    ours.extend(p.dependencies.map(|_| format!("FAAS_DEPENDENCIES={}", dependencies(language(p)))));
     ours.extend(environment_of_contract(p.spec).into_iter().map(|(key, value)| format!("{key}={value}")));
     let is_ours = |key: &str| ours.iter().any(|pair| pair.split('=').next() == Some(key));
     let theirs = p.spec.env.iter().filter(|(key, _)| !is_ours(key));
@@ -248,6 +265,10 @@ fn environment_of_contract(spec: &FunctionSpec) -> Vec<(&'static str, String)> {
         Contract::ListenFds => [("LISTEN_FDS", "1"), ("LISTEN_PID", "1"), ("LISTEN_FDNAMES", "faas")]
             .map(|(key, value)| (key, value.to_owned()))
             .to_vec(),
+        // The runner's own business; it has the control socket as 4.
+        Contract::Handler if spec.handler_parts().language.has_listener() => {
+            vec![("LISTEN_FDS", "1".to_owned())]
+        }
         Contract::Handler | Contract::Fd => Vec::new(),
     }
 }
@@ -259,9 +280,16 @@ fn environment_of_image(p: &Parameters<'_>, inside: &Process) -> Vec<String> {
     all.extend(p.spec.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     let (function, revision) = (p.function.to_string(), p.revision.to_string());
     let contract = environment_of_contract(p.spec);
+    if p.dependencies.is_some() {
+        all.insert("FAAS_DEPENDENCIES", dependencies(language(p)));
+    }
     all.extend(contract.iter().map(|(key, value)| (*key, value.as_str())));
     all.extend([("FAAS_FUNCTION", function.as_str()), ("FAAS_REVISION", revision.as_str())]);
     all.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
+}
+
+fn language(p: &Parameters<'_>) -> Language {
+    p.spec.handler_parts().language
 }
 
 fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
@@ -303,6 +331,13 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     if let Some(runner) = p.runner {
         mounts.push(mount(RUNNER, "none", runner, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
     }
+    if let Some(program) = p.program {
+        mounts.push(mount(RUNNER_PROGRAM, "none", program, &["bind", "ro", "nosuid", "nodev"])?);
+    }
+    if let Some(dir) = p.dependencies {
+        let inside = dependencies(language(p));
+        mounts.push(mount(inside, "none", dir, &["bind", "ro", "nosuid", "nodev"])?);
+    }
     Ok(mounts)
 }
 
@@ -315,8 +350,10 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
     for (dir, mode) in [
         ("", 0o755),
         ("app", 0o755),
+        ("deps", 0o755),
         ("dev", 0o755),
         ("etc", 0o755),
+        ("node_modules", 0o755),
         ("proc", 0o555),
         ("run", 0o755),
         ("run/faasd", 0o755),
@@ -340,6 +377,8 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
         ("etc/passwd", passwd),
         ("etc/group", format!("root:x:0:\nfunction:x:{USER}:\n")),
         ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n".to_owned()),
+        // Mounted over.
+        ("run/faasd-runner", String::new()),
     ] {
         let file = root.join(file);
         if fs::read_to_string(&file).is_ok_and(|now| now == content) {
@@ -368,6 +407,8 @@ mod tests {
             image: Some(Path::new("/images/x")),
             inside: None,
             runner: Some(Path::new("/runners/x")),
+            program: Some(Path::new("/usr/bin/faasd")),
+            dependencies: Some(Path::new("/images/y")),
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
             agent: None,

@@ -26,7 +26,7 @@ use super::runc::{Runc, RuncError, State, Status, Version};
 use super::runners::{self, HexDigest, RunnerError};
 use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
-use crate::core::spec::{Contract, FunctionSpec};
+use crate::core::spec::{Contract, FunctionSpec, Language};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::pidfd::{self, Exit, Pidfd};
 use crate::sys::scm;
@@ -49,6 +49,8 @@ pub struct Runtime {
     /// The root directory of every container.
     root: PathBuf,
     runner: PathBuf,
+    /// This program, which serves scripts as well.
+    program: PathBuf,
     host: Host,
     mounts: Arc<Mounts>,
 }
@@ -91,6 +93,8 @@ pub struct Request {
     pub image: Option<PathBuf>,
     /// The root file system, if it is not to be the host's `/usr`.
     pub root: Option<RootImage>,
+    /// What it depends on, likewise.
+    pub dependencies: Option<PathBuf>,
     /// Descriptors 3, 4, … inside, as the contract has them.
     pub descriptors: Vec<OwnedFd>,
 }
@@ -190,6 +194,8 @@ impl Runtime {
         let root = paths.state.join("root");
         bundle::skeleton(&root).map_err(|source| RuntimeError::Prepare { path: root.clone(), source })?;
         let runner = runners::materialise(&paths.state)?;
+        let program = std::env::current_exe()
+            .map_err(|source| RuntimeError::Prepare { path: "/proc/self/exe".into(), source })?;
         pidfd::become_subreaper().map_err(RuntimeError::Subreaper)?;
         let host = Host {
             files_max: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
@@ -197,7 +203,7 @@ impl Runtime {
             usr_local: Path::new("/usr/local").is_dir(),
         };
         let mounts = Arc::new(Mounts::new(&paths.roots())?);
-        Ok(Self { paths, runc, cgroups, root, runner, host, mounts })
+        Ok(Self { paths, runc, cgroups, root, runner, program, host, mounts })
     }
 
     /// The root images that instances run from.

@@ -213,8 +213,10 @@ fn points(dir: &Path, top: &Path) -> io::Result<()> {
     for (point, mode) in [
         ("", 0o755),
         ("app", 0o755),
+        ("deps", 0o755),
         ("dev", 0o755),
         ("etc", 0o755),
+        ("node_modules", 0o755),
         ("proc", 0o555),
         // runc 1.1 gives a tmpfs the mode of its mount point.
         ("run", 0o1777),

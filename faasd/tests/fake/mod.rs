@@ -121,6 +121,10 @@ impl Service for Fake {
         Ok(Pruned { names, freed_bytes: 7 })
     }
 
+    async fn has_image(&self, digest: &str) -> bool {
+        self.images.lock().unwrap().contains_key(digest)
+    }
+
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
         if let Some(error) = self.deploy_fails.lock().unwrap().take() {
             return Err(error);
@@ -147,6 +151,7 @@ impl Service for Fake {
             address: FUNCTION_PREFIX.function(&name),
             image: deploy.image,
             root: None,
+            dependencies: deploy.dependencies,
             spec: deploy.spec,
             deployed_at: Timestamp::now(),
             state: State::Warm,

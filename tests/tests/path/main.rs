@@ -5,6 +5,7 @@ mod answers;
 mod crashes;
 mod forward;
 mod handoff;
+mod languages;
 mod life;
 mod volume;
 
@@ -37,6 +38,13 @@ fn main() {
     };
     let trials = vec![
         shared("both_kinds_of_function_answer_by_name_through_the_tunnel", answers::both_kinds),
+        shared("python_handlers_answer", languages::python),
+        shared("scripts_answer", languages::script),
+        shared("node_handlers_answer", languages::node),
+        shared("a_node_handler_accepts_by_itself", languages::node_lane),
+        shared("applications_of_node_run_unmodified", languages::node_applications),
+        shared("applications_of_python_run_unmodified", languages::python_applications),
+        shared("what_cannot_be_installed_is_told", languages::bad_dependencies),
         shared("what_is_not_there_is_refused_at_once", answers::refusals),
         shared("names_come_and_go_with_their_functions", answers::names),
         shared("after_the_hand_off_only_the_container_holds_the_connection", handoff::descriptors),

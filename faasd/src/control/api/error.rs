@@ -55,6 +55,10 @@ impl ApiError {
         Self::not_found("peer", name, known)
     }
 
+    pub fn no_image(digest: &str) -> Self {
+        Self::NotFound { what: format!("image {digest}"), suggestion: None }
+    }
+
     fn not_found<'a>(kind: &str, name: &FunctionName, known: impl IntoIterator<Item = &'a str>) -> Self {
         let suggestion = nearest(name.as_str(), known).map(str::to_owned);
         Self::NotFound { what: format!("{kind} '{name}'"), suggestion }

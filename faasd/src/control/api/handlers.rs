@@ -59,6 +59,13 @@ pub(super) async fn add_image(State(api): State<Api>, mut body: Body) -> Result<
     added.map(Json)
 }
 
+pub(super) async fn image(State(api): State<Api>, Path(digest): Path<String>) -> Result<StatusCode> {
+    match api.service.has_image(&digest).await {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(ApiError::no_image(&digest)),
+    }
+}
+
 /// Writes a body to a file that is removed when the returned path is dropped.
 pub(super) async fn spool(spool: &Spool, body: &mut Body, limit_bytes: u64) -> Result<tempfile::TempPath> {
     let too_large = ApiError::TooLarge { what: "the archive", limit_bytes };
@@ -118,8 +125,8 @@ pub(super) async fn deploy(
     let name = parse_name(&name)?;
     let deploy: Deploy = json(&headers, body).await?;
     deploy.spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
-    if let Some(image) = deploy.image.as_deref().filter(|image| !is_digest(image)) {
-        return Err(ApiError::invalid(format!("'{image}' is no digest; write sha256: and 64 digits")));
+    if let Some(other) = deploy.image.iter().chain(&deploy.dependencies).find(|d| !is_digest(d)) {
+        return Err(ApiError::invalid(format!("'{other}' is no digest; write sha256: and 64 digits")));
     }
     let deadlines = &deploy.spec.deadlines;
     let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;

@@ -6,11 +6,11 @@ impl Owner {
     pub(super) async fn deploy(
         &mut self,
         name: FunctionName,
-        image: Option<String>,
+        code: (Option<String>, Option<String>),
         spec: FunctionSpec,
         reply: Reply<Function>,
     ) {
-        match self.prepare(&name, image, spec) {
+        match self.prepare(&name, code, spec) {
             Err(error) => drop(reply.send(Err(error))),
             Ok(record) => {
                 let event = Event::Deploy(revision(&record));
@@ -36,11 +36,11 @@ impl Owner {
     pub(super) fn prepare(
         &self,
         name: &FunctionName,
-        image: Option<String>,
+        (image, dependencies): (Option<String>, Option<String>),
         mut spec: FunctionSpec,
     ) -> Result<FunctionRecord, ApiError> {
         spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
-        let root = images::check(&self.parts.images, image.as_deref(), &mut spec)?;
+        let root = images::check(&self.parts.images, image.as_deref(), dependencies.as_deref(), &mut spec)?;
         let existing = self.functions.get(name);
         if existing.is_some_and(|entry| entry.lifecycle.is_removed()) {
             return Err(ApiError::conflict(format!(
@@ -68,6 +68,7 @@ impl Owner {
             revision: newest.map_or(1, |r| r.revision + 1),
             image,
             root,
+            dependencies,
             spec,
             deployed_at: Timestamp::now(),
         })
@@ -190,7 +191,7 @@ impl Owner {
     /// Removes images that no function uses, some time after the last one did.
     pub(super) fn collect_images(&self) {
         let images = self.parts.images.clone();
-        let used = self.records().filter_map(|(_, r)| r.image.clone()).collect();
+        let used = self.records().flat_map(|(_, r)| r.image.iter().chain(&r.dependencies).cloned()).collect();
         let keeps = self.root_keeper();
         tokio::task::spawn_blocking(move || {
             if let Err(error) = images.gc(&used, IMAGE_AGE_MIN) {

@@ -63,7 +63,7 @@ impl Owner {
         }
         let target = self.functions.get(to).ok_or(Refusal::Unknown)?;
         let record = target.record.as_ref().ok_or(Refusal::Unknown)?;
-        if record.spec.contract.lane() == Lane::Warm {
+        if record.spec.lane() == Lane::Warm {
             return Err(Refusal::Warm);
         }
         let slot = target.slot;

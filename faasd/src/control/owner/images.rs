@@ -14,7 +14,9 @@ pub(super) fn files(store: &Store, record: &FunctionRecord) -> Result<Files, Str
     let gone = |what: &str| format!("its image {what} is gone; deploy it again");
     let code = record.image.as_ref().map(|digest| store.directory(digest).ok_or_else(|| gone(digest)));
     let root = record.root.as_ref().map(|digest| store.roots().image(digest).ok_or_else(|| gone(digest)));
-    Ok(Files { code: code.transpose()?, root: root.transpose()? })
+    let dependencies =
+        record.dependencies.as_ref().map(|digest| store.directory(digest).ok_or_else(|| gone(digest)));
+    Ok(Files { code: code.transpose()?, root: root.transpose()?, dependencies: dependencies.transpose()? })
 }
 
 /// Whether a declaration can be run with the code of that digest, and the digest that its `image` stands for now. What
@@ -22,15 +24,20 @@ pub(super) fn files(store: &Store, record: &FunctionRecord) -> Result<Files, Str
 pub(super) fn check(
     store: &Store,
     code: Option<&str>,
+    dependencies: Option<&str>,
     spec: &mut FunctionSpec,
 ) -> Result<Option<String>, ApiError> {
-    let code = match code {
-        None => None,
-        Some(digest) => Some(store.directory(digest).ok_or_else(|| ApiError::Invalid {
+    let directory = |digest: &str| {
+        store.directory(digest).ok_or_else(|| ApiError::Invalid {
             title: format!("there is no image {digest}"),
             detail: Some("upload the code first: `faas deploy` does both".to_owned()),
-        })?),
+        })
     };
+    let code = code.map(directory).transpose()?;
+    dependencies.map(directory).transpose()?;
+    if dependencies.is_some() && spec.contract != Contract::Handler {
+        return Err(ApiError::invalid("only handlers have dependencies apart from their code"));
+    }
     let invalid = |e: image::EntryError| ApiError::invalid(e.to_string());
     match (&spec.image, &code) {
         (None, None) => Err(invalid(image::EntryError::NoCode)),
@@ -43,12 +50,18 @@ pub(super) fn check(
             let digest = store.roots().resolve(name).map_err(|e| ApiError::failed(&e))?;
             let root = digest.as_deref().and_then(|digest| store.roots().image(digest));
             let root = root.ok_or_else(|| no_image(store, name))?;
-            let interpreter = is_handler.then_some(runners::INTERPRETER);
+            let interpreter = match is_handler {
+                false => None,
+                true => Some(
+                    runners::interpreter(spec.handler_parts().language)
+                        .ok_or_else(|| invalid(image::EntryError::ScriptInImage))?,
+                ),
+            };
             image::process(&root, code.as_deref(), spec, interpreter).map_err(invalid)?;
             if spec.contract == Contract::Port {
                 spec.listen_port = spec.listen_port.or_else(|| root.settings.port());
             }
-            if spec.contract.lane() == Lane::Warm {
+            if spec.lane() == Lane::Warm && !is_handler {
                 let signal = root.settings.stop_signal.map(serde_json::Value::String);
                 spec.stop_signal = spec.stop_signal.or_else(|| serde_json::from_value(signal?).ok());
             }

@@ -56,6 +56,7 @@ pub enum Message {
     Deploy {
         name: FunctionName,
         image: Option<String>,
+        dependencies: Option<String>,
         spec: Box<FunctionSpec>,
         reply: Reply<Function>,
     },
@@ -226,7 +227,9 @@ impl Owner {
 
     async fn handle(&mut self, message: Message) {
         match message {
-            Message::Deploy { name, image, spec, reply } => self.deploy(name, image, *spec, reply).await,
+            Message::Deploy { name, image, dependencies, spec, reply } => {
+                self.deploy(name, (image, dependencies), *spec, reply).await;
+            }
             Message::Remove { name, reply } => match self.functions.get_mut(&name) {
                 None => drop(reply.send(Err(self.no_function(&name)))),
                 Some(entry) => {
@@ -429,6 +432,7 @@ impl Owner {
             address: entry.address,
             image: record.image.clone(),
             root: record.root.clone(),
+            dependencies: record.dependencies.clone(),
             spec: record.spec.clone(),
             deployed_at: record.deployed_at,
             state: match entry.lifecycle.outlook() {

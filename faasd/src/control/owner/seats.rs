@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::Shutdown;
 
 use super::*;
-use crate::core::spec::Contract;
+use crate::core::spec::{Contract, Lane};
 
 const _: () = assert!(crate::core::spec::INSTANCES_MAX as usize == faasd_common::POOL_SEATS_MAX);
 
@@ -47,9 +47,9 @@ impl Owner {
         let (slot, address, port) = (entry.slot, entry.address, record.spec.port);
         let ingress = &self.parts.ingress;
         let listener = match record.spec.contract {
-            Contract::Handler | Contract::Fd => return Ok(None),
+            _ if record.spec.lane() == Lane::HandOff => return Ok(None),
             // It listens when the server does: until then nothing is to come its way.
-            Contract::Port => ingress.bind(address, port)?,
+            Contract::Port | Contract::Handler | Contract::Fd => ingress.bind(address, port)?,
             Contract::ListenFds => ingress.listen(address, port, self.parts.config.backlog)?,
         };
         self.parts.kernel.mark(slot, &listener)?;

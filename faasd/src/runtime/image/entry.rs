@@ -24,6 +24,11 @@ pub enum EntryError {
     NotExecutable(String),
     #[error("'{0}' is not there inside a container, which has the code at /app and the host's /usr alone")]
     NotInside(String),
+    #[error(
+        "a script is served over the host's /usr, and not in an image; run it by a server of the image's own, with the \
+         contract `port`"
+    )]
+    ScriptInImage,
     #[error("the code at {0} is gone; deploy it again")]
     Gone(String),
     #[error("'{0}' is not in the image: look what is, or name another program in `command`")]
@@ -53,7 +58,7 @@ pub fn entry_point(image: &Path, spec: &FunctionSpec) -> Result<Vec<String>, Ent
         .map_err(|_| EntryError::Gone(image.display().to_string()))?;
     match (spec.contract, spec.command.split_first()) {
         (Contract::Handler, _) => {
-            let (file, _) = spec.handler_parts();
+            let file = spec.handler_parts().file;
             match find(&root, Path::new(file)) {
                 None => Err(missing(image, file)),
                 Some(stat) if !is_file(&stat) => Err(EntryError::NoFile(file.to_owned())),

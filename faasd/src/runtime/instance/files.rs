@@ -41,13 +41,17 @@ impl Runtime {
     ) -> Result<Made, StartError> {
         let spec = &request.spec;
         let is_handler = spec.contract == Contract::Handler;
+        let language = spec.handler_parts().language;
         let code = request.image.as_deref();
         let (inside, arguments) = match (&request.root, code) {
             (Some(image), _) => {
-                let interpreter = is_handler.then_some(runners::INTERPRETER);
+                let interpreter = match is_handler {
+                    false => None,
+                    true => Some(runners::interpreter(language).ok_or(EntryError::ScriptInImage)?),
+                };
                 let inside = image::process(image, code, spec, interpreter)?;
                 let arguments = match (is_handler, inside.arguments.first()) {
-                    (true, Some(python)) => runners::arguments_of(python, spec),
+                    (true, Some(interpreter)) => runners::arguments_of(interpreter, spec),
                     _ => inside.arguments.clone(),
                 };
                 (Some(inside), arguments)
@@ -72,6 +76,8 @@ impl Runtime {
             image: code,
             inside: inside.as_ref(),
             runner,
+            program: (is_handler && language == Language::Script).then_some(self.program.as_path()),
+            dependencies: request.dependencies.as_deref(),
             root,
             cgroup: &self.cgroup(&request.id),
             agent,

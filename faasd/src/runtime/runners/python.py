@@ -1,8 +1,11 @@
-"""Runs a Python handler: python3 python.py FILE FUNCTION, in the directory of the code.
+"""Runs a Python handler or application: python3 python.py FILE NAME, in the directory of the code.
 
 Connections come by faasd's hand-off protocol (docs/HANDOFF.md) on the descriptors 3 and 4, or, with
 FAAS_LISTEN=[::]:8080 in the environment, from a listener of its own. What the handler is given and may return stands
 in docs/HANDLERS.md. Standard library only; Python 3.9 or later.
+
+What the name stands for decides who serves it: this file a `handle(event, context)`, faasd_wsgi.py beside it a WSGI
+application, and faasd_asgi.py an ASGI application.
 
 A fixed number of threads waits on one epoll. Each descriptor in it is armed for one event, so whoever wakes has the
 connection to itself until it is idle again; an idle connection costs a few hundred bytes and no thread.
@@ -10,6 +13,7 @@ connection to itself until it is idle again; an idle connection costs a few hund
 
 import gc
 import http.client
+import importlib
 import importlib.util
 import inspect
 import io
@@ -384,9 +388,7 @@ class Connection(BaseHTTPRequestHandler):
         request_id = f"{_run_id}-{next(_request_ids)}"
         status = 500
         try:
-            event = Event(self.command, self.path, self.headers, body)
-            result = self.server.handler(event, Context(request_id, self.connection))
-            status = self.answer(*understand(result))
+            status = self.server.interface(self, body, request_id)
         except HungUp:
             raise
         except BadJson as e:
@@ -411,20 +413,22 @@ class Connection(BaseHTTPRequestHandler):
         self.send_response_only(status)
         bodiless = status < 200 or status in (204, 304)
         streamed = not isinstance(body, bytes)
-        names = set()
+        names, length = set(), None
         for name, value in fields:
             names.add(name.lower())
+            if name.lower() == "content-length":
+                length = int(value)
             self.send_header(name, value)  # `Connection: close` among them is heeded by the base
         if "date" not in names:
             self.send_header("Date", self.date_time_string())
         if "content-type" not in names and not bodiless:
             self.send_header("Content-Type", "text/plain; charset=utf-8")
-        chunked = streamed and self.request_version >= "HTTP/1.1"
+        chunked = streamed and self.request_version >= "HTTP/1.1" and length is None
         if chunked and not bodiless:
             self.send_header("Transfer-Encoding", "chunked")
-        elif streamed:
+        elif streamed and length is None:
             self.close_connection = True
-        elif not bodiless:
+        elif not bodiless and length is None:
             self.send_header("Content-Length", str(len(body)))
         if self.close_connection or self.server.draining:
             self.send_header("Connection", "close")
@@ -437,18 +441,25 @@ class Connection(BaseHTTPRequestHandler):
         elif not streamed:
             self.wfile.write(body)
         else:
-            self.stream(body, chunked)
+            self.stream(body, chunked, length)
         self.wfile.flush()
         return status
 
-    def stream(self, body, chunked):
+    def stream(self, body, chunked, length=None):
+        """Sends each part at once. `length` is what the header has promised, if it has."""
         self.wfile.flush()
+        sent = 0
         try:
             for part in body:
                 part = part.encode() if isinstance(part, str) else bytes(part)
+                sent += len(part)
+                if length is not None and sent > length:
+                    raise ValueError(f"the body is longer than its Content-Length, {length}")
                 if part:
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
                     self.wfile.flush()
+            if length is not None and sent != length:
+                raise ValueError(f"the body is shorter than its Content-Length, {length}: {sent}")
         except HungUp:
             raise
         except Exception:
@@ -638,10 +649,21 @@ class Listener:
         return [sock]
 
 
+def handle_interface(handle):
+    """Serves a `handle(event, context)`."""
+
+    def serve(connection, body, request_id):
+        event = Event(connection.command, connection.path, connection.headers, body)
+        return connection.answer(*understand(handle(event, Context(request_id, connection.connection))))
+
+    return serve
+
+
 class Server:
-    def __init__(self, source, handler):
+    def __init__(self, source, interface):
         self.source = source
-        self.handler = handler
+        # Called with a connection, the request's body and its id; answers, and returns the status.
+        self.interface = interface
         self.words = source.words
         self.lock = threading.Lock()
         self.epoll = select.epoll()
@@ -649,6 +671,7 @@ class Server:
         self.idle = {}
         self.draining = False
         self.exit_code = 0
+        self.at_end = None  # called when all is answered
         self.wake_read, self.wake_write = os.pipe()
         os.set_blocking(self.wake_write, False)
 
@@ -687,7 +710,10 @@ class Server:
         self.source.ready()
         os.read(self.wake_read, 1)
         self.drain()
+        if self.at_end is not None:
+            self.at_end()
         self.source.drained()
+        return self.exit_code
 
     def work(self):
         source, control, idle = self.source, self.source.sock.fileno(), self.idle
@@ -777,17 +803,26 @@ class Server:
 def load(file, function):
     directory = os.getcwd()
     sys.path[0] = directory
+    dependencies = os.environ.get("FAAS_DEPENDENCIES")
+    if dependencies:
+        sys.path.append(dependencies)
     path = os.path.join(directory, file)
     if not os.path.isfile(path):
         fail(f"there is no {file} among: {', '.join(sorted(os.listdir(directory))) or 'no files at all'}")
-    name = file[:-3] if file.endswith(".py") else file
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
-        fail(f"{file} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    name = (file[:-3] if file.endswith(".py") else file).replace("/", ".")
     try:
-        spec.loader.exec_module(module)
+        if "." in name:
+            module = importlib.import_module(name)
+        else:  # by its path: a file may be called like a module of the standard library
+            spec = importlib.util.spec_from_file_location(name, path)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[name] = module
+            spec.loader.exec_module(module)
+    except ImportError as e:
+        traceback.print_exc()
+        missing = (getattr(e, "name", None) or "").partition(".")[0]
+        hint = f"; is {missing} in requirements.txt?" if missing and not dependencies else ""
+        fail(f"{file} cannot be imported{hint}")
     except Exception:
         traceback.print_exc()
         fail(f"{file} cannot be imported")
@@ -795,9 +830,34 @@ def load(file, function):
     if not callable(handler):
         found = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == name]
         fail(f"{file} has no function {function}; it has: {', '.join(found) or 'none'}")
-    if inspect.iscoroutinefunction(handler):
-        fail(f"{function} is an async function; write a plain one: each request has a thread")
     return handler
+
+
+def interface_of(app, name):
+    """What kind of callable it is: by FAAS_INTERFACE, or by its parameters."""
+    named = os.environ.get("FAAS_INTERFACE")
+    if named:
+        if named not in ("handle", "wsgi", "asgi"):
+            fail(f"FAAS_INTERFACE is {named!r}; use handle, wsgi or asgi")
+        return named
+    is_async = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(app, "__call__", None))
+    try:
+        parameters = [
+            p.name
+            for p in inspect.signature(app).parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+        ]
+    except (TypeError, ValueError):
+        return "handle"
+    if len(parameters) == 3 and (is_async or parameters[0] == "scope"):
+        return "asgi"
+    if is_async:
+        fail(f"{name} is an async function of {len(parameters)} parameters: write a plain one, since each request has a "
+             "thread, or an ASGI application (scope, receive, send)")
+    is_plain = inspect.isfunction(app) or inspect.isbuiltin(app)
+    if len(parameters) == 2 and (not is_plain or parameters[1] == "start_response" or parameters[0] == "environ"):
+        return "wsgi"
+    return "handle"
 
 
 def main():
@@ -808,13 +868,23 @@ def main():
     threads = setting("FAAS_THREADS", min(32, (os.cpu_count() or 1) + 4), 1, 256)
     address = os.environ.get("FAAS_LISTEN")
     source = Listener(address) if address else Platform()
-    handler = load(sys.argv[1], sys.argv[2])
+    beside = os.path.dirname(os.path.abspath(__file__))
+    app = load(sys.argv[1], sys.argv[2])
+    kind = interface_of(app, sys.argv[2])
+    if kind == "handle":
+        serve = Server(source, handle_interface(app)).run
+    else:
+        module = importlib.util.spec_from_file_location(f"faasd_{kind}", os.path.join(beside, f"faasd_{kind}.py"))
+        runner = importlib.util.module_from_spec(module)
+        sys.modules[module.name] = runner
+        # This file by its own name, whatever it was started as.
+        sys.modules["faasd_python"] = sys.modules["__main__"]
+        module.loader.exec_module(runner)
+        serve = runner.server(source, app)
     # What is loaded now stays: the collector need not look at it again, and forks can share it.
     gc.collect()
     gc.freeze()
-    server = Server(source, handler)
-    server.run(threads)
-    sys.exit(server.exit_code)
+    sys.exit(serve(threads))
 
 
 BODY_BYTES_MAX = setting("FAAS_BODY_BYTES_MAX", 16 << 20, 0, 1 << 30)

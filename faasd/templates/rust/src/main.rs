@@ -22,3 +22,14 @@ fn status(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_has_its_text() {
+        let response = status(StatusCode::NOT_FOUND, "nothing\n");
+        assert_eq!(response.status(), 404);
+    }
+}
