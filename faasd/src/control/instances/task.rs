@@ -1,0 +1,312 @@
+//! One task for each container, from its start to its last trace.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use faasd_sdk::status::StatusPage;
+use faasd_sdk::wire::{self, Kind};
+use rustix::process::Signal;
+use tokio::sync::oneshot;
+use tokio::sync::watch as orders;
+use tokio::time::Instant;
+
+use super::messages::{Messages, Said, next};
+use super::{ENTRY, Instances, Message, Order};
+use crate::core::name::FunctionName;
+use crate::core::spec::{Contract, FunctionSpec, Lane, StopSignal};
+use crate::runtime::agent::{Agent, Asked, Listen};
+use crate::runtime::instance::{Request, Running};
+use crate::sys::pidfd::{Exit, Pidfd};
+use crate::sys::scm;
+
+/// Connections that may wait at an instance's own listener; the system's limit for the namespace is below it.
+const BACKLOG: i32 = i32::MAX;
+
+/// How long a server that listens over IPv4 has to listen over IPv6 as well, before it is taken for one that will not.
+const IPV6_AFTER_IPV4: Duration = Duration::from_millis(300);
+
+/// Lines of output that are told with a failure.
+const OUTPUT_LINES: usize = 10;
+
+/// What one task works with.
+pub(super) struct Task {
+    pub(super) all: Instances,
+    pub(super) key: u32,
+    pub(super) id: String,
+    pub(super) function: FunctionName,
+    pub(super) socket: Arc<OwnedFd>,
+    pub(super) receive_end: Arc<OwnedFd>,
+    pub(super) page: Arc<StatusPage>,
+    pub(super) listener: Option<Arc<OwnedFd>>,
+    pub(super) spec: FunctionSpec,
+    pub(super) slot: u32,
+    pub(super) orders: orders::Receiver<Order>,
+}
+
+impl Task {
+    pub(super) async fn start(self, request: Request, page_fd: OwnedFd) {
+        let (all, key) = (self.all.clone(), self.key);
+        let why = match all.runtime.start(request).await {
+            Ok(running) => self.run(running, &page_fd).await,
+            Err(error) => format!("{:#}", anyhow::Error::from(error)),
+        };
+        all.tell(Message::Exited { key, why }).await;
+    }
+
+    async fn run(self, running: Running, page_fd: &OwnedFd) -> String {
+        let Running { pid, process, log, notify, create_time, start_time, .. } = running;
+        tracing::info!(id = self.id, pid, ?create_time, ?start_time, "started");
+        let mut kept = vec![self.socket.as_fd(), self.receive_end.as_fd(), page_fd.as_fd(), log.as_fd()];
+        // While no daemon is there, a server that binds waits for the next one.
+        kept.extend(notify.as_ref().map(AsFd::as_fd));
+        let entry = format!("{ENTRY}{}", self.id);
+        if let Err(error) = self.all.with_store(|store| store.put(&entry, &kept)) {
+            tracing::warn!(%error, "the next daemon will not find this instance");
+        }
+        self.all.tell(Message::Started { key: self.key, pid }).await;
+        if self.spec.contract == Contract::ListenFds {
+            // Its listener listens already: whoever connects now waits for nothing but the server's own start.
+            self.page.set_ready();
+            self.tell_ready().await;
+        }
+        self.attend(process, log, notify).await
+    }
+
+    pub(super) async fn adopted(self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) {
+        let (all, key) = (self.all.clone(), self.key);
+        tracing::info!(id = self.id, pid = process.pid(), "adopted");
+        let why = self.attend(process, log, notify).await;
+        all.tell(Message::Exited { key, why }).await;
+    }
+
+    /// Tells the owner that the instance can take connections, and waits until it has acted on that.
+    async fn tell_ready(&self) {
+        let (acted, has_acted) = oneshot::channel::<()>();
+        self.all.tell(Message::Ready { key: self.key, acted: Some(acted) }).await;
+        // It is dropped, not sent.
+        let _ = has_acted.await;
+    }
+
+    /// The server is in `listen`: makes the listener listen, has the owner send it connections, those that wait first,
+    /// and lets the server go on. So it finds them when it looks for the first time.
+    async fn listens(&self, agent: &Agent, listen: &Listen) {
+        self.listen();
+        self.tell_ready().await;
+        match agent.listening(listen) {
+            // For a later daemon: one that the server was not told of by this one, it will not be told of by any.
+            Ok(()) => self.page.set_ready(),
+            Err(error) => tracing::warn!(id = self.id, %error, "a server was not told that it listens"),
+        }
+    }
+
+    /// The server listens over IPv4 alone: somebody else has to accept for it.
+    async fn relay(&self, container: u32) {
+        let Some(listener) = &self.listener else { return };
+        let (runtime, port) = (&self.all.runtime, self.spec.listen_port());
+        if let Err(error) = runtime.relay(&self.id, container, self.slot, port, listener) {
+            tracing::error!(id = self.id, %error, "a server that binds IPv4 alone has no relay");
+            return;
+        }
+        tracing::warn!(
+            id = self.id,
+            "a server binds IPv4 alone, and is reached by a relay; it should bind [::]"
+        );
+        self.listen();
+        self.page.set_ready();
+        self.all.tell(Message::Relayed { key: self.key }).await;
+        self.tell_ready().await;
+    }
+
+    fn listen(&self) {
+        let Some(listener) = &self.listener else { return };
+        if let Err(error) = rustix::net::listen(&**listener, BACKLOG) {
+            tracing::error!(id = self.id, %error, "a listener does not listen");
+        }
+    }
+
+    fn agent(&self, notify: Option<OwnedFd>) -> Option<Agent> {
+        let listener = Arc::clone(self.listener.as_ref()?);
+        Agent::new(notify?, listener, self.spec.listen_port())
+            .inspect_err(|error| tracing::error!(id = self.id, %error, "a server's calls are not served"))
+            .ok()
+    }
+
+    /// Stays with a running instance to its end, removes what is left of it, and says how it ended.
+    async fn attend(mut self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) -> String {
+        let capture = self.all.logs.capture(log, &self.function, &self.id);
+        let mut agent = self.agent(notify);
+        let mut asks = agent.is_some();
+        let mut ipv4 = None;
+        let mut messages = self.messages();
+        let (mut ready, mut drained, mut broke) = (false, false, None);
+        let exit = loop {
+            tokio::select! {
+                exit = process.exited() => break exit.unwrap_or(Exit::Unknown),
+                said = next(&mut messages) => match said {
+                    Ok(Said::Room) => self.all.tell(Message::Room { key: self.key }).await,
+                    Ok(Said::Forward { to, record, connection }) => {
+                        self.all.tell(Message::Forward { key: self.key, to, record, connection }).await;
+                    }
+                    // Each is said once: an instance's messages are no way to keep the daemon busy.
+                    Ok(Said::Ready) if !ready => {
+                        ready = true;
+                        if self.spec.lane() == Lane::Warm {
+                            // It has no page to write that on.
+                            self.page.set_ready();
+                        }
+                        self.all.tell(Message::Ready { key: self.key, acted: None }).await;
+                    }
+                    Ok(Said::Drained) if !drained => {
+                        drained = true;
+                        tracing::debug!(id = self.id, "drained");
+                    }
+                    Ok(Said::Nothing) => messages = None,
+                    broken => {
+                        let why = match broken {
+                            Ok(again) => format!("it said `{again:?}` twice"),
+                            Err(error) => error.to_string(),
+                        };
+                        tracing::warn!(id = self.id, why, "an instance broke the hand-off protocol, and is ended");
+                        broke = Some(why);
+                        messages = None;
+                        let _ = process.signal(Signal::KILL);
+                    }
+                },
+                asked = asked(agent.as_ref().filter(|_| asks)) => match (asked, &agent) {
+                    (Ok(Some(Asked::Listen(listen))), Some(agent)) => {
+                        ipv4 = None;
+                        self.listens(agent, &listen).await;
+                    }
+                    // Many bind both, one after the other.
+                    (Ok(Some(Asked::Ipv4)), _) if !self.page.ready() => {
+                        ipv4 = Some(Instant::now() + IPV6_AFTER_IPV4);
+                    }
+                    (Ok(Some(Asked::Ipv4)), _) => {}
+                    (ended, _) => {
+                        if let Err(error) = ended {
+                            tracing::error!(id = self.id, %error, "a server's calls are no longer served");
+                        }
+                        asks = false;
+                    }
+                },
+                () = at(ipv4) => {
+                    ipv4 = None;
+                    self.relay(process.pid()).await;
+                }
+                order = wanted(&mut self.orders) => match order {
+                    Order::Run => {}
+                    Order::Drain if self.spec.lane() == Lane::Warm => {
+                        // Whoever still waits at the listener when the server closes it goes to another instance,
+                        // unless somebody else holds it open.
+                        (agent, self.listener) = (None, None);
+                        let _ = process.signal(signal(self.spec.stop_signal.unwrap_or_default()));
+                    }
+                    // A protocol message: it comes after every connection that the instance was given.
+                    Order::Drain => {
+                        let drain = wire::header(Kind::Drain, 0);
+                        if let Err(error) = scm::send(&*self.socket, &drain, &[]) {
+                            tracing::debug!(id = self.id, %error, "an instance cannot be asked to finish");
+                        }
+                    }
+                    Order::Kill => {
+                        let _ = process.signal(Signal::KILL);
+                    }
+                },
+            }
+        };
+        let oom_kills = self.all.runtime.oom_kills(&self.id);
+        // It is dead: this only removes what is left.
+        if let Err(error) = self.all.runtime.stop(&self.id, &process, Duration::ZERO).await {
+            tracing::error!(%error, "an instance left something behind");
+        }
+        scm::discard(&*self.socket);
+        self.all.forget(&self.id);
+        // All writers are gone, so that what it printed last is written down by now or very soon.
+        if let Ok(capture) = capture {
+            let _ = tokio::time::timeout(Duration::from_secs(1), capture).await;
+        }
+        tracing::info!(id = self.id, %exit, served = self.page.requests(), "ended");
+        // Only an agent that still is there has a server that does not listen yet.
+        let unheard = agent.filter(|_| !self.page.ready()).map(|agent| agent.complaint());
+        self.explain(exit, oom_kills, broke, unheard).await
+    }
+
+    async fn explain(
+        &self,
+        exit: Exit,
+        oom_kills: u64,
+        broke: Option<String>,
+        unheard: Option<String>,
+    ) -> String {
+        let too_slow = !self.page.ready() && *self.orders.borrow() == Order::Kill;
+        let mut why = exit.to_string();
+        if too_slow {
+            // Who gave the order knows why.
+            why = unheard.unwrap_or_default();
+        } else if let Some(how) = broke {
+            why = format!("ended by faasd: it broke the hand-off protocol ({how})");
+        } else if oom_kills > 0 {
+            why.push_str(", for want of memory (raise `limits.memory`)");
+        } else if exit == Exit::Code(0) && self.spec.lane() == Lane::HandOff && !self.page.ready() {
+            why.push_str(" without saying that it is ready (does it speak the hand-off protocol?)");
+        }
+        let (logs, function, id) = (self.all.logs.clone(), self.function.clone(), format!(" {}: ", self.id));
+        let lines = tokio::task::spawn_blocking(move || logs.tail(&function, 100)).await;
+        let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
+        let own: Vec<_> =
+            lines.iter().filter_map(|line| line.split_once(&id).map(|(_, text)| text)).collect();
+        if !own.is_empty() {
+            why.push_str(if why.is_empty() { "its last output:" } else { "; its last output:" });
+            for line in own.iter().skip(own.len().saturating_sub(OUTPUT_LINES)) {
+                why.push_str("\n  ");
+                why.push_str(line);
+            }
+        }
+        if own.iter().any(|line| line.contains("Read-only file system")) {
+            why.push_str("\nof an image, only /tmp, /run and what `writable` names can be written to");
+        }
+        why
+    }
+
+    fn messages(&self) -> Option<Messages> {
+        Messages::of(self.socket.try_clone().ok()?).ok()
+    }
+}
+
+/// The next thing that a server comes to.
+async fn asked(agent: Option<&Agent>) -> io::Result<Option<Asked>> {
+    match agent {
+        Some(agent) => agent.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A moment, or never.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+const fn signal(signal: StopSignal) -> Signal {
+    match signal {
+        StopSignal::Term => Signal::TERM,
+        StopSignal::Quit => Signal::QUIT,
+        StopSignal::Int => Signal::INT,
+        StopSignal::Hup => Signal::HUP,
+        StopSignal::Usr1 => Signal::USR1,
+        StopSignal::Usr2 => Signal::USR2,
+        StopSignal::Winch => Signal::WINCH,
+    }
+}
+
+/// The next order. With the owner gone none follows: the instance is to outlive this daemon.
+async fn wanted(orders: &mut orders::Receiver<Order>) -> Order {
+    if orders.changed().await.is_err() {
+        return std::future::pending().await;
+    }
+    *orders.borrow_and_update()
+}
