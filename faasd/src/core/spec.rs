@@ -1,5 +1,9 @@
 //! What a function is declared to be: the file `faas.toml`, checked, with every default filled in.
 
+mod quantity;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -494,140 +498,5 @@ pub(crate) fn explain(error: &toml::de::Error) -> String {
     match nearest {
         Some((_, known)) => format!("{}\ndid you mean `{known}`?", text.trim_end()),
         None => text,
-    }
-}
-
-/// Sizes and durations, as a number or with a unit.
-mod quantity {
-    use std::fmt;
-
-    use serde::de::{Deserializer, Error, Visitor};
-
-    pub fn bytes<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
-        let units = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
-        input.deserialize_any(Quantity { units, example: "a size in bytes, or like \"128MiB\"" })
-    }
-
-    pub fn milliseconds<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
-        let units = &[("ms", 1), ("s", 1000), ("m", 60_000)];
-        input.deserialize_any(Quantity { units, example: "milliseconds, or like \"30s\"" })
-    }
-
-    struct Quantity {
-        units: &'static [(&'static str, u64)],
-        example: &'static str,
-    }
-
-    impl Visitor<'_> for Quantity {
-        type Value = u64;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(self.example)
-        }
-
-        fn visit_u64<E: Error>(self, value: u64) -> Result<u64, E> {
-            Ok(value)
-        }
-
-        fn visit_i64<E: Error>(self, value: i64) -> Result<u64, E> {
-            u64::try_from(value).map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(value), &self))
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
-            let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-            let unit = &text[number.len()..];
-            let factor = self.units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-            factor
-                .zip(number.trim().parse::<u64>().ok())
-                .and_then(|(factor, number)| number.checked_mul(factor))
-                .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_empty_file_is_a_handler_with_the_defaults() {
-        let spec = FunctionSpec::from_toml("").unwrap();
-        assert_eq!(spec, FunctionSpec::default());
-        assert_eq!(spec.handler_parts().to_string(), "handler.py:handle");
-    }
-
-    #[test]
-    fn the_documented_file_is_the_defaults() {
-        let manual = include_str!("../../../docs/CONFIGURATION.md");
-        let example = manual.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
-        let spec = FunctionSpec::from_toml(example).unwrap();
-        assert_eq!(spec.handler_parts().to_string(), "handler.py:handle");
-        assert_eq!(FunctionSpec { handler: None, ..spec }, FunctionSpec::default());
-    }
-
-    #[test]
-    fn a_handlers_file_says_its_language() {
-        let parts = |handler: &str| {
-            let spec = FunctionSpec::from_toml(&format!("handler = '{handler}'")).unwrap();
-            let Handler { language, file, name } = spec.handler_parts();
-            (language, file.to_owned(), name.map(str::to_owned))
-        };
-        let some = |name: &str| Some(name.to_owned());
-        assert_eq!(parts("site/asgi.py:app"), (Language::Python, "site/asgi.py".into(), some("app")));
-        assert_eq!(parts("a.mjs"), (Language::Node, "a.mjs".into(), None));
-        assert_eq!(parts("a.js:$x"), (Language::Node, "a.js".into(), some("$x")));
-        for script in ["handler.sh", "handler", "bin/x.rb", ".py"] {
-            assert_eq!(parts(script), (Language::Script, script.into(), None));
-        }
-    }
-
-    #[test]
-    fn units_are_understood() {
-        let spec = FunctionSpec::from_toml(
-            "contract = 'fd'\ncommand = ['./a']\n[limits]\nmemory = '64MiB'\ncpu = 0.5\n[deadlines]\nstart = '3s'",
-        )
-        .unwrap();
-        assert_eq!(spec.limits.memory_bytes, 64 << 20);
-        assert_eq!(spec.deadlines.start(), Duration::from_secs(3));
-    }
-
-    #[test]
-    fn the_store_reads_what_it_wrote() {
-        let spec = FunctionSpec { env: [("A".into(), "b".into())].into(), ..FunctionSpec::default() };
-        let text = serde_json::to_string(&spec).unwrap();
-        assert_eq!(serde_json::from_str::<FunctionSpec>(&text).unwrap(), spec);
-    }
-
-    #[test]
-    fn bad_declarations_name_the_key_and_the_remedy() {
-        for (text, why) in [
-            ("contrat = 'fd'", "did you mean `contract`"),
-            ("[limits]\nmemroy = 1", "did you mean `memory"),
-            ("contract = 'fd'", "needs `command`"),
-            ("command = ['x']", "`command` does not go with the contract `handler`"),
-            ("forward = ['x']", "`forward` does not go"),
-            ("contract = 'fd'\ncommand = ['x']\nforward = ['X_']", "forward"),
-            ("listen_port = 1", "`listen_port` does not go"),
-            ("contract = 'port'\ncommand = ['x']\nlisten_port = 0", "1 to 65535"),
-            ("contract = 'port'\ncommand = ['x']\nstop_signal = 'SIGKILL'", "SIGTERM"),
-            ("handler = 'x.py'", "FILE.py:FUNCTION"),
-            ("handler = 'x.sh:f'", "FILE.py:FUNCTION"),
-            ("handler = '/x.js'", "FILE.py:FUNCTION"),
-            ("handler = ''", "FILE.py:FUNCTION"),
-            ("handler = '../x.py:f'", "FILE.py:FUNCTION"),
-            ("build = ''", "cargo build"),
-            ("port = 0", "1 to 65535"),
-            ("port = 70000", "70000"),
-            ("[limits]\nmemory = '1KB'", "128MiB"),
-            ("[limits]\nmemory = '1MiB'", "8MiB"),
-            ("[limits]\ncpu = 0", "0.01"),
-            ("[scale]\nmin = 1000", "0 to 64"),
-            ("[deadlines]\nstart = '1h'", "30s"),
-            ("[env]\n'A=B' = 'c'", "no '='"),
-            ("x", "faas.toml"),
-        ] {
-            let error = FunctionSpec::from_toml(text).unwrap_err().to_string();
-            assert!(error.contains(why), "{text}: {error}");
-        }
     }
 }

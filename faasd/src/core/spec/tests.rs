@@ -1,0 +1,83 @@
+use super::*;
+
+#[test]
+fn an_empty_file_is_a_handler_with_the_defaults() {
+    let spec = FunctionSpec::from_toml("").unwrap();
+    assert_eq!(spec, FunctionSpec::default());
+    assert_eq!(spec.handler_parts().to_string(), "handler.py:handle");
+}
+
+#[test]
+fn the_documented_file_is_the_defaults() {
+    let manual = include_str!("../../../../docs/CONFIGURATION.md");
+    let example = manual.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let spec = FunctionSpec::from_toml(example).unwrap();
+    assert_eq!(spec.handler_parts().to_string(), "handler.py:handle");
+    assert_eq!(FunctionSpec { handler: None, ..spec }, FunctionSpec::default());
+}
+
+#[test]
+fn a_handlers_file_says_its_language() {
+    let parts = |handler: &str| {
+        let spec = FunctionSpec::from_toml(&format!("handler = '{handler}'")).unwrap();
+        let Handler { language, file, name } = spec.handler_parts();
+        (language, file.to_owned(), name.map(str::to_owned))
+    };
+    let some = |name: &str| Some(name.to_owned());
+    assert_eq!(parts("site/asgi.py:app"), (Language::Python, "site/asgi.py".into(), some("app")));
+    assert_eq!(parts("a.mjs"), (Language::Node, "a.mjs".into(), None));
+    assert_eq!(parts("a.js:$x"), (Language::Node, "a.js".into(), some("$x")));
+    for script in ["handler.sh", "handler", "bin/x.rb", ".py"] {
+        assert_eq!(parts(script), (Language::Script, script.into(), None));
+    }
+}
+
+#[test]
+fn units_are_understood() {
+    let spec = FunctionSpec::from_toml(
+        "contract = 'fd'\ncommand = ['./a']\n[limits]\nmemory = '64MiB'\ncpu = 0.5\n[deadlines]\nstart = '3s'",
+    )
+    .unwrap();
+    assert_eq!(spec.limits.memory_bytes, 64 << 20);
+    assert_eq!(spec.deadlines.start(), Duration::from_secs(3));
+}
+
+#[test]
+fn the_store_reads_what_it_wrote() {
+    let spec = FunctionSpec { env: [("A".into(), "b".into())].into(), ..FunctionSpec::default() };
+    let text = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<FunctionSpec>(&text).unwrap(), spec);
+}
+
+#[test]
+fn bad_declarations_name_the_key_and_the_remedy() {
+    for (text, why) in [
+        ("contrat = 'fd'", "did you mean `contract`"),
+        ("[limits]\nmemroy = 1", "did you mean `memory"),
+        ("contract = 'fd'", "needs `command`"),
+        ("command = ['x']", "`command` does not go with the contract `handler`"),
+        ("forward = ['x']", "`forward` does not go"),
+        ("contract = 'fd'\ncommand = ['x']\nforward = ['X_']", "forward"),
+        ("listen_port = 1", "`listen_port` does not go"),
+        ("contract = 'port'\ncommand = ['x']\nlisten_port = 0", "1 to 65535"),
+        ("contract = 'port'\ncommand = ['x']\nstop_signal = 'SIGKILL'", "SIGTERM"),
+        ("handler = 'x.py'", "FILE.py:FUNCTION"),
+        ("handler = 'x.sh:f'", "FILE.py:FUNCTION"),
+        ("handler = '/x.js'", "FILE.py:FUNCTION"),
+        ("handler = ''", "FILE.py:FUNCTION"),
+        ("handler = '../x.py:f'", "FILE.py:FUNCTION"),
+        ("build = ''", "cargo build"),
+        ("port = 0", "1 to 65535"),
+        ("port = 70000", "70000"),
+        ("[limits]\nmemory = '1KB'", "128MiB"),
+        ("[limits]\nmemory = '1MiB'", "8MiB"),
+        ("[limits]\ncpu = 0", "0.01"),
+        ("[scale]\nmin = 1000", "0 to 64"),
+        ("[deadlines]\nstart = '1h'", "30s"),
+        ("[env]\n'A=B' = 'c'", "no '='"),
+        ("x", "faas.toml"),
+    ] {
+        let error = FunctionSpec::from_toml(text).unwrap_err().to_string();
+        assert!(error.contains(why), "{text}: {error}");
+    }
+}
