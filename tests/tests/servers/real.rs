@@ -155,6 +155,13 @@ pub fn postgresql() -> Result<()> {
     Served::deploy("postgresql", as_it_is)?.wakes(|postgresql| {
         let url = format!("postgresql://postgres:change-me@{}/postgres", postgresql.host());
         let psql = |query: &str| postgresql.client(&["psql", "-XqAt", "-d", &url, "-c", query]);
+        // It listens a little before it lets anyone in, and tells those who come by then to come again.
+        let mut said = Ok(String::new());
+        eventually("it lets clients in", || {
+            said = psql("select 1");
+            !said.as_ref().is_err_and(|e| e.to_string().contains("the database system is starting up"))
+        })?;
+        ensure!(said? == "1\n");
         psql("create table numbers as select generate_series(1, 1000) as n")?;
         ensure!(psql("select sum(n) from numbers")? == "500500\n");
         // Workers share memory with the one that was asked.
