@@ -67,14 +67,14 @@ impl Served {
 
     /// Has it asked while it is there, and again when its instance has been killed: the question wakes it. Its own
     /// `accept` receives every connection.
-    fn from_zero(self, ask: impl Fn(&Self) -> Result<()>) -> Result<()> {
-        let function = self.wakes(ask)?;
+    fn wakes(self, ask: impl Fn(&Self) -> Result<()>) -> Result<()> {
+        let function = self.woken(ask)?;
         ensure!(function["instances"][0]["relayed"].is_null(), "{function}");
         self.bed.finish()
     }
 
     /// The function as it is after it was asked from zero.
-    fn wakes(&self, ask: impl Fn(&Self) -> Result<()>) -> Result<serde_json::Value> {
+    fn woken(&self, ask: impl Fn(&Self) -> Result<()>) -> Result<serde_json::Value> {
         ask(self).context("while it was there")?;
         signal(only(&self.bed.describe(self.name)?)?, Signal::KILL)?;
         let is_cold = |f: &serde_json::Value| f["instances"].as_array().is_some_and(Vec::is_empty);
@@ -118,7 +118,7 @@ fn answers(path: &'static str, text: &'static str) -> impl Fn(&Served) -> Result
 }
 
 pub fn nginx() -> Result<()> {
-    Served::deploy("nginx", as_it_is)?.from_zero(answers("/", "Hello from nginx."))
+    Served::deploy("nginx", as_it_is)?.wakes(answers("/", "Hello from nginx."))
 }
 
 /// A download is under way when a new revision takes over: the old one is asked by SIGQUIT to finish it.
@@ -143,7 +143,7 @@ pub fn nginx_drains() -> Result<()> {
 }
 
 pub fn redis() -> Result<()> {
-    Served::deploy("redis", as_it_is)?.from_zero(|redis| {
+    Served::deploy("redis", as_it_is)?.wakes(|redis| {
         let host = redis.host();
         ensure!(redis.client(&["redis-cli", "-h", &host, "set", "key", "value"])? == "OK\n");
         ensure!(redis.client(&["redis-cli", "-h", &host, "get", "key"])? == "value\n");
@@ -152,9 +152,16 @@ pub fn redis() -> Result<()> {
 }
 
 pub fn postgresql() -> Result<()> {
-    Served::deploy("postgresql", as_it_is)?.from_zero(|postgresql| {
+    Served::deploy("postgresql", as_it_is)?.wakes(|postgresql| {
         let url = format!("postgresql://postgres:change-me@{}/postgres", postgresql.host());
         let psql = |query: &str| postgresql.client(&["psql", "-XqAt", "-d", &url, "-c", query]);
+        // It listens a little before it lets anyone in, and tells those who come by then to come again.
+        let mut said = Ok(String::new());
+        eventually("it lets clients in", || {
+            said = psql("select 1");
+            !said.as_ref().is_err_and(|e| e.to_string().contains("the database system is starting up"))
+        })?;
+        ensure!(said? == "1\n");
         psql("create table numbers as select generate_series(1, 1000) as n")?;
         ensure!(psql("select sum(n) from numbers")? == "500500\n");
         // Workers share memory with the one that was asked.
@@ -175,11 +182,11 @@ pub fn go() -> Result<()> {
         go.env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "local").env("GOCACHE", dir.with_extension("cache"));
         run(&mut go)
     };
-    Served::deploy("go", build)?.from_zero(answers("/", "Hello from Go, [fd"))
+    Served::deploy("go", build)?.wakes(answers("/", "Hello from Go, [fd"))
 }
 
 pub fn express() -> Result<()> {
-    Served::deploy("express", as_it_is)?.from_zero(|express| {
+    Served::deploy("express", as_it_is)?.wakes(|express| {
         answers("/", "Hello from Express.")(express)?;
         let url = format!("http://{}/echo", express.host());
         let json = ["curl", "-sS", "--json", r#"{"a":[1]}"#, &url];
@@ -191,7 +198,7 @@ pub fn express() -> Result<()> {
 }
 
 pub fn fastapi() -> Result<()> {
-    Served::deploy("fastapi", as_it_is)?.from_zero(|fastapi| {
+    Served::deploy("fastapi", as_it_is)?.wakes(|fastapi| {
         answers("/", "Hello from FastAPI.")(fastapi)?;
         let url = format!("http://{}/sum", fastapi.host());
         let answer = fastapi.client(&["curl", "-sS", "--json", r#"{"a":40,"b":2}"#, &url])?;
@@ -201,7 +208,7 @@ pub fn fastapi() -> Result<()> {
 }
 
 pub fn gunicorn() -> Result<()> {
-    Served::deploy("gunicorn", as_it_is)?.from_zero(|gunicorn| {
+    Served::deploy("gunicorn", as_it_is)?.wakes(|gunicorn| {
         let mut workers = BTreeSet::new();
         eventually("both workers have answered", || {
             workers.extend(gunicorn.curl("/").ok());
@@ -219,13 +226,13 @@ pub fn java() -> Result<()> {
     };
     let java = Served::deploy("java", build)?;
     // A JVM takes the want of /proc/net/if_inet6 for that of IPv6, binds IPv4, and gets a relay.
-    let function = java.wakes(answers("/", "Hello from Java, "))?;
+    let function = java.woken(answers("/", "Hello from Java, "))?;
     ensure!(function["instances"][0]["relayed"] == true, "{function}");
     java.bed.finish()
 }
 
 pub fn grpc() -> Result<()> {
-    Served::deploy("grpc", as_it_is)?.from_zero(|grpc| {
+    Served::deploy("grpc", as_it_is)?.wakes(|grpc| {
         let said = grpc.client_python(&[&format!("{}:80", grpc.host())])?;
         ensure!(said == "SERVING\none\ntwo\nthree\n", "{said:?}");
         Ok(())
@@ -233,7 +240,7 @@ pub fn grpc() -> Result<()> {
 }
 
 pub fn websocket() -> Result<()> {
-    Served::deploy("websocket", as_it_is)?.from_zero(|websocket| {
+    Served::deploy("websocket", as_it_is)?.wakes(|websocket| {
         let said = websocket.client_python(&[&format!("ws://{}/", websocket.host()), "one", "two"])?;
         ensure!(said == "one\ntwo\n", "{said:?}");
         Ok(())
@@ -241,7 +248,7 @@ pub fn websocket() -> Result<()> {
 }
 
 pub fn memcached() -> Result<()> {
-    Served::deploy("memcached", as_it_is)?.from_zero(|memcached| {
+    Served::deploy("memcached", as_it_is)?.wakes(|memcached| {
         let address = address(&memcached.bed.describe(memcached.name)?)?;
         let mut stream = memcached.bed.client().connect(address, 11_211)?;
         stream.write_all(b"set key 0 0 5\r\nvalue\r\nget key\r\nquit\r\n")?;
@@ -253,9 +260,9 @@ pub fn memcached() -> Result<()> {
 }
 
 pub fn haproxy() -> Result<()> {
-    Served::deploy("haproxy", as_it_is)?.from_zero(answers("/", "Hello from HAProxy."))
+    Served::deploy("haproxy", as_it_is)?.wakes(answers("/", "Hello from HAProxy."))
 }
 
 pub fn lighttpd() -> Result<()> {
-    Served::deploy("lighttpd", as_it_is)?.from_zero(answers("/", "Hello from lighttpd."))
+    Served::deploy("lighttpd", as_it_is)?.wakes(answers("/", "Hello from lighttpd."))
 }
