@@ -300,6 +300,11 @@ fn the_rust_template_is_deployed_once_it_is_built() {
     }
     let toml = fs::read_to_string(faas.dir.path().join("hi/faas.toml")).unwrap();
     let spec = faasd::core::spec::FunctionSpec::from_toml(&toml).unwrap();
+    assert!(spec.build.is_some_and(|build| build.contains("cargo build")));
+    // Not here: what it takes to build it is for the end-to-end tests.
+    let file = faas.dir.path().join("hi/faas.toml");
+    fs::write(&file, toml.lines().filter(|line| !line.starts_with("build")).collect::<Vec<_>>().join("\n"))
+        .unwrap();
     faas.fails(&["deploy", "./hi"], 66, "build it first");
     // Any program will do for the packing.
     let program = faas.dir.path().join("hi").join(&spec.command[0]);

@@ -43,6 +43,9 @@ pub struct FunctionSpec {
     /// The port that a `port` function binds, inside; told to it as `PORT`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen_port: Option<u16>,
+    /// What becomes of what a `port` function binds over IPv4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<Ipv4>,
     /// The signal by which a server is asked to finish.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<StopSignal>,
@@ -79,6 +82,17 @@ pub enum Lane {
     HandOff,
     /// The code accepts connections itself, from a listener of its own.
     Warm,
+}
+
+/// How a server that binds its port over IPv4 is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv4 {
+    /// By a relay that copies, unless the server binds IPv6 as well.
+    #[default]
+    Relay,
+    /// Directly: what it binds is exchanged all the same. Addresses of IPv6 come out of it, which the server has to take.
+    Exchange,
 }
 
 /// A signal that a server may want to be stopped by.
@@ -238,6 +252,7 @@ impl Default for FunctionSpec {
             build: None,
             port: 80,
             listen_port: None,
+            ipv4: None,
             stop_signal: None,
             forward: Vec::new(),
             env: BTreeMap::new(),
@@ -333,6 +348,7 @@ impl FunctionSpec {
             ("handler", !is_handler && self.handler.is_some()),
             ("forward", self.contract != Contract::Fd && !self.forward.is_empty()),
             ("listen_port", self.contract != Contract::Port && self.listen_port.is_some()),
+            ("ipv4", self.contract != Contract::Port && self.ipv4.is_some()),
             ("stop_signal", self.contract.lane() == Lane::HandOff && self.stop_signal.is_some()),
         ] {
             if is_misplaced {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use faasd_sdk::wire::{self, Record};
-use rustix::event::{PollFd, PollFlags};
 use rustix::net::{RecvFlags, sockopt};
 
 use super::{Instance, Stats};
 use crate::core::balance::{Candidate, least_in_flight};
+use crate::sys::readiness::waits;
 use crate::sys::scm::{self, Handoff};
 use crate::sys::uring::{MessageId, Ring, Token};
 
@@ -168,7 +168,7 @@ impl Function {
             self.reset(connection);
         }
         // While accepting is armed the kernel's queue is empty, and two must not accept at once.
-        while !self.is_armed() && self.readable() {
+        while !self.is_armed() && waits(&self.listener) {
             match rustix::net::accept_with(&self.listener, rustix::net::SocketFlags::CLOEXEC) {
                 Ok(connection) => self.reset(connection),
                 Err(e) => {
@@ -409,12 +409,6 @@ impl Function {
             tracing::debug!(error = %e, "a refused connection is closed by FIN");
         }
         drop(connection);
-    }
-
-    fn readable(&self) -> bool {
-        let mut poll = [PollFd::new(&self.listener, PollFlags::IN)];
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut poll, Some(&zero)).is_ok_and(|ready| ready > 0)
     }
 }
 

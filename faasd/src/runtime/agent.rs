@@ -29,6 +29,8 @@ pub struct Agent {
     /// The kernel's own name for the listener, the same through all its descriptors.
     cookie: u64,
     port: u16,
+    /// Whether what is bound over IPv4 is exchanged as well.
+    ipv4: bool,
     /// Ports that were bound in its stead.
     others: Mutex<BTreeSet<u16>>,
 }
@@ -60,18 +62,19 @@ enum Subject {
 }
 
 impl Agent {
-    /// `notify` is what runc sent for the container, `port` what the server is told to bind. Needs to be called within a
-    /// tokio runtime.
+    /// `notify` is what runc sent for the container, `port` what the server is told to bind; `ipv4`, whether it may have
+    /// the listener for what it binds over IPv4. Needs to be called within a tokio runtime.
     ///
     /// # Errors
     /// Those of `getsockopt(2)` and `epoll_ctl(2)`.
-    pub fn new(notify: OwnedFd, listener: Arc<OwnedFd>, port: u16) -> io::Result<Self> {
+    pub fn new(notify: OwnedFd, listener: Arc<OwnedFd>, port: u16, ipv4: bool) -> io::Result<Self> {
         let cookie = sockopt::socket_cookie(&*listener)?;
         Ok(Self {
             notifications: Notifications::new(notify)?,
             listener,
             cookie,
             port,
+            ipv4,
             others: Mutex::default(),
         })
     }
@@ -138,7 +141,9 @@ impl Agent {
             libc::SYS_bind => {
                 let address = call.memory(call.arguments[1], call.arguments[2] as usize)?;
                 match port(&address) {
-                    Some((AddressFamily::INET6, port)) if port == self.port => {
+                    Some((family, port))
+                        if port == self.port && (family == AddressFamily::INET6 || self.ipv4) =>
+                    {
                         match sockopt::socket_type(call.descriptor(number)?)? {
                             SocketType::STREAM => Subject::Bind,
                             _ => Subject::Other,

@@ -37,6 +37,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// The pause after an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long the clients of a server that has ended may take to receive its last words: less than its cgroup may take to
+/// become empty.
+const FLUSH: Duration = Duration::from_secs(2);
+
 /// What the process is told, besides the listener, which is its standard input.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct RelayArgs {
@@ -94,20 +98,23 @@ pub fn run(args: RelayArgs) -> io::Result<()> {
     let listener = io::stdin().as_fd().try_clone_to_owned()?;
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async move {
         let container = Pidfd::open(args.container)?;
+        let mut connections = JoinSet::new();
         tokio::select! {
-            exit = container.exited() => exit.map(drop),
-            relayed = relay(listener, args.port) => relayed,
+            exit = container.exited() => exit.map(drop)?,
+            relayed = relay(listener, args.port, &mut connections) => relayed?,
         }
+        // What the server wrote last is on its way yet, though it has ended.
+        let _ = tokio::time::timeout(FLUSH, connections.join_all()).await;
+        Ok(())
     })
 }
 
 /// Relays until the server listens no more and its last connection has ended.
-async fn relay(listener: OwnedFd, port: u16) -> io::Result<()> {
+async fn relay(listener: OwnedFd, port: u16, connections: &mut JoinSet<()>) -> io::Result<()> {
     rustix::io::ioctl_fionbio(&listener, true)?;
     // The copy at standard input would keep the queue open.
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
     let listener = watch(listener)?;
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { break };
@@ -122,6 +129,8 @@ async fn relay(listener: OwnedFd, port: u16) -> io::Result<()> {
                 continue;
             }
         };
+        // Both directions: what comes in one piece goes on in one.
+        let _ = server.set_nodelay(true);
         match accept(guard.get_inner().as_fd()) {
             Ok(mut client) => drop(connections.spawn(async move {
                 // Both sides have heard of an error by then.

@@ -62,6 +62,26 @@ fn check_large(client: &Client<'_>, name: &str, bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// From nothing to an answer by two commands, in each language.
+pub fn templates() -> Result<()> {
+    let bed = Bed::joined()?;
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../faasd-sdk").display().to_string();
+    for lang in ["python", "node", "express", "asgi", "wsgi", "shell", "go", "rust"] {
+        let name = format!("my-{lang}");
+        let dir = bed.path(&name).display().to_string();
+        let mut new = vec!["new", &name, "--lang", lang, "--dir", &dir];
+        if lang == "rust" {
+            // This version of it, which need not have been published.
+            new.extend(["--sdk", &sdk]);
+        }
+        bed.faas(&new)?.ok().context(lang)?;
+        bed.faas(&["deploy", &name, &dir])?.ok().context(lang)?;
+        let answer = bed.client().curl(&format!("http://{name}.faas/")).context(lang)?;
+        ensure!(answer.to_lowercase().contains("hello"), "{lang}: {answer}");
+    }
+    bed.finish()
+}
+
 pub fn python() -> Result<()> {
     let bed = Bed::joined()?;
     let deployed = deploy(&bed, "handler-python")?;

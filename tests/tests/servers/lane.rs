@@ -295,6 +295,15 @@ pub fn ipv4() -> Result<()> {
     ensure!(told.contains("copies every byte") && told.contains("[::]"), "{told}");
     let (address, relay) = (address(&before)?, relays(only(&before)?)?);
     ensure!(relay.len() == 1, "{relay:?}");
+    // With nothing to do it does nothing.
+    eventually("the relay sleeps", || {
+        let switches = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", relay[0])).unwrap_or_default();
+            status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).map(str::to_owned)
+        };
+        let before = switches();
+        before.is_some() && bed.describe("four").is_ok() && switches() == before
+    })?;
     let kept = Load::start(&bed.client(), address, 80, 4)?;
     let new = Load::reconnecting(&bed.client(), address, 80, 2)?;
     kept.more(100)?;

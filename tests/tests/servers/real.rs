@@ -224,11 +224,7 @@ pub fn java() -> Result<()> {
         let jlink = ["--add-modules", "jdk.httpserver", "--strip-debug", "--output", "runtime"];
         run(Command::new("jlink").args(jlink).current_dir(dir))
     };
-    let java = Served::deploy("java", build)?;
-    // A JVM takes the want of /proc/net/if_inet6 for that of IPv6, binds IPv4, and gets a relay.
-    let function = java.woken(answers("/", "Hello from Java, "))?;
-    ensure!(function["instances"][0]["relayed"] == true, "{function}");
-    java.bed.finish()
+    Served::deploy("java", build)?.wakes(answers("/", "Hello from Java, "))
 }
 
 pub fn grpc() -> Result<()> {

@@ -15,10 +15,11 @@ use tokio::time::Instant;
 use super::messages::{Messages, Said, next};
 use super::{ENTRY, Instances, Message, Order};
 use crate::core::name::FunctionName;
-use crate::core::spec::{Contract, FunctionSpec, Lane, StopSignal};
+use crate::core::spec::{Contract, FunctionSpec, Ipv4, Lane, StopSignal};
 use crate::runtime::agent::{Agent, Asked, Listen};
 use crate::runtime::instance::{Request, Running};
 use crate::sys::pidfd::{Exit, Pidfd};
+use crate::sys::readiness::waits;
 use crate::sys::scm;
 
 /// Connections that may wait at an instance's own listener; the system's limit for the namespace is below it.
@@ -26,6 +27,10 @@ const BACKLOG: i32 = i32::MAX;
 
 /// How long a server that listens over IPv4 has to listen over IPv6 as well, before it is taken for one that will not.
 const IPV6_AFTER_IPV4: Duration = Duration::from_millis(300);
+
+/// How long a server that is to stop has to take what waits at its listener, and how often that is looked at.
+const TAKEN_DEADLINE: Duration = Duration::from_millis(500);
+const TAKEN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Lines of output that are told with a failure.
 const OUTPUT_LINES: usize = 10;
@@ -105,6 +110,9 @@ impl Task {
     async fn relay(&self, container: u32) {
         let Some(listener) = &self.listener else { return };
         let (runtime, port) = (&self.all.runtime, self.spec.listen_port());
+        // Before the relay watches it: a socket that does not listen yet is told as hung up, which a watcher never
+        // forgets.
+        self.listen();
         if let Err(error) = runtime.relay(&self.id, container, self.slot, port, listener) {
             tracing::error!(id = self.id, %error, "a server that binds IPv4 alone has no relay");
             return;
@@ -113,7 +121,6 @@ impl Task {
             id = self.id,
             "a server binds IPv4 alone, and is reached by a relay; it should bind [::]"
         );
-        self.listen();
         self.page.set_ready();
         self.all.tell(Message::Relayed { key: self.key }).await;
         self.tell_ready().await;
@@ -128,7 +135,8 @@ impl Task {
 
     fn agent(&self, notify: Option<OwnedFd>) -> Option<Agent> {
         let listener = Arc::clone(self.listener.as_ref()?);
-        Agent::new(notify?, listener, self.spec.listen_port())
+        let ipv4 = self.spec.ipv4 == Some(Ipv4::Exchange);
+        Agent::new(notify?, listener, self.spec.listen_port(), ipv4)
             .inspect_err(|error| tracing::error!(id = self.id, %error, "a server's calls are not served"))
             .ok()
     }
@@ -198,9 +206,12 @@ impl Task {
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
                     Order::Drain if self.spec.lane() == Lane::Warm => {
+                        if let Some(listener) = self.listener.take() {
+                            taken(&listener).await;
+                        }
                         // Whoever still waits at the listener when the server closes it goes to another instance,
                         // unless somebody else holds it open.
-                        (agent, self.listener) = (None, None);
+                        agent = None;
                         let _ = process.signal(signal(self.spec.stop_signal.unwrap_or_default()));
                     }
                     // A protocol message: it comes after every connection that the instance was given.
@@ -281,6 +292,16 @@ async fn asked(agent: Option<&Agent>) -> io::Result<Option<Asked>> {
         Some(agent) => agent.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits, for a moment at most, until the server has taken what waited at its listener: nothing more comes, and a server
+/// that is told to stop may not look once more. A relay passes on what it takes at once, to a queue that cannot be seen.
+async fn taken(listener: &OwnedFd) {
+    let deadline = Instant::now() + TAKEN_DEADLINE;
+    while waits(listener) && Instant::now() < deadline {
+        tokio::time::sleep(TAKEN_INTERVAL).await;
+    }
+    tokio::time::sleep(TAKEN_INTERVAL).await;
 }
 
 /// A moment, or never.

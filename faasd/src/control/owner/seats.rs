@@ -3,11 +3,11 @@
 //! another (`net.ipv4.tcp_migrate_req`); the one in the function's slot, which nobody accepts from, takes what comes
 //! while no instance is there.
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::net::Shutdown;
 
 use super::*;
 use crate::core::spec::{Contract, Lane};
+use crate::sys::readiness::waits;
 
 const _: () = assert!(crate::core::spec::INSTANCES_MAX as usize == faasd_common::POOL_SEATS_MAX);
 
@@ -145,13 +145,6 @@ impl Owner {
         }
         Ok(())
     }
-}
-
-/// Whether a connection waits at a listener.
-fn waits(listener: &OwnedFd) -> bool {
-    let mut poll = [PollFd::new(listener, PollFlags::IN)];
-    let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut poll, Some(&zero)).is_ok_and(|ready| ready > 0)
 }
 
 #[cfg(test)]

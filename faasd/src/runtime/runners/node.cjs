@@ -431,6 +431,8 @@ async function main() {
   const controlled = isControlled(place);
   const [chosen, exported] = choose(await load(file), file, name);
   const { server, close } = await serverFor(chosen, exported);
+  // A server that was told to listen on a name or an address begins to in a later turn of the loop.
+  await new Promise(setImmediate);
   if (server.listening) {
     fail(`${file} listens by itself: export the server without calling listen, or deploy it with ` +
       `\`command = ["node", "${file}"]\``);
