@@ -62,6 +62,24 @@ fn check_large(client: &Client<'_>, name: &str, bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// The contracts that ask for a program of one's own.
+pub fn contracts() -> Result<()> {
+    let bed = Bed::joined()?;
+    for name in ["fd-python", "listen-fds-python"] {
+        deploy(&bed, name)?.ok()?;
+    }
+    for n in 0..3 {
+        let answer = bed.client().curl("http://fd-python.faas/")?;
+        ensure!(answer.starts_with("connection "), "{n}: {answer}");
+        let answer = bed.client().curl("http://listen-fds-python.faas/")?;
+        ensure!(answer == "hello from descriptor 3, fd00:faa5:0:100::2\n", "{n}: {answer}");
+    }
+    let code = std::fs::read_to_string(example("fd-python").join("function.py"))?;
+    let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/HANDOFF.md"))?;
+    ensure!(manual.contains(&code), "docs/HANDOFF.md shows another program than examples/fd-python");
+    bed.finish()
+}
+
 /// From nothing to an answer by two commands, in each language.
 pub fn templates() -> Result<()> {
     let bed = Bed::joined()?;

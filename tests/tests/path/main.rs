@@ -39,6 +39,7 @@ fn main() {
     let trials = vec![
         shared("both_kinds_of_function_answer_by_name_through_the_tunnel", answers::both_kinds),
         shared("python_handlers_answer", languages::python),
+        shared("a_program_takes_connections_or_a_listener", languages::contracts),
         shared("two_commands_make_a_function_of_each_language_answer", languages::templates),
         shared("scripts_answer", languages::script),
         shared("node_handlers_answer", languages::node),
