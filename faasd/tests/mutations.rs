@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -137,6 +137,8 @@ fn tar(entries: &[(EntryType, &str, &str, &[u8])]) -> Vec<u8> {
         header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
         header.set_entry_type(*kind);
         header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_size(content.len() as u64);
         header.set_cksum();
         tar.append(&header, *content).unwrap();
@@ -264,6 +266,7 @@ fn archives_of_images_do_no_harm() {
         }
         let mut file = tempfile::tempfile_in(dir.path()).unwrap();
         file.write_all(&bytes).unwrap();
+        file.rewind().unwrap();
         let place = dir.path().join("roots");
         let roots = Roots::new(place.clone());
         let imported = roots.import(&file, None, Some(&fallback));

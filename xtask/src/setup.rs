@@ -64,9 +64,6 @@ const NEEDS: &[Need] = &[
     apt("iproute2", "ip", "makes the network namespaces and their links", &[Demo, Test, Bench]),
     apt("wireguard-tools", "wg", "reads the tunnel's state, as an operator would", &[Demo, Test]),
     apt("python3", "python3", "runs the functions written in Python", &[Demo, Test, Bench]),
-    apt("python3-pip", "pip3", "installs what functions in Python depend on", &[Test]),
-    apt("nodejs", "node", "runs the functions written in JavaScript", &[Test]),
-    apt("npm", "npm", "installs what functions in JavaScript depend on", &[Test]),
     apt("curl", "curl", "is the client", &[Demo, Test]),
     apt("dnsutils", "dig", "asks the name server", &[Demo, Test]),
     apt("docker-registry", "docker-registry", "is the registry that images are fetched from", &[Test]),
@@ -83,9 +80,9 @@ const NEEDS: &[Need] = &[
     apt("golang-go", "go", "compiles an example", &[Test]),
     apt("default-jdk-headless", "jlink", "compiles an example", &[Test]),
     // Containers see /usr alone, without /usr/local.
-    apt("nodejs", "/usr/bin/node", "runs the examples written for it", &[Test]),
-    apt("npm", "npm", "installs what they depend on", &[Test]),
-    apt("python3-pip", "/usr/bin/pip3", "installs what the examples in Python depend on", &[Test]),
+    apt("nodejs", "/usr/bin/node", "runs the functions written in JavaScript", &[Test]),
+    apt("npm", "npm", "installs what functions in JavaScript depend on", &[Test]),
+    apt("python3-pip", "/usr/bin/pip3", "installs what functions in Python depend on", &[Test]),
     apt("gcc", "cc", "links every Rust program and compiles C dependencies", &[Build, Demo, Test, Bench]),
     apt("git", "git", "lists the project's files", &[Build]),
     Need {
