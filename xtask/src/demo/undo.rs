@@ -19,8 +19,9 @@ const STOP_MAX: Duration = Duration::from_secs(15);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Directories,
+    /// With them go the processes that outlive the daemon on purpose, and only then is its cgroup empty.
     Namespaces,
-    /// What the daemon leaves on purpose when it stops: containers, pins, cgroups, mounts.
+    /// What else the daemon leaves on purpose when it stops: containers and pins.
     Kernel,
     Daemon,
     Client,
@@ -33,8 +34,10 @@ impl Part {
         match self {
             Self::Client => disconnect(),
             Self::Daemon => stop_daemon(),
-            Self::Kernel => all([remove_containers, remove_pins, remove_cgroups]),
-            Self::Namespaces => all([|| remove_namespace(Side::Client), || remove_namespace(Side::Server)]),
+            Self::Kernel => all([remove_containers, remove_pins]),
+            Self::Namespaces => {
+                all([|| remove_namespace(Side::Client), || remove_namespace(Side::Server), remove_cgroups])
+            }
             Self::Directories => all([unmount_all, remove_directories]),
         }
     }
