@@ -37,6 +37,9 @@ pub const UID_RANGE: u32 = 65_536;
 /// The most functions that ranges can be given to without passing `i32::MAX`, which some tools take for the end.
 pub const SLOTS_MAX: u32 = (i32::MAX as u32 - UID_BASE) / UID_RANGE;
 
+/// The content of `/etc/hosts`, inside.
+pub const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
+
 /// Where the code is, inside.
 pub const APP: &str = "/app";
 
@@ -376,7 +379,7 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
     for (file, content) in [
         ("etc/passwd", passwd),
         ("etc/group", format!("root:x:0:\nfunction:x:{USER}:\n")),
-        ("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n".to_owned()),
+        ("etc/hosts", HOSTS.to_owned()),
         // Mounted over.
         ("run/faasd-runner", String::new()),
     ] {

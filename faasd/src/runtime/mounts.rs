@@ -228,7 +228,7 @@ fn points(dir: &Path, top: &Path) -> io::Result<()> {
         fs::set_permissions(&point, fs::Permissions::from_mode(mode))?;
     }
     let hosts = top.join("etc/hosts");
-    fs::write(&hosts, "127.0.0.1 localhost\n::1 localhost\n")?;
+    fs::write(&hosts, bundle::HOSTS)?;
     lchown(&hosts, Some(OWNER_BASE), Some(OWNER_BASE))?;
     fs::set_permissions(&hosts, fs::Permissions::from_mode(0o644))
 }

@@ -5,14 +5,21 @@ use std::path::Path;
 use super::Finding;
 use super::source::{Source, line_of, words};
 
-/// A longer file must be on [`LONG`].
+/// A longer program, in whatever language, must be on [`LONG`].
 const LINES_MAX: usize = 600;
 
 /// Files that may be longer, each with the reason.
 const LONG: &[(&str, &str)] = &[
+    (
+        "faasd/src/runtime/runners/python.py",
+        "every cold start compiles it anew, and each further module of it would be looked for and opened as well",
+    ),
     ("faasd/tests/tunnel.rs", "one pair of namespaces, and everything that is tried in it"),
     ("tests/tests/escape.rs", "one list of ways out, read from top to bottom"),
 ];
+
+/// What programs in other languages than Rust end with.
+const PROGRAMS: [&str; 5] = [".py", ".cjs", ".mjs", ".js", ".sh"];
 
 /// Where `unsafe` may stand, each with the reason. A name that ends in `/` is a directory.
 const UNSAFE: &[(&str, &str)] = &[
@@ -40,6 +47,9 @@ pub fn text(file: &str, text: &str) -> Vec<Finding> {
         return Vec::new();
     }
     let mut findings = Vec::new();
+    if PROGRAMS.iter().any(|extension| file.ends_with(extension)) {
+        findings.extend(too_long(file, text.lines().count()));
+    }
     for (index, line) in text.lines().enumerate() {
         let mut report = |what: String| findings.push(Finding::new(file, index + 1, what));
         if let Some((_, word)) = words(line).find(|(_, word)| UNFINISHED.contains(word)) {
@@ -60,19 +70,20 @@ fn names_path(line: &str, path: &str) -> bool {
     })
 }
 
+fn too_long(file: &str, lines: usize) -> Option<Finding> {
+    let is_too_long = lines > LINES_MAX && !LONG.iter().any(|(name, _)| *name == file);
+    is_too_long.then(|| {
+        let what = format!(
+            "{lines} lines: split it, or say in xtask/src/tidy/rules.rs why it is longer than {LINES_MAX}"
+        );
+        Finding::new(file, lines, what)
+    })
+}
+
 /// Rules for Rust.
 pub fn rust(file: &str, source: &Source) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let lines = source.code.lines().count();
-    if lines > LINES_MAX && !LONG.iter().any(|(name, _)| *name == file) {
-        findings.push(Finding::new(
-            file,
-            lines,
-            format!(
-                "{lines} lines: split it, or say in xtask/src/tidy/rules.rs why it is longer than {LINES_MAX}"
-            ),
-        ));
-    }
+    findings.extend(too_long(file, source.code.lines().count()));
     findings.extend(unsafe_code(file, source));
     findings.extend(attributes(file, source));
     findings
@@ -209,6 +220,8 @@ mod tests {
     fn a_file_has_a_limit() {
         assert_eq!(rust_findings("a.rs", &"\n".repeat(LINES_MAX)), [""; 0]);
         assert_eq!(rust_findings("a.rs", &"\n".repeat(LINES_MAX + 1)).len(), 1);
+        assert_eq!(text("a.py", &"\n".repeat(LINES_MAX + 1)).len(), 1);
+        assert!(text("a.md", &"\n".repeat(LINES_MAX + 1)).is_empty());
     }
 
     #[test]

@@ -29,7 +29,7 @@ impl Owner {
         let mut found = owner.parts.instances.found().await?;
         owner.forget_stale_routes(&records)?;
         let pools = owner.parts.kernel.pools()?;
-        owner.seats = Seats::above(pools.iter().flat_map(|(_, seats)| seats).copied());
+        owner.seats = Seats::beside(pools.iter().flat_map(|(_, seats)| seats).copied());
         if let Err(error) = owner.parts.logs.retain(|name| records.iter().any(|r| r.name.as_str() == name)) {
             tracing::warn!(%error, "logs of functions that are not declared stay");
         }

@@ -3,6 +3,8 @@
 //! another (`net.ipv4.tcp_migrate_req`); the one in the function's slot, which nobody accepts from, takes what comes
 //! while no instance is there.
 
+use std::collections::BTreeSet;
+
 use rustix::net::Shutdown;
 
 use super::*;
@@ -11,32 +13,35 @@ use crate::sys::readiness::waits;
 
 const _: () = assert!(crate::core::spec::INSTANCES_MAX as usize == faasd_common::POOL_SEATS_MAX);
 
-/// Numbers of seats that are given to nobody.
+/// The numbers of seats.
 #[derive(Debug, Default)]
 pub(super) struct Seats {
+    /// Given once, and back.
     free: Vec<u32>,
-    /// Above all that were given.
+    /// All below were given, or are an earlier daemon's.
     next: u32,
+    /// An earlier daemon gave them, and somebody may still sit there.
+    earlier: BTreeSet<u32>,
 }
 
 impl Seats {
     /// Passes over the numbers that an earlier daemon gave, until [`Self::release`].
-    pub(super) fn above(taken: impl IntoIterator<Item = u32>) -> Self {
-        Self { free: Vec::new(), next: taken.into_iter().max().map_or(0, |seat| seat + 1) }
+    pub(super) fn beside(earlier: impl IntoIterator<Item = u32>) -> Self {
+        Self { earlier: earlier.into_iter().collect(), ..Self::default() }
     }
 
     fn take(&mut self) -> Option<u32> {
-        self.free.pop().or_else(|| {
-            let seat = self.next;
-            (seat < faasd_common::SEATS_MAX).then(|| {
-                self.next += 1;
-                seat
-            })
-        })
+        let fresh = || (self.next..faasd_common::SEATS_MAX).find(|seat| !self.earlier.contains(seat));
+        let seat = self.free.pop().or_else(fresh)?;
+        self.next = self.next.max(seat + 1);
+        Some(seat)
     }
 
     pub(super) fn release(&mut self, seat: u32) {
-        self.free.push(seat);
+        // What is not below `next` is found there.
+        if !self.earlier.remove(&seat) || seat < self.next {
+            self.free.push(seat);
+        }
     }
 }
 
@@ -46,11 +51,11 @@ impl Owner {
         let Some(entry) = self.functions.get(&record.name) else { return Ok(None) };
         let (slot, address, port) = (entry.slot, entry.address, record.spec.port);
         let ingress = &self.parts.ingress;
-        let listener = match record.spec.contract {
-            _ if record.spec.lane() == Lane::HandOff => return Ok(None),
+        let listener = match (record.spec.lane(), record.spec.contract) {
+            (Lane::HandOff, _) => return Ok(None),
+            (Lane::Warm, Contract::ListenFds) => ingress.listen(address, port, self.parts.config.backlog)?,
             // It listens when the server does: until then nothing is to come its way.
-            Contract::Port | Contract::Handler | Contract::Fd => ingress.bind(address, port)?,
-            Contract::ListenFds => ingress.listen(address, port, self.parts.config.backlog)?,
+            (Lane::Warm, _) => ingress.bind(address, port)?,
         };
         self.parts.kernel.mark(slot, &listener)?;
         Ok(Some(listener))
@@ -153,11 +158,24 @@ mod tests {
 
     #[test]
     fn a_seat_is_given_once_until_it_is_free() {
-        let mut seats = Seats::above([3, 7]);
-        assert_eq!((seats.take(), seats.take()), (Some(8), Some(9)));
-        seats.release(3);
-        assert_eq!((seats.take(), seats.take()), (Some(3), Some(10)));
-        let mut full = Seats { free: Vec::new(), next: faasd_common::SEATS_MAX };
+        let mut seats = Seats::beside([1, 4]);
+        assert_eq!((seats.take(), seats.take()), (Some(0), Some(2)));
+        seats.release(1);
+        seats.release(4);
+        assert_eq!([(); 3].map(|()| seats.take()), [Some(1), Some(3), Some(4)]);
+        seats.release(2);
+        assert_eq!((seats.take(), seats.take()), (Some(2), Some(5)));
+        let mut full = Seats { next: faasd_common::SEATS_MAX, ..Seats::default() };
         assert_eq!(full.take(), None);
+    }
+
+    #[test]
+    fn restarts_use_no_numbers_up() {
+        let mut held = vec![0, 1];
+        for _ in 0..3 * faasd_common::SEATS_MAX {
+            let mut seats = Seats::beside(held.clone());
+            held = vec![seats.take().unwrap(), seats.take().unwrap()];
+        }
+        assert!(held.iter().all(|seat| *seat < 4), "{held:?}");
     }
 }
