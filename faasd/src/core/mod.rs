@@ -4,6 +4,7 @@ pub mod address;
 pub mod balance;
 pub mod image;
 pub mod invitation;
+pub mod life;
 pub mod lifecycle;
 pub mod name;
 pub mod paths;

@@ -1,15 +1,16 @@
 //! What a function is declared to be: the file `faas.toml`, checked, with every default filled in.
 
 mod quantity;
+mod settings;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::settings::{Deadlines, Limits, Scale};
 use super::image::ImageName;
 use super::name::FunctionName;
 
@@ -189,58 +190,6 @@ impl fmt::Display for Handler<'_> {
     }
 }
 
-/// What an instance may use.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    #[serde(alias = "memory", deserialize_with = "quantity::bytes")]
-    pub memory_bytes: u64,
-    /// In cores: 0.5 is half of one.
-    #[serde(alias = "cpu")]
-    pub cpu_cores: f64,
-    /// Processes and threads.
-    #[serde(alias = "pids")]
-    pub pids_max: u32,
-    /// The size of `/tmp`, which is counted as memory.
-    #[serde(alias = "tmp", deserialize_with = "quantity::bytes")]
-    pub tmp_bytes: u64,
-    /// Open descriptors, connections included.
-    #[serde(alias = "files")]
-    pub files_max: u64,
-}
-
-/// How many instances there are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Scale {
-    /// Instances that are always there. With 0, the first connection starts one.
-    pub min: u32,
-}
-
-/// How long the platform waits.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Deadlines {
-    /// From the start of a container to its readiness.
-    #[serde(alias = "start", deserialize_with = "quantity::milliseconds")]
-    pub start_ms: u64,
-    /// From the request to stop to the kill.
-    #[serde(alias = "drain", deserialize_with = "quantity::milliseconds")]
-    pub drain_ms: u64,
-}
-
-impl Deadlines {
-    #[must_use]
-    pub const fn start(&self) -> Duration {
-        Duration::from_millis(self.start_ms)
-    }
-
-    #[must_use]
-    pub const fn drain(&self) -> Duration {
-        Duration::from_millis(self.drain_ms)
-    }
-}
-
 impl Default for FunctionSpec {
     fn default() -> Self {
         Self {
@@ -260,30 +209,6 @@ impl Default for FunctionSpec {
             scale: Scale::default(),
             deadlines: Deadlines::default(),
         }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            memory_bytes: 128 << 20,
-            cpu_cores: 1.0,
-            pids_max: 128,
-            tmp_bytes: 16 << 20,
-            files_max: 16_384,
-        }
-    }
-}
-
-impl Default for Scale {
-    fn default() -> Self {
-        Self { min: 1 }
-    }
-}
-
-impl Default for Deadlines {
-    fn default() -> Self {
-        Self { start_ms: 10_000, drain_ms: 10_000 }
     }
 }
 
@@ -412,9 +337,7 @@ impl FunctionSpec {
         if !(64..=1 << 20).contains(&limits.files_max) {
             return value("limits.files", &limits.files_max, "use 64 to 1048576");
         }
-        if self.scale.min > INSTANCES_MAX {
-            return value("scale.min", &self.scale.min, "use 0 to 64");
-        }
+        self.check_scale()?;
         if !(100..=600_000).contains(&self.deadlines.start_ms) {
             return value("deadlines.start", &self.deadlines.start_ms, "use 100ms to 10m");
         }
@@ -435,6 +358,34 @@ impl FunctionSpec {
             if content.len() > ENV_BYTES_MAX {
                 return value("env", key, "a variable holds at most 32 KiB");
             }
+        }
+        Ok(())
+    }
+
+    fn check_scale(&self) -> Result<(), SpecError> {
+        let value = |key, value: &dyn ToString, allowed| {
+            Err(SpecError::Value { key, value: value.to_string(), allowed })
+        };
+        let scale = &self.scale;
+        if scale.min > INSTANCES_MAX {
+            return value("scale.min", &scale.min, "use 0 to 64");
+        }
+        if let Some(max) = scale.max
+            && !(scale.min.max(1)..=INSTANCES_MAX).contains(&max)
+        {
+            return value("scale.max", &max, "use scale.min (1 at least) to 64");
+        }
+        if !(1..=1_000_000).contains(&scale.concurrency) {
+            return value("scale.concurrency", &scale.concurrency, "use 1 to 1000000");
+        }
+        if !(1000..=86_400_000).contains(&scale.idle_ms) {
+            return value("scale.idle", &scale.idle_ms, "use 1s to 24h");
+        }
+        if scale.prepared > INSTANCES_MAX {
+            return value("scale.prepared", &scale.prepared, "use 0 to 64");
+        }
+        if !(1..=65_536).contains(&scale.queue) {
+            return value("scale.queue", &scale.queue, "use 1 to 65536");
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ pub fn bytes<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
 }
 
 pub fn milliseconds<'de, D: Deserializer<'de>>(input: D) -> Result<u64, D::Error> {
-    let units = &[("ms", 1), ("s", 1000), ("m", 60_000)];
+    let units = &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
     input.deserialize_any(Quantity { units, example: "milliseconds, or like \"30s\"" })
 }
 
