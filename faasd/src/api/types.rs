@@ -13,6 +13,11 @@
 //! | `GET /v1/images/DIGEST` | | nothing (204), if it is there |
 //! | `PUT /v1/functions/NAME` | [`Deploy`] | [`Function`], once an instance is ready |
 //! | `GET /v1/functions/NAME` | | [`Function`] |
+//! | `GET /v1/functions/NAME/revisions` | | [`Revisions`] |
+//! | `PUT /v1/functions/NAME/traffic` | [`Traffic`] | [`Function`], once it is in effect |
+//! | `POST /v1/functions/NAME/rollback` | | [`Function`], once it is in effect |
+//! | `PUT /v1/functions/NAME/aliases/ALIAS` | [`AliasTarget`] | [`Function`] |
+//! | `DELETE /v1/functions/NAME/aliases/ALIAS` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
 //! | `GET /v1/functions/NAME/logs?lines=N` | | text |
 //! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
@@ -24,6 +29,7 @@
 //!
 //! Every error is a [`Problem`] with the media type `application/problem+json`.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use jiff::Timestamp;
@@ -32,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
+use crate::core::revision::{Alias, WantedShare};
 use crate::core::spec::FunctionSpec;
 
 /// The most bytes of an uploaded archive. The client looks before it sends, the daemon while it receives.
@@ -131,6 +138,57 @@ pub struct Deploy {
     pub dependencies: Option<String>,
     #[serde(default)]
     pub spec: FunctionSpec,
+    /// Only shows that it becomes ready; what serves goes on serving.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_traffic: bool,
+}
+
+/// A revision's part of a function's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficShare {
+    pub revision: u64,
+    /// In percent.
+    pub weight: u32,
+}
+
+/// Who is to serve. The weights add up to 100.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    pub shares: Vec<WantedShare>,
+}
+
+/// What an alias is to stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AliasTarget {
+    pub revision: u64,
+}
+
+/// The revisions of a function that are kept, the newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Revisions {
+    pub revisions: Vec<Revision>,
+}
+
+/// What was deployed once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Revision {
+    pub revision: u64,
+    /// Its part of the traffic, in percent.
+    pub weight: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Alias>,
+    /// Instances that are given connections.
+    pub ready: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
+    pub spec: FunctionSpec,
+    pub deployed_at: Timestamp,
 }
 
 /// A function, as declared and as it is.
@@ -151,10 +209,20 @@ pub struct Function {
     pub dependencies: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
+    /// Who serves. What stands above is of the revision with the largest share.
+    pub traffic: Vec<TrafficShare>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<Alias, u64>,
     pub state: State,
     /// Why the last instance failed, while there is no better news.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Failures in a row.
+    #[serde(default)]
+    pub failures: u32,
+    /// When the next try is due, after a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_ms: Option<u64>,
     pub instances: Vec<Instance>,
     pub connections: Connections,
 }
@@ -171,6 +239,8 @@ pub enum State {
     Starting,
     /// Instances keep failing; the next try waits.
     Failing,
+    /// More connections wait than may; new ones are refused.
+    Overloaded,
 }
 
 impl State {
@@ -181,6 +251,7 @@ impl State {
             Self::Cold => "cold",
             Self::Starting => "starting",
             Self::Failing => "failing",
+            Self::Overloaded => "overloaded",
         }
     }
 }
@@ -207,17 +278,25 @@ pub struct Instance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
+    /// Its container is created, or about to be, and held until it is needed.
+    Prepared,
     Starting,
     Ready,
+    /// It is not needed, and given no connections; it keeps those that it has.
+    Withdrawn,
     Draining,
 }
 
 impl Phase {
+    pub const ALL: [Self; 5] = [Self::Prepared, Self::Starting, Self::Ready, Self::Withdrawn, Self::Draining];
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Prepared => "prepared",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Withdrawn => "withdrawn",
             Self::Draining => "draining",
         }
     }
@@ -242,6 +321,9 @@ pub struct Connections {
     pub forwarded: u64,
     /// Closed for want of an instance before the deadline, or of room.
     pub refused: u64,
+    /// Accepted, and waiting for an instance now.
+    #[serde(default)]
+    pub waiting: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

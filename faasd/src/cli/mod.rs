@@ -15,7 +15,9 @@ mod logs;
 mod ls;
 mod new;
 mod pack;
+mod revisions;
 mod rm;
+mod traffic;
 mod tunnel;
 mod ui;
 mod version;
@@ -100,6 +102,11 @@ enum Command {
     Logs(logs::Logs),
     Rm(rm::Rm),
     Image(image::Image),
+    Revisions(revisions::Revisions),
+    Promote(traffic::Promote),
+    Rollback(traffic::Rollback),
+    Traffic(traffic::Traffic),
+    Alias(traffic::Alias),
     Vpn(vpn::Vpn),
     Doctor(doctor::Doctor),
     Version(version::Version),
@@ -113,8 +120,9 @@ enum Command {
 }
 
 /// The verbs as the help shows them.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     ("Functions", &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
+    ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "completions"]),
 ];
@@ -164,6 +172,11 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Describe(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
+        Command::Revisions(verb) => block_on(verb.run(context)),
+        Command::Promote(verb) => block_on(verb.run(context)),
+        Command::Rollback(verb) => block_on(verb.run(context)),
+        Command::Traffic(verb) => block_on(verb.run(context)),
+        Command::Alias(verb) => block_on(verb.run(context)),
         Command::Rm(verb) => block_on(verb.run(context)),
         Command::Image(verb) => block_on(verb.run(context)),
         Command::Vpn(verb) => verb.run(context),

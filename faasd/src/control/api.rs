@@ -8,6 +8,7 @@ mod error;
 mod handlers;
 mod images;
 mod serve;
+mod traffic;
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -21,7 +22,7 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{any, get, post};
+use axum::routing::{any, get, post, put};
 use tokio::sync::Semaphore;
 use tracing::debug;
 
@@ -30,10 +31,11 @@ pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
-    Pruned, Version,
+    Pruned, Revisions, Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
+use crate::core::revision::Alias;
 
 /// The most uploads at a time: each may hold [`ARCHIVE_BYTES_MAX`] of disk.
 pub const UPLOADS_MAX: usize = 4;
@@ -52,6 +54,9 @@ pub const INVOKE: Duration = Duration::from_secs(300);
 
 /// How long removing a function may take: its longest drain, and the rest.
 pub const REMOVE: Duration = Duration::from_secs(660);
+
+/// How long a change of who serves may take: revisions without an instance have to start, by their own deadlines.
+pub const TRAFFIC: Duration = Duration::from_secs(1260);
 
 /// What a deploy may take beyond the function's own deadlines.
 pub const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
@@ -84,6 +89,19 @@ pub trait Service: Send + Sync + 'static {
     async fn has_image(&self, digest: &str) -> bool;
     /// Returns once an instance is ready (or at once, for a function that keeps none).
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
+    /// The revisions that are kept, the newest first.
+    async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError>;
+    /// Returns once these revisions serve.
+    async fn set_traffic(&self, name: &FunctionName, traffic: Traffic) -> Result<Function, ApiError>;
+    /// Goes back to who served before the last change, and returns once they do.
+    async fn rollback(&self, name: &FunctionName) -> Result<Function, ApiError>;
+    /// Names a revision, or without one takes the name away.
+    async fn alias(
+        &self,
+        name: &FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
+    ) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
     /// The last `lines` lines, oldest first.
@@ -141,7 +159,7 @@ struct Api {
 
 /// The routes of the unix socket.
 pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
-    use {handlers as h, images as i};
+    use {handlers as h, images as i, traffic as t};
     let routes = Router::new()
         .route("/v1/version", get(h::version))
         .route("/v1/functions", get(h::functions))
@@ -150,6 +168,10 @@ pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
         .route("/v1/images/prune", post(i::prune))
         .route("/v1/images/{digest}", get(h::image))
         .route("/v1/functions/{name}", get(h::function).put(h::deploy).delete(h::remove))
+        .route("/v1/functions/{name}/revisions", get(t::revisions))
+        .route("/v1/functions/{name}/traffic", put(t::set_traffic))
+        .route("/v1/functions/{name}/rollback", post(t::rollback))
+        .route("/v1/functions/{name}/aliases/{alias}", put(t::set_alias).delete(t::remove_alias))
         .route("/v1/functions/{name}/logs", get(h::logs))
         .route("/v1/functions/{name}/invoke", any(h::invoke))
         .route("/v1/functions/{name}/invoke/", any(h::invoke))

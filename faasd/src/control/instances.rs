@@ -20,8 +20,7 @@ use tokio::sync::watch as orders;
 use self::task::Task;
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
-use super::records::FunctionRecord;
-use crate::core::name::FunctionName;
+use super::records::RevisionRecord;
 use crate::core::spec::{Contract, Lane};
 use crate::dataplane;
 use crate::runtime::agent::find_listener;
@@ -164,7 +163,7 @@ impl Instances {
     pub fn start(
         &self,
         key: u32,
-        record: &FunctionRecord,
+        record: &RevisionRecord,
         files: Files,
         listener: Option<OwnedFd>,
     ) -> io::Result<Live> {
@@ -204,7 +203,7 @@ impl Instances {
     pub fn adopt(
         &self,
         key: u32,
-        record: &FunctionRecord,
+        record: &RevisionRecord,
         address: SocketAddr,
         found: Adopted,
         mut kept: Vec<OwnedFd>,
@@ -263,7 +262,7 @@ impl Instances {
         &self,
         key: u32,
         id: String,
-        record: &FunctionRecord,
+        record: &RevisionRecord,
         parts: Parts,
         adopted: bool,
     ) -> (Live, Task) {
@@ -322,29 +321,29 @@ impl Instances {
     }
 }
 
-/// Keeps a function's listener open beyond the daemon's life.
+/// Keeps the listener of a slot open beyond the daemon's life.
 ///
 /// # Errors
 /// [`FdStoreError`].
 pub fn keep_listener(
     store: &Mutex<FdStore>,
-    function: &FunctionName,
+    slot: u32,
     listener: &OwnedFd,
 ) -> Result<(), FdStoreError> {
     let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-    store.put(&listener_entry(function), &[listener.as_fd()])
+    store.put(&listener_entry(slot), &[listener.as_fd()])
 }
 
-/// Lets a function's listener go.
+/// Lets the listener of a slot go.
 ///
 /// # Errors
 /// [`FdStoreError`].
-pub fn drop_listener(store: &Mutex<FdStore>, function: &FunctionName) -> Result<(), FdStoreError> {
-    store.lock().unwrap_or_else(PoisonError::into_inner).remove(&listener_entry(function))
+pub fn drop_listener(store: &Mutex<FdStore>, slot: u32) -> Result<(), FdStoreError> {
+    store.lock().unwrap_or_else(PoisonError::into_inner).remove(&listener_entry(slot))
 }
 
-/// The store's name for a function's listener.
+/// The store's name for the listener in a slot.
 #[must_use]
-pub fn listener_entry(function: &FunctionName) -> String {
-    format!("listener/{function}")
+pub fn listener_entry(slot: u32) -> String {
+    format!("listener/{slot}")
 }

@@ -245,13 +245,13 @@ pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::Method { method: method.to_string(), path: uri.path().to_owned() }
 }
 
-fn parse_name(name: &str) -> Result<FunctionName> {
+pub(super) fn parse_name(name: &str) -> Result<FunctionName> {
     name.parse().map_err(|e: crate::core::name::NameError| ApiError::invalid(e.to_string()))
 }
 
 /// Reads a JSON body. Its media type must say so: a browser then asks before it sends one from a foreign page, and a
 /// page that a peer looks at cannot join in the peer's stead.
-async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T> {
+pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T> {
     let media_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if media_type.split(';').next().map(str::trim) != Some("application/json") {

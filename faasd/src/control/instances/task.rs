@@ -205,7 +205,10 @@ impl Task {
                 }
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
+                    // An earlier daemon did, and a second signal to stop may mean to stop at once.
+                    Order::Drain if self.page.draining() => {}
                     Order::Drain if self.spec.lane() == Lane::Warm => {
+                        self.page.set_draining();
                         if let Some(listener) = self.listener.take() {
                             taken(&listener).await;
                         }
@@ -216,6 +219,7 @@ impl Task {
                     }
                     // A protocol message: it comes after every connection that the instance was given.
                     Order::Drain => {
+                        self.page.set_draining();
                         let drain = wire::header(Kind::Drain, 0);
                         if let Err(error) = scm::send(&*self.socket, &drain, &[]) {
                             tracing::debug!(id = self.id, %error, "an instance cannot be asked to finish");
