@@ -20,6 +20,8 @@
 //! | `DELETE /v1/functions/NAME/aliases/ALIAS` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
 //! | `GET /v1/functions/NAME/logs?lines=N` | | text |
+//! | `GET /v1/events?function=NAME&after=ID&since=TIME&limit=N` | | [`Events`] |
+//! | … with `follow=true` | | [`EventLine`]s, one a line, as they come |
 //! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
 //! | `GET /v1/peers` | | [`Peers`] |
 //! | `POST /v1/peers` | [`Invite`] | [`Invited`] |
@@ -324,6 +326,85 @@ pub struct Connections {
     /// Accepted, and waiting for an instance now.
     #[serde(default)]
     pub waiting: u64,
+}
+
+/// Something that happened to a function, or to the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Rises with time, over restarts as well. Not without gaps.
+    pub id: u64,
+    pub time: Timestamp,
+    /// None: the daemon itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionName>,
+    pub kind: EventKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// What happened and why, in a sentence.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    Deployed,
+    DeployFailed,
+    TrafficChanged,
+    RolledBack,
+    Removed,
+    InstanceStarting,
+    InstanceReady,
+    /// It was told to, or ended by itself without an error.
+    InstanceEnded,
+    InstanceFailed,
+    ScaledOut,
+    ScaledIn,
+    /// Instances keep failing: the next try waits.
+    BackingOff,
+    /// Connections are refused for want of room.
+    Overloaded,
+    Relieved,
+    DaemonStarted,
+}
+
+impl EventKind {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployed => "deployed",
+            Self::DeployFailed => "deploy-failed",
+            Self::TrafficChanged => "traffic-changed",
+            Self::RolledBack => "rolled-back",
+            Self::Removed => "removed",
+            Self::InstanceStarting => "instance-starting",
+            Self::InstanceReady => "instance-ready",
+            Self::InstanceEnded => "instance-ended",
+            Self::InstanceFailed => "instance-failed",
+            Self::ScaledOut => "scaled-out",
+            Self::ScaledIn => "scaled-in",
+            Self::BackingOff => "backing-off",
+            Self::Overloaded => "overloaded",
+            Self::Relieved => "relieved",
+            Self::DaemonStarted => "daemon-started",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Events {
+    /// The oldest first.
+    pub events: Vec<Event>,
+}
+
+/// A line of the events that are followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EventLine {
+    Event(Event),
+    /// The last line, if the stream ends for a reason of the daemon's.
+    End(Problem),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod config;
 pub mod daemon;
 pub mod dns;
+pub mod events;
 pub mod fdstore;
 pub mod ingress;
 pub mod instances;
