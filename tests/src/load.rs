@@ -67,11 +67,7 @@ impl Load {
         let ns = client.netns()?;
         Self::spawn(clients, move |stop, answered| {
             // A thread of its own, in the namespace for good.
-            ns.run(|| {
-                ask(stop, answered, || {
-                    get(&mut connect(address, port)?, "/")
-                })
-            })
+            ns.run(|| ask(stop, answered, || get(&mut connect(address, port)?, "/")))
         })
     }
 

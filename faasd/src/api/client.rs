@@ -23,7 +23,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::types::{ARCHIVE_BYTES_MAX, AliasTarget, Deploy, Function, Functions, Image, Images, ImportedImage, Invite, Invited, PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX, Revisions, Traffic, Version};
+use super::types::{
+    ARCHIVE_BYTES_MAX, AliasTarget, Deploy, Function, Functions, Image, Images, ImportedImage, Invite,
+    Invited, PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX, Revisions, Traffic, Version,
+};
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 use crate::core::revision::Alias;

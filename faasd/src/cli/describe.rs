@@ -124,7 +124,8 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         pairs.insert(5, ("traffic", Cell::new(shares(&function.traffic))));
     }
     if let Some(retry) = function.retry_in_ms {
-        let text = format!("{} in a row; the next try is due in {:.1} s", function.failures, retry as f64 / 1e3);
+        let text =
+            format!("{} in a row; the next try is due in {:.1} s", function.failures, retry as f64 / 1e3);
         pairs.insert(2, ("failures", Cell::new(text)));
     }
     if let Some(reason) = &function.reason {

@@ -13,7 +13,9 @@ use crate::core::name::FunctionName;
 /// Each deploy makes a revision, which is never changed. Those that serve, those that have an alias and the ten newest
 /// are kept.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  faas revisions hello\n  faas revisions hello -o json | jq '.revisions[].spec'")]
+#[command(
+    after_help = "Examples:\n  faas revisions hello\n  faas revisions hello -o json | jq '.revisions[].spec'"
+)]
 pub struct Revisions {
     /// The function
     name: FunctionName,

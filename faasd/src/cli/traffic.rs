@@ -137,7 +137,8 @@ fn show(context: &Context, function: &Function, output: Output) -> Result<(), Fa
     if output.format == Format::Json {
         return context.ui.json(function);
     }
-    let aliases: Vec<_> = function.aliases.iter().map(|(alias, number)| format!("{alias} is v{number}")).collect();
+    let aliases: Vec<_> =
+        function.aliases.iter().map(|(alias, number)| format!("{alias} is v{number}")).collect();
     let mut pairs =
         vec![("name", Cell::new(&function.name)), ("traffic", Cell::new(shares(&function.traffic)))];
     if !aliases.is_empty() {

@@ -21,6 +21,7 @@ use super::api::{self, Spool};
 use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
+use super::events::{Events, NewEvent};
 use super::fdstore::{self, FdStore};
 use super::ingress::Ingress;
 use super::instances::Instances;
@@ -28,6 +29,7 @@ use super::network::{self, Network};
 use super::owner::{self, Message, Owner};
 use super::service::Daemon;
 use super::store::{Embedded, Store};
+use crate::api::types::EventKind;
 use crate::core::paths::Paths;
 use crate::core::zone::{self, Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
@@ -159,10 +161,13 @@ async fn serve(
         ZoneSettings { negative_ttl_seconds: config.dns_negative_ttl_seconds, ..ZoneSettings::new(server) };
     let zone = Arc::new(ArcSwap::from_pointee(Zone::new(settings, zone::serial(store.revision()?), [])));
     let zone_changed = Arc::new(Notify::new());
-    let (events, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
+    let (to_owner, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
     let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
     let logs = Logs::new(paths.logs());
     let images = image::Store::new(paths.images());
+    let events = Events::open(paths.events())?;
+    let version = env!("CARGO_PKG_VERSION");
+    events.record_daemon(NewEvent::new(EventKind::DaemonStarted, format!("faasd {version}")));
     let instances =
         Instances::new(Arc::clone(&runtime), logs.clone(), Arc::clone(&fdstore), messages.clone());
     let owner = Owner::restore(owner::Parts {
@@ -170,10 +175,11 @@ async fn serve(
         fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
         kernel,
-        acceptors: Acceptors::start(config.acceptors, &events)?,
+        acceptors: Acceptors::start(config.acceptors, &to_owner)?,
         instances,
         images: images.clone(),
         logs: logs.clone(),
+        events: events.clone(),
         zone: Arc::clone(&zone),
         zone_changed: Arc::clone(&zone_changed),
         config: config.clone(),

@@ -325,11 +325,7 @@ impl Instances {
 ///
 /// # Errors
 /// [`FdStoreError`].
-pub fn keep_listener(
-    store: &Mutex<FdStore>,
-    slot: u32,
-    listener: &OwnedFd,
-) -> Result<(), FdStoreError> {
+pub fn keep_listener(store: &Mutex<FdStore>, slot: u32, listener: &OwnedFd) -> Result<(), FdStoreError> {
     let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
     store.put(&listener_entry(slot), &[listener.as_fd()])
 }

@@ -73,6 +73,12 @@ impl Paths {
         self.state.join("logs")
     }
 
+    /// What happened to functions.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.state.join("events")
+    }
+
     /// runc's own state (`runc --root`).
     #[must_use]
     pub fn runc(&self) -> PathBuf {

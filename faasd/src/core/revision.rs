@@ -158,7 +158,8 @@ pub fn check_shares(shares: &[WantedShare]) -> Result<Vec<WantedShare>, Revision
     if shares.len() > SHARES_MAX {
         return Err(RevisionError::Many(shares.len()));
     }
-    let twice = shares.iter().enumerate().find(|(i, s)| shares[..*i].iter().any(|o| o.revision == s.revision));
+    let twice =
+        shares.iter().enumerate().find(|(i, s)| shares[..*i].iter().any(|o| o.revision == s.revision));
     match twice {
         Some((_, share)) => Err(RevisionError::Twice(share.revision.to_string())),
         None => Ok(shares),

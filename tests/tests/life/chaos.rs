@@ -59,7 +59,8 @@ pub fn kills() -> Result<()> {
         loads[1].more(20)?;
         bed.serve().with_context(|| format!("after kill {kills}"))?;
         let (succeeded, was_deploy) = done.unwrap_or((false, true));
-        let answer = bed.client().curl("http://change.faas/").with_context(|| format!("after kill {kills}"))?;
+        let answer =
+            bed.client().curl("http://change.faas/").with_context(|| format!("after kill {kills}"))?;
         if was_deploy {
             let known = answer == text || (!succeeded && answer == acknowledged.to_string());
             ensure!(known, "kill {kills}: {answer:?}, after {text} ({succeeded}) and {acknowledged}");

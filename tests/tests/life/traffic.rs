@@ -122,8 +122,12 @@ pub fn kept() -> Result<()> {
         deploy(&bed, Kind::Handler, "hello", &n.to_string(), "", &[])?;
     }
     let revisions = bed.json(&["revisions", "hello"])?;
-    let numbers: Vec<_> =
-        revisions["revisions"].as_array().into_iter().flatten().filter_map(|r| r["revision"].as_u64()).collect();
+    let numbers: Vec<_> = revisions["revisions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|r| r["revision"].as_u64())
+        .collect();
     ensure!(numbers.len() <= 12 && numbers.first() == Some(&13) && numbers.last() == Some(&1), "{numbers:?}");
     ensure!(!numbers.contains(&2), "{numbers:?}");
     bed.faas(&["promote", "hello", "first"])?.ok()?;

@@ -167,8 +167,7 @@ impl Owner {
         let leaving = std::mem::take(&mut entry.leaving);
         if let Some(port) = entry.routed.take() {
             self.publish(|zone, serial| zone.without(name, serial));
-            let cleared =
-                [self.parts.kernel.clear_route(address, port), self.parts.kernel.clear_split(slot)];
+            let cleared = [self.parts.kernel.clear_route(address, port), self.parts.kernel.clear_split(slot)];
             for error in cleared.into_iter().filter_map(Result::err) {
                 tracing::error!(function = %name, %error, "a removed function stays in the kernel's maps");
             }
@@ -260,7 +259,12 @@ impl Owner {
         let branch = self.functions.get_mut(name).and_then(|entry| entry.branches.get_mut(&revision));
         let Some(branch) = branch else { return };
         branch.shed = on;
-        tracing::warn!(function = %name, revision, on, "more connections wait than may: refusing new ones");
+        let (kind, text) = match on {
+            true => (EventKind::Overloaded, "more connections wait than may: new ones are refused"),
+            false => (EventKind::Relieved, "new connections are taken again"),
+        };
+        tracing::warn!(function = %name, revision, text);
+        self.parts.events.record(name, NewEvent::new(kind, text).revision(revision));
         if let Err(error) = self.set_routes(name) {
             tracing::error!(function = %name, %error, "the kernel program was not told to refuse connections");
         }

@@ -29,6 +29,7 @@ pub(super) struct Change {
     shares: Vec<(u64, u32)>,
     /// The revision that is deployed by it.
     new: Option<u64>,
+    is_rollback: bool,
     reply: Reply<Function>,
     /// Why it could not go on record.
     error: Option<ApiError>,
@@ -37,6 +38,18 @@ pub(super) struct Change {
 }
 
 impl Change {
+    /// What to tell of it when it is in effect.
+    fn event(&self) -> NewEvent {
+        let shares: Vec<_> =
+            self.shares.iter().map(|(number, weight)| format!("v{number} {weight}%")).collect();
+        let shares = shares.join(", ");
+        match (self.new, self.is_rollback) {
+            (Some(new), _) => NewEvent::new(EventKind::Deployed, shares).revision(new),
+            (None, true) => NewEvent::new(EventKind::RolledBack, shares),
+            (None, false) => NewEvent::new(EventKind::TrafficChanged, shares),
+        }
+    }
+
     /// Whether it is this revision's deploy.
     pub(super) fn deploys(&self, revision: u64) -> bool {
         self.new == Some(revision)
@@ -45,6 +58,7 @@ impl Change {
 
 impl Owner {
     pub(super) async fn change(&mut self, name: FunctionName, wanted: Wanted, reply: Reply<Function>) {
+        let is_rollback = matches!(wanted, Wanted::Rollback);
         let checked = match wanted {
             Wanted::Deploy { image, dependencies, spec, serve } => {
                 self.prepare(&name, (image, dependencies), *spec).and_then(|record| {
@@ -86,7 +100,8 @@ impl Owner {
                 .collect(),
             prove: number.filter(|new| shares.iter().all(|(number, _)| number != new)).and_then(of),
         };
-        let change = Change { shares, new: number, reply, error: None, listeners: BTreeMap::new() };
+        let change =
+            Change { shares, new: number, is_rollback, reply, error: None, listeners: BTreeMap::new() };
         entry.changes.insert(id, change);
         self.step(&name, Event::Plan(plan)).await;
     }
@@ -249,7 +264,11 @@ impl Owner {
             slot: entry.slot,
             newest: change.new.into_iter().chain(old.map(|r| r.newest)).max().unwrap_or_default(),
             shares,
-            previous: if was == change.shares { old.map(|r| r.previous.clone()).unwrap_or_default() } else { was },
+            previous: if was == change.shares {
+                old.map(|r| r.previous.clone()).unwrap_or_default()
+            } else {
+                was
+            },
             aliases: old.map(|r| r.aliases.clone()).unwrap_or_default(),
         };
         let new = change.new.and_then(|number| entry.revisions.get(&number)).cloned();
@@ -283,11 +302,12 @@ impl Owner {
         let Some(entry) = self.functions.get_mut(name) else { return };
         let Some(change) = entry.changes.remove(&plan) else { return };
         let Some(entry) = self.functions.get(name) else { return };
+        tracing::info!(function = %name, shares = ?change.shares, new = change.new, "changed");
+        self.parts.events.record(name, change.event());
         let answer = match change.error {
             Some(error) => Err(error),
             None => self.view(name, entry).ok_or_else(|| self.no_function(name)),
         };
-        tracing::info!(function = %name, shares = ?change.shares, new = change.new, "changed");
         drop(change.reply.send(answer));
         self.collect_images();
     }
@@ -299,6 +319,8 @@ impl Owner {
             entry.revisions.remove(&new);
         }
         tracing::warn!(function = %name, shares = ?change.shares, new = change.new, why, "a change failed");
+        let event = NewEvent { revision: change.new, ..NewEvent::new(EventKind::DeployFailed, &*why) };
+        self.parts.events.record(name, event);
         let error = change.error.unwrap_or_else(|| ApiError::Failed {
             title: match change.new {
                 Some(_) => format!("'{name}' was not deployed: its instance did not become ready"),

@@ -16,9 +16,26 @@ impl Owner {
         let names: Vec<_> =
             self.functions.iter().filter(|(_, e)| wants(e)).map(|(name, _)| name.clone()).collect();
         for name in names {
+            let before = self.taking(&name);
             let event = self.load(&self.functions[&name]);
             self.step(&name, event).await;
+            let now = self.taking(&name);
+            let kind = match now.cmp(&before) {
+                std::cmp::Ordering::Greater => EventKind::ScaledOut,
+                std::cmp::Ordering::Less => EventKind::ScaledIn,
+                std::cmp::Ordering::Equal => continue,
+            };
+            let text = format!("from {before} to {now} instances");
+            self.parts.events.record(&name, NewEvent::new(kind, text));
         }
+    }
+
+    /// The instances that are given connections, or about to be.
+    fn taking(&self, name: &FunctionName) -> usize {
+        let Some(entry) = self.functions.get(name) else { return 0 };
+        let counts =
+            |key: &&u32| matches!(entry.lifecycle.phase(**key), Some(Phase::Starting { .. } | Phase::Ready));
+        entry.live.keys().filter(counts).count()
     }
 
     fn load(&self, entry: &Entry) -> Event {
@@ -26,8 +43,7 @@ impl Owner {
         let demand = entry.branches.iter().map(|(revision, branch)| Demand {
             revision: *revision,
             waiting: branch.stats.waiting() + queued(&branch.listener),
-            arrived: self.parts.kernel.steered(branch.slot).unwrap_or_default()
-                + branch.stats.forwarded(),
+            arrived: self.parts.kernel.steered(branch.slot).unwrap_or_default() + branch.stats.forwarded(),
         });
         Event::Load { instances, demand: demand.collect() }
     }

@@ -30,13 +30,14 @@ pub use self::change::Wanted;
 use self::seats::Seats;
 use super::api::ApiError;
 use super::config::Config;
+use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
 use super::ingress::Ingress;
 use super::instances::{Instances, Live, Order, drop_listener, keep_listener, listener_entry};
 use super::metrics::Lives;
 use super::records::{FunctionRecord, RevisionRecord, ShareRecord, free_slot};
 use super::store::{Expect, Store, list_json, put_json};
-use crate::api::types::{Connections, Function, NamedImage, Pruned, Revisions};
+use crate::api::types::{Connections, EventKind, Function, NamedImage, Pruned, Revisions};
 use crate::core::image::ImageName;
 use crate::core::life::{Action, Event, Lifecycle, Machine, Phase, Plan};
 use crate::core::name::FunctionName;
@@ -157,6 +158,7 @@ pub struct Parts {
     pub instances: Instances,
     pub images: image::Store,
     pub logs: Logs,
+    pub events: Events,
     pub zone: Arc<ArcSwap<Zone>>,
     /// Told whenever the zone has changed.
     pub zone_changed: Arc<Notify>,
@@ -327,6 +329,7 @@ impl Owner {
             }
             Message::Ready { key, acted } => {
                 if let Some(name) = self.by_key.get(&key).cloned() {
+                    self.note(&name, key, EventKind::InstanceReady, "it takes connections");
                     self.step(&name, Event::Ready(key)).await;
                 }
                 drop(acted);
@@ -345,6 +348,11 @@ impl Owner {
             entry.lives.failures += 1;
             tracing::warn!(function = %name, why, "an instance ended");
         }
+        if let Some(live) = entry.live.get(&key) {
+            let kind = if is_leaving { EventKind::InstanceEnded } else { EventKind::InstanceFailed };
+            let event = NewEvent::new(kind, &*why).revision(live.revision).instance(&*live.id);
+            self.parts.events.record(&name, event);
+        }
         let slot = entry.placed.remove(&key);
         let seat = entry.live.remove(&key).and_then(|live| live.seat);
         if let Some(seat) = seat {
@@ -354,6 +362,14 @@ impl Owner {
         }
         self.sweep_branches(&name);
         self.step(&name, Event::Exited { key, why }).await;
+        let Some(entry) = self.functions.get(&name).filter(|_| !is_leaving) else { return };
+        let pause = entry.lifecycle.retry_at().and_then(|at| at.checked_sub(self.began.elapsed()));
+        if let Some(pause) = pause {
+            let failures = entry.lifecycle.failures();
+            let text =
+                format!("{failures} failed in a row; the next one is started in {} ms", pause.as_millis());
+            self.parts.events.record(&name, NewEvent::new(EventKind::BackingOff, text));
+        }
     }
 
     /// Lets the policy decide, and does what it says.
@@ -365,6 +381,7 @@ impl Owner {
                 match action {
                     Action::Start { key, revision, hold } => self.start(name, key, revision, hold),
                     Action::Release { key } => {
+                        self.note(name, key, EventKind::InstanceStarting, "from a prepared container");
                         self.prepared.remove(&key);
                         self.order(key, Order::Run);
                     }
@@ -393,12 +410,19 @@ impl Owner {
         }
     }
 
+    /// Records an event of an instance.
+    fn note(&self, name: &FunctionName, key: u32, kind: EventKind, text: &str) {
+        if let Some(live) = self.functions.get(name).and_then(|entry| entry.live.get(&key)) {
+            let event = NewEvent::new(kind, text).revision(live.revision).instance(&*live.id);
+            self.parts.events.record(name, event);
+        }
+    }
+
     fn decide(&mut self, name: &FunctionName, event: Event) -> Vec<Action> {
         let now = self.began.elapsed();
         let room = self.parts.config.prepared_max.saturating_sub(self.prepared.len());
         let Some(entry) = self.functions.get_mut(name) else { return Vec::new() };
-        let actions =
-            entry.lifecycle.step(event, now, &mut Supply { next_key: &mut self.next_key, room });
+        let actions = entry.lifecycle.step(event, now, &mut Supply { next_key: &mut self.next_key, room });
         match entry.lifecycle.next_tick() {
             Some(at) => drop(self.ticks.insert(name.clone(), at)),
             None => drop(self.ticks.remove(name)),
@@ -421,6 +445,8 @@ impl Owner {
                 entry.live.insert(key, live);
                 if hold {
                     self.prepared.insert(key);
+                } else {
+                    self.note(name, key, EventKind::InstanceStarting, "from nothing");
                 }
             }
             Err(why) => self.parts.instances.report(Message::Exited { key, why }),

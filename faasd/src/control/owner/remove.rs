@@ -32,6 +32,12 @@ impl Owner {
             drop(reply.send(Ok(())));
         }
         tracing::info!(function = %name, "removed");
+        // One that never was is not.
+        if entry.record.is_some() {
+            self.parts
+                .events
+                .record(name, NewEvent::new(EventKind::Removed, "it and its instances are gone"));
+        }
         self.collect_images();
     }
 

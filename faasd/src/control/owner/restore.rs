@@ -44,7 +44,8 @@ impl Owner {
                 let listener = listeners.remove(&listener_entry(share.slot)).and_then(|mut all| all.pop());
                 kept.extend(listener.map(|listener| (share.slot, listener)));
             }
-            let (own, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|(one, _)| one.function == name);
+            let (own, others): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|(one, _)| one.function == name);
             found = others;
             let revisions = revisions.remove(&name).unwrap_or_default();
             if let Err(error) = owner.restore_function(record, revisions, kept, own).await {
@@ -74,7 +75,8 @@ impl Owner {
         let mut shares = Vec::new();
         for share in &record.shares {
             let revision = revisions.get(&share.revision);
-            let revision = revision.with_context(|| format!("revision {} is not on record", share.revision))?;
+            let revision =
+                revision.with_context(|| format!("revision {} is not on record", share.revision))?;
             shares.push(Share { revision: change::policy(revision), weight: share.weight });
             let port = revision.spec.port;
             if kept.get(&share.slot).is_none_or(|listener| !is_bound_to(listener, entry.address, port)) {
@@ -131,11 +133,7 @@ impl Owner {
     }
 
     /// Removes routes of functions that are no longer declared, and of shares that are no longer.
-    fn forget_stale_routes(
-        &mut self,
-        records: &[FunctionRecord],
-        revisions: &Kept,
-    ) -> anyhow::Result<()> {
+    fn forget_stale_routes(&mut self, records: &[FunctionRecord], revisions: &Kept) -> anyhow::Result<()> {
         let prefix = self.parts.config.function_prefix;
         let port = |record: &FunctionRecord| {
             let of_function = revisions.get(&record.name)?;

@@ -132,8 +132,12 @@ impl Owner {
 
     /// Frees the seats that an earlier daemon gave, apart from those that are still taken.
     pub(super) fn forget_stale_seats(&mut self, pools: Vec<(u32, Vec<u32>)>) -> anyhow::Result<()> {
-        let taken: HashSet<u32> =
-            self.functions.values().flat_map(|entry| entry.live.values()).filter_map(|live| live.seat).collect();
+        let taken: HashSet<u32> = self
+            .functions
+            .values()
+            .flat_map(|entry| entry.live.values())
+            .filter_map(|live| live.seat)
+            .collect();
         for (slot, seats) in pools {
             if !self.by_slot.contains_key(&slot) {
                 self.parts.kernel.set_pool(slot, &[])?;

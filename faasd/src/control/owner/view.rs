@@ -94,7 +94,12 @@ impl Owner {
             Revision {
                 revision: number,
                 weight: record.shares.iter().find(|s| s.revision == number).map_or(0, |share| share.weight),
-                aliases: record.aliases.iter().filter(|(_, n)| **n == number).map(|(a, _)| a.clone()).collect(),
+                aliases: record
+                    .aliases
+                    .iter()
+                    .filter(|(_, n)| **n == number)
+                    .map(|(a, _)| a.clone())
+                    .collect(),
                 ready: entry.live.iter().filter(|pair| is_ready(*pair)).count(),
                 image: kept.image.clone(),
                 root: kept.root.clone(),
