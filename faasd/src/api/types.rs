@@ -18,6 +18,9 @@
 //! | `GET /v1/events?function=NAME&after=ID&since=TIME&limit=N` | | [`Events`] |
 //! | … with `follow=true` | | [`EventLine`]s, one a line, as they come |
 //! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
+//! | `GET /v1/secrets` | | [`Secrets`] |
+//! | `PUT /v1/secrets/NAME` | the secret itself | [`Secret`] |
+//! | `DELETE /v1/secrets/NAME?force=true` | | nothing (204) |
 //! | `GET /v1/peers` | | [`Peers`] |
 //! | `POST /v1/peers` | [`Invite`] | [`Invited`] |
 //! | `DELETE /v1/peers/NAME` | | nothing (204) |
@@ -34,6 +37,8 @@ use serde::{Deserialize, Serialize};
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
+pub use crate::core::secret::SECRET_BYTES_MAX;
+use crate::core::secret::SecretName;
 use crate::core::spec::FunctionSpec;
 
 /// The most bytes of an uploaded archive. The client looks before it sends, the daemon while it receives.
@@ -244,6 +249,21 @@ pub struct Connections {
     pub forwarded: u64,
     /// Closed for want of an instance before the deadline, or of room.
     pub refused: u64,
+}
+
+/// A secret, without what it is: that does not come out again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    pub name: SecretName,
+    pub bytes: usize,
+    pub set_at: Timestamp,
+    /// Those that read it.
+    pub functions: Vec<FunctionName>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Secrets {
+    pub secrets: Vec<Secret>,
 }
 
 /// Something that happened to a function, or to the daemon.

@@ -26,6 +26,7 @@ use super::ingress::Ingress;
 use super::instances::Instances;
 use super::network::{self, Network};
 use super::owner::{self, Message, Owner};
+use super::secrets::Secrets;
 use super::service::Daemon;
 use super::store::{Embedded, Store};
 use crate::core::paths::Paths;
@@ -35,6 +36,7 @@ use crate::runtime::image;
 use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts;
+use crate::runtime::secrets as secret_files;
 use crate::sys::bpf::{Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
@@ -163,8 +165,14 @@ async fn serve(
     let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
     let logs = Logs::new(paths.logs());
     let images = image::Store::new(paths.images());
-    let instances =
-        Instances::new(Arc::clone(&runtime), logs.clone(), Arc::clone(&fdstore), messages.clone());
+    let secrets = Arc::new(Secrets::open(Arc::clone(&store), paths.secrets_key())?);
+    let instances = Instances::new(
+        Arc::clone(&runtime),
+        logs.clone(),
+        Arc::clone(&fdstore),
+        Arc::clone(&secrets),
+        messages.clone(),
+    );
     let owner = Owner::restore(owner::Parts {
         store: Arc::clone(&store),
         fdstore: Arc::clone(&fdstore),
@@ -326,6 +334,7 @@ async fn clear(options: &Options) -> anyhow::Result<()> {
         quit.and_then(|store| Ok(store.map_or(Ok(()), fdstore::Connection::quit)?)),
     );
     tried("the root images' mounts", mounts::unmount_all(&paths.roots()).map_err(Into::into));
+    tried("the secrets' file system", secret_files::unmount_all(&paths.secrets()).map_err(Into::into));
     tried("the run directory", remove_dir(&paths.run));
     tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
     anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));

@@ -8,5 +8,6 @@ pub mod life;
 pub mod lifecycle;
 pub mod name;
 pub mod paths;
+pub mod secret;
 pub mod spec;
 pub mod zone;
