@@ -23,6 +23,9 @@
 //! | `GET /v1/events?function=NAME&after=ID&since=TIME&limit=N` | | [`Events`] |
 //! | … with `follow=true` | | [`EventLine`]s, one a line, as they come |
 //! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
+//! | `GET /v1/secrets` | | [`Secrets`] |
+//! | `PUT /v1/secrets/NAME` | the secret itself | [`Secret`] |
+//! | `DELETE /v1/secrets/NAME?force=true` | | nothing (204) |
 //! | `GET /v1/peers` | | [`Peers`] |
 //! | `POST /v1/peers` | [`Invite`] | [`Invited`] |
 //! | `DELETE /v1/peers/NAME` | | nothing (204) |
@@ -41,6 +44,8 @@ use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
 use crate::core::revision::{Alias, WantedShare};
+pub use crate::core::secret::SECRET_BYTES_MAX;
+use crate::core::secret::SecretName;
 use crate::core::spec::FunctionSpec;
 
 /// The most bytes of an uploaded archive. The client looks before it sends, the daemon while it receives.
@@ -326,6 +331,21 @@ pub struct Connections {
     /// Accepted, and waiting for an instance now.
     #[serde(default)]
     pub waiting: u64,
+}
+
+/// A secret, without what it is: that does not come out again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    pub name: SecretName,
+    pub bytes: usize,
+    pub set_at: Timestamp,
+    /// Those that read it.
+    pub functions: Vec<FunctionName>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Secrets {
+    pub secrets: Vec<Secret>,
 }
 
 /// Something that happened to a function, or to the daemon.

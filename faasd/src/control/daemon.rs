@@ -27,6 +27,7 @@ use super::ingress::Ingress;
 use super::instances::Instances;
 use super::network::{self, Network};
 use super::owner::{self, Message, Owner};
+use super::secrets::Secrets;
 use super::service::Daemon;
 use super::store::{Embedded, Store};
 use crate::api::types::EventKind;
@@ -37,6 +38,7 @@ use crate::runtime::image;
 use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts;
+use crate::runtime::secrets as secret_files;
 use crate::sys::bpf::{Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
@@ -168,8 +170,14 @@ async fn serve(
     let events = Events::open(paths.events())?;
     let version = env!("CARGO_PKG_VERSION");
     events.record_daemon(NewEvent::new(EventKind::DaemonStarted, format!("faasd {version}")));
-    let instances =
-        Instances::new(Arc::clone(&runtime), logs.clone(), Arc::clone(&fdstore), messages.clone());
+    let secrets = Arc::new(Secrets::open(Arc::clone(&store), paths.secrets_key())?);
+    let instances = Instances::new(
+        Arc::clone(&runtime),
+        logs.clone(),
+        Arc::clone(&fdstore),
+        Arc::clone(&secrets),
+        messages.clone(),
+    );
     let owner = Owner::restore(owner::Parts {
         store: Arc::clone(&store),
         fdstore: Arc::clone(&fdstore),
@@ -332,6 +340,7 @@ async fn clear(options: &Options) -> anyhow::Result<()> {
         quit.and_then(|store| Ok(store.map_or(Ok(()), fdstore::Connection::quit)?)),
     );
     tried("the root images' mounts", mounts::unmount_all(&paths.roots()).map_err(Into::into));
+    tried("the secrets' file system", secret_files::unmount_all(&paths.secrets()).map_err(Into::into));
     tried("the run directory", remove_dir(&paths.run));
     tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
     anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));

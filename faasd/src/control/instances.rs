@@ -21,7 +21,10 @@ use self::task::Task;
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
 use super::records::RevisionRecord;
-use crate::core::spec::{Contract, Lane};
+use super::secrets::Secrets;
+use crate::core::name::FunctionName;
+use crate::core::secret::{SecretBytes, SecretName};
+use crate::core::spec::{Contract, FunctionSpec, Lane};
 use crate::dataplane;
 use crate::runtime::agent::find_listener;
 use crate::runtime::image::RootImage;
@@ -117,6 +120,7 @@ pub struct Instances {
     runtime: Arc<Runtime>,
     logs: Logs,
     store: Arc<Mutex<FdStore>>,
+    secrets: Arc<Secrets>,
     owner: mpsc::Sender<Message>,
 }
 
@@ -145,14 +149,21 @@ impl Instances {
         self.runtime.mounts()
     }
 
+    /// What functions may be given to read.
+    #[must_use]
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
     #[must_use]
     pub fn new(
         runtime: Arc<Runtime>,
         logs: Logs,
         store: Arc<Mutex<FdStore>>,
+        secrets: Arc<Secrets>,
         owner: mpsc::Sender<Message>,
     ) -> Self {
-        Self { runtime, logs, store, owner }
+        Self { runtime, logs, store, secrets, owner }
     }
 
     /// Starts an instance. What becomes of it is told to the owner by its key. `listener` is for the warm lane: the
@@ -189,6 +200,8 @@ impl Instances {
             image: files.code,
             root: files.root,
             dependencies: files.dependencies,
+            // They take a moment to be decrypted, which is not the owner's: the task does it.
+            secrets: Vec::new(),
             descriptors,
         };
         let parts = Parts { socket, receive_end: theirs, page, listener };
@@ -297,6 +310,15 @@ impl Instances {
             orders: sender,
         };
         (live, task)
+    }
+
+    /// The secrets that a function is to find, as they are now.
+    async fn secrets_of(&self, spec: &FunctionSpec) -> anyhow::Result<Vec<(SecretName, SecretBytes)>> {
+        if spec.secrets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (secrets, names) = (Arc::clone(&self.secrets), spec.secrets.clone());
+        Ok(tokio::task::spawn_blocking(move || secrets.values(&names)).await??)
     }
 
     fn with_store<T>(&self, work: impl FnOnce(&mut FdStore) -> T) -> T {

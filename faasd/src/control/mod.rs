@@ -17,5 +17,6 @@ pub mod metrics;
 pub mod network;
 pub mod owner;
 pub mod records;
+pub mod secrets;
 pub mod service;
 pub mod store;

@@ -9,5 +9,6 @@ pub mod lifecycle;
 pub mod name;
 pub mod paths;
 pub mod revision;
+pub mod secret;
 pub mod spec;
 pub mod zone;

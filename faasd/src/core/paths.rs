@@ -73,12 +73,6 @@ impl Paths {
         self.state.join("logs")
     }
 
-    /// What happened to functions.
-    #[must_use]
-    pub fn events(&self) -> PathBuf {
-        self.state.join("events")
-    }
-
     /// runc's own state (`runc --root`).
     #[must_use]
     pub fn runc(&self) -> PathBuf {
@@ -89,6 +83,24 @@ impl Paths {
     #[must_use]
     pub fn agents(&self) -> PathBuf {
         self.run.join("agents")
+    }
+
+    /// Instances' secrets: a file system in memory.
+    #[must_use]
+    pub fn secrets(&self) -> PathBuf {
+        self.run.join("secrets")
+    }
+
+    /// What secrets are encrypted with at rest.
+    #[must_use]
+    pub fn secrets_key(&self) -> PathBuf {
+        self.state.join("secrets.key")
+    }
+
+    /// What happened to functions.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.state.join("events")
     }
 
     /// The cgroup above all containers, absolute within each hierarchy.

@@ -51,11 +51,15 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) async fn start(self, request: Request, page_fd: OwnedFd) {
+    pub(super) async fn start(self, mut request: Request, page_fd: OwnedFd) {
         let (all, key) = (self.all.clone(), self.key);
-        let why = match all.runtime.start(request).await {
+        let started = async {
+            request.secrets = all.secrets_of(&request.spec).await?;
+            Ok::<_, anyhow::Error>(all.runtime.start(request).await?)
+        };
+        let why = match started.await {
             Ok(running) => self.run(running, &page_fd).await,
-            Err(error) => format!("{:#}", anyhow::Error::from(error)),
+            Err(error) => format!("{error:#}"),
         };
         all.tell(Message::Exited { key, why }).await;
     }

@@ -114,6 +114,7 @@ impl Owner {
         mut spec: FunctionSpec,
     ) -> Result<RevisionRecord, ApiError> {
         spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
+        self.parts.instances.secrets().check(&spec.secrets)?;
         let root = images::check(&self.parts.images, image.as_deref(), dependencies.as_deref(), &mut spec)?;
         let existing = self.functions.get(name);
         if existing.is_some_and(|entry| entry.lifecycle.is_removed()) {
