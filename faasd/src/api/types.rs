@@ -27,6 +27,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::image::ImageName;
@@ -57,7 +58,7 @@ pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 pub const PROBLEM_HEADER: &str = "faasd-problem";
 
 /// The daemon, and what it found to work with.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     pub version: String,
     pub started_at: Timestamp,
@@ -69,13 +70,13 @@ pub struct Version {
     pub layout: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Functions {
     pub functions: Vec<Function>,
 }
 
 /// Code that has been uploaded. Its digest is that of the unpacked tree, so the same code is stored once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
     /// `sha256:` and 64 hexadecimal digits.
     pub digest: String,
@@ -83,7 +84,7 @@ pub struct Image {
 }
 
 /// A root image by one of its names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedImage {
     pub name: ImageName,
     /// Of its configuration, `sha256:…`: what identifies it, however it came here.
@@ -99,12 +100,12 @@ pub struct NamedImage {
     pub functions: Vec<FunctionName>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Images {
     pub images: Vec<NamedImage>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportedImage {
     #[serde(flatten)]
     pub image: NamedImage,
@@ -113,14 +114,14 @@ pub struct ImportedImage {
 }
 
 /// What was removed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pruned {
     pub names: Vec<ImageName>,
     /// Of layers.
     pub freed_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
     /// [`Image::digest`]. A function whose `spec.image` brings all that is run needs none.
@@ -134,7 +135,7 @@ pub struct Deploy {
 }
 
 /// A function, as declared and as it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Function {
     pub name: FunctionName,
     /// Counts deploys, from 1.
@@ -160,7 +161,7 @@ pub struct Function {
 }
 
 /// What a caller would meet now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// At least one instance is ready.
@@ -185,7 +186,7 @@ impl State {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
     /// The container's name, as runc knows it.
     pub id: String,
@@ -204,7 +205,7 @@ pub struct Instance {
     pub relayed: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     Starting,
@@ -224,7 +225,7 @@ impl Phase {
 }
 
 /// A function's connections since the kernel program was first loaded (`steered`) or the daemon started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Connections {
     /// SYNs that the kernel program gave to this function's listener. A repeated one counts again.
     pub steered: u64,
@@ -244,12 +245,12 @@ pub struct Connections {
     pub refused: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Peers {
     pub peers: Vec<Peer>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Peer {
     pub name: FunctionName,
     pub address: Ipv6Addr,
@@ -266,7 +267,7 @@ pub struct Peer {
     pub sent_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Invite {
     pub name: FunctionName,
@@ -278,7 +279,7 @@ pub struct Invite {
 }
 
 /// What `faas vpn invite` prints: the text that `faas vpn connect` takes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Invited {
     pub name: FunctionName,
     pub address: Ipv6Addr,
@@ -287,7 +288,7 @@ pub struct Invited {
 }
 
 /// Sent through the tunnel that the invitation's key opened; the sender's address says whose it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Join {
     /// The key that the client made and keeps, base64.
@@ -295,7 +296,7 @@ pub struct Join {
 }
 
 /// An error, after RFC 9457.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// The HTTP status again.
     pub status: u16,
