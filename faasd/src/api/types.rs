@@ -38,6 +38,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::image::ImageName;
@@ -71,7 +72,7 @@ pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 pub const PROBLEM_HEADER: &str = "faasd-problem";
 
 /// The daemon, and what it found to work with.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     pub version: String,
     pub started_at: Timestamp,
@@ -83,13 +84,13 @@ pub struct Version {
     pub layout: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Functions {
     pub functions: Vec<Function>,
 }
 
 /// Code that has been uploaded. Its digest is that of the unpacked tree, so the same code is stored once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
     /// `sha256:` and 64 hexadecimal digits.
     pub digest: String,
@@ -97,7 +98,7 @@ pub struct Image {
 }
 
 /// A root image by one of its names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedImage {
     pub name: ImageName,
     /// Of its configuration, `sha256:…`: what identifies it, however it came here.
@@ -113,12 +114,12 @@ pub struct NamedImage {
     pub functions: Vec<FunctionName>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Images {
     pub images: Vec<NamedImage>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportedImage {
     #[serde(flatten)]
     pub image: NamedImage,
@@ -127,14 +128,14 @@ pub struct ImportedImage {
 }
 
 /// What was removed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pruned {
     pub names: Vec<ImageName>,
     /// Of layers.
     pub freed_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
     /// [`Image::digest`]. A function whose `spec.image` brings all that is run needs none.
@@ -151,7 +152,7 @@ pub struct Deploy {
 }
 
 /// A revision's part of a function's connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TrafficShare {
     pub revision: u64,
     /// In percent.
@@ -159,27 +160,27 @@ pub struct TrafficShare {
 }
 
 /// Who is to serve. The weights add up to 100.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Traffic {
     pub shares: Vec<WantedShare>,
 }
 
 /// What an alias is to stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AliasTarget {
     pub revision: u64,
 }
 
 /// The revisions of a function that are kept, the newest first.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Revisions {
     pub revisions: Vec<Revision>,
 }
 
 /// What was deployed once.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Revision {
     pub revision: u64,
     /// Its part of the traffic, in percent.
@@ -199,7 +200,7 @@ pub struct Revision {
 }
 
 /// A function, as declared and as it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Function {
     pub name: FunctionName,
     /// Counts deploys, from 1.
@@ -235,7 +236,7 @@ pub struct Function {
 }
 
 /// What a caller would meet now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// At least one instance is ready.
@@ -263,7 +264,7 @@ impl State {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
     /// The container's name, as runc knows it.
     pub id: String,
@@ -282,7 +283,7 @@ pub struct Instance {
     pub relayed: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Its container is created, or about to be, and held until it is needed.
@@ -310,7 +311,7 @@ impl Phase {
 }
 
 /// A function's connections since the kernel program was first loaded (`steered`) or the daemon started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Connections {
     /// SYNs that the kernel program gave to this function's listener. A repeated one counts again.
     pub steered: u64,
@@ -334,7 +335,7 @@ pub struct Connections {
 }
 
 /// A secret, without what it is: that does not come out again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Secret {
     pub name: SecretName,
     pub bytes: usize,
@@ -343,13 +344,13 @@ pub struct Secret {
     pub functions: Vec<FunctionName>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Secrets {
     pub secrets: Vec<Secret>,
 }
 
 /// Something that happened to a function, or to the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Rises with time, over restarts as well. Not without gaps.
     pub id: u64,
@@ -366,7 +367,7 @@ pub struct Event {
     pub message: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     Deployed,
@@ -412,14 +413,14 @@ impl EventKind {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Events {
     /// The oldest first.
     pub events: Vec<Event>,
 }
 
 /// A line of the events that are followed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EventLine {
     Event(Event),
@@ -427,12 +428,12 @@ pub enum EventLine {
     End(Problem),
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Peers {
     pub peers: Vec<Peer>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Peer {
     pub name: FunctionName,
     pub address: Ipv6Addr,
@@ -449,7 +450,7 @@ pub struct Peer {
     pub sent_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Invite {
     pub name: FunctionName,
@@ -461,7 +462,7 @@ pub struct Invite {
 }
 
 /// What `faas vpn invite` prints: the text that `faas vpn connect` takes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Invited {
     pub name: FunctionName,
     pub address: Ipv6Addr,
@@ -470,7 +471,7 @@ pub struct Invited {
 }
 
 /// Sent through the tunnel that the invitation's key opened; the sender's address says whose it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Join {
     /// The key that the client made and keeps, base64.
@@ -478,7 +479,7 @@ pub struct Join {
 }
 
 /// An error, after RFC 9457.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// The HTTP status again.
     pub status: u16,

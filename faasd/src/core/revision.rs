@@ -3,13 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::name::{FunctionName, NameError};
+use super::name::{FunctionName, NAME_BYTES_MAX, NameError};
 
 /// A name for a revision, of the same form as a function's. `v` and digits are the revisions' own names.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", "maxLength" = NAME_BYTES_MAX))]
 pub struct Alias(String);
 
 /// Why a text names no revision.
@@ -77,8 +79,9 @@ impl fmt::Display for Alias {
 }
 
 /// A revision, as a user names it: `v3`, `3` or an alias.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub enum RevisionName {
     Number(u64),
     Alias(Alias),
@@ -126,7 +129,7 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// A revision's part of the traffic as it is wanted, in percent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WantedShare {
     pub revision: RevisionName,

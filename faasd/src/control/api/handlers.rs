@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, HttpBody};
-use axum::extract::{Extension, OriginalUri, Path, RawQuery, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header, uri::PathAndQuery};
-use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use axum::extract::{Extension, OriginalUri, Path, Request, State};
+use axum::http::{Method, Uri, header, uri::PathAndQuery};
+use axum::response::{IntoResponse, NoContent, Response};
+use http_body_util::BodyExt;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
+use super::extract::{Asked, Sent};
 use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, JSON_BYTES_MAX, Join,
-    LOG_LINES_MAX, PROBLEM_HEADER, Peers, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, Join, LOG_LINES_MAX,
+    PROBLEM_HEADER, Peers, Version,
 };
 use crate::core::name::FunctionName;
 
@@ -24,9 +26,6 @@ pub(super) type Result<T> = std::result::Result<T, ApiError>;
 
 /// How long a refused upload is read on, so that the client gets to read the refusal.
 const DISCARD: Duration = Duration::from_secs(5);
-
-/// The lines of a log when nobody says how many.
-const LOG_LINES: usize = 100;
 
 pub(super) async fn version(State(api): State<Api>) -> Result<Json<Version>> {
     let version = async { Ok(api.service.version().await) };
@@ -59,9 +58,9 @@ pub(super) async fn add_image(State(api): State<Api>, mut body: Body) -> Result<
     added.map(Json)
 }
 
-pub(super) async fn image(State(api): State<Api>, Path(digest): Path<String>) -> Result<StatusCode> {
+pub(super) async fn image(State(api): State<Api>, Path(digest): Path<String>) -> Result<NoContent> {
     match api.service.has_image(&digest).await {
-        true => Ok(StatusCode::NO_CONTENT),
+        true => Ok(NoContent),
         false => Err(ApiError::no_image(&digest)),
     }
 }
@@ -119,11 +118,9 @@ pub(super) async fn discard(mut body: Body) {
 pub(super) async fn deploy(
     State(api): State<Api>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    body: Body,
+    Sent(deploy): Sent<Deploy>,
 ) -> Result<Json<Function>> {
     let name = parse_name(&name)?;
-    let deploy: Deploy = json(&headers, body).await?;
     deploy.spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
     if let Some(other) = deploy.image.iter().chain(&deploy.dependencies).find(|d| !is_digest(d)) {
         return Err(ApiError::invalid(format!("'{other}' is no digest; write sha256: and 64 digits")));
@@ -139,19 +136,23 @@ fn is_digest(image: &str) -> bool {
         .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
-pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode> {
+pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Result<NoContent> {
     let name = parse_name(&name)?;
     within(REMOVE, "removing the function", api.service.remove(&name)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn logs(
     State(api): State<Api>,
     Path(name): Path<String>,
-    RawQuery(query): RawQuery,
+    Asked(LogQuery { lines }): Asked<LogQuery>,
 ) -> Result<Response> {
     let name = parse_name(&name)?;
-    let lines = lines(query.as_deref().unwrap_or_default())?;
+    if !(1..=LOG_LINES_MAX).contains(&lines) {
+        return Err(ApiError::invalid(format!(
+            "'lines={lines}' is too much or nothing; use 1 to {LOG_LINES_MAX}"
+        )));
+    }
     let lines = within(QUICK, "reading the log", api.service.logs(&name, lines)).await?;
     let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
     for line in lines {
@@ -161,18 +162,19 @@ pub(super) async fn logs(
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
 }
 
-/// The query of a log: `lines=N` or nothing.
-fn lines(query: &str) -> Result<usize> {
-    if query.is_empty() {
-        return Ok(LOG_LINES);
+/// Which part of a log.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogQuery {
+    /// The most lines
+    #[schemars(range(min = 1, max = LOG_LINES_MAX))]
+    lines: usize,
+}
+
+impl Default for LogQuery {
+    fn default() -> Self {
+        Self { lines: 100 }
     }
-    query
-        .strip_prefix("lines=")
-        .and_then(|n| n.parse().ok())
-        .filter(|n| (1..=LOG_LINES_MAX).contains(n))
-        .ok_or_else(|| {
-            ApiError::invalid(format!("'?{query}' is not understood; write ?lines=1 to {LOG_LINES_MAX}"))
-        })
 }
 
 pub(super) async fn invoke(
@@ -202,8 +204,7 @@ pub(super) async fn peers(State(api): State<Api>) -> Result<Json<Peers>> {
     Ok(Json(Peers { peers }))
 }
 
-pub(super) async fn invite(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Json<Invited>> {
-    let invite: Invite = json(&headers, body).await?;
+pub(super) async fn invite(State(api): State<Api>, Sent(invite): Sent<Invite>) -> Result<Json<Invited>> {
     if !INVITE_MS.contains(&invite.expires_in_ms) {
         return Err(ApiError::invalid(
             "an invitation is good for a minute at least, and for 30 days at most",
@@ -212,24 +213,22 @@ pub(super) async fn invite(State(api): State<Api>, headers: HeaderMap, body: Bod
     within(QUICK, "the invitation", api.service.invite(invite)).await.map(Json)
 }
 
-pub(super) async fn revoke(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode> {
+pub(super) async fn revoke(State(api): State<Api>, Path(name): Path<String>) -> Result<NoContent> {
     let name = parse_name(&name)?;
     within(QUICK, "revoking the peer", api.service.revoke(&name)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn join(
     State(service): State<Arc<dyn Service>>,
     source: Option<Extension<Source>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<StatusCode> {
+    Sent(join): Sent<Join>,
+) -> Result<NoContent> {
     let Some(Extension(Source(source))) = source else {
         return Err(ApiError::Forbidden("a peer joins through the tunnel".into()));
     };
-    let join: Join = json(&headers, body).await?;
     within(QUICK, "joining", service.join(source, join)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn metrics(State(service): State<Arc<dyn Service>>) -> Result<Response> {
@@ -247,26 +246,6 @@ pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
 
 pub(super) fn parse_name(name: &str) -> Result<FunctionName> {
     name.parse().map_err(|e: crate::core::name::NameError| ApiError::invalid(e.to_string()))
-}
-
-/// Reads a JSON body. Its media type must say so: a browser then asks before it sends one from a foreign page, and a
-/// page that a peer looks at cannot join in the peer's stead.
-pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T> {
-    let media_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if media_type.split(';').next().map(str::trim) != Some("application/json") {
-        return Err(ApiError::MediaType);
-    }
-    let collected = async { Ok(Limited::new(body, JSON_BYTES_MAX).collect().await) };
-    let bytes = match within(QUICK, "sending the request", collected).await? {
-        Ok(body) => body.to_bytes(),
-        Err(e) if e.is::<LengthLimitError>() => {
-            return Err(ApiError::TooLarge { what: "the request", limit_bytes: JSON_BYTES_MAX as u64 });
-        }
-        Err(e) => return Err(ApiError::invalid(format!("the request broke off: {e}"))),
-    };
-    serde_json::from_slice(&bytes)
-        .map_err(|e| ApiError::invalid(format!("the request is not understood: {e}")))
 }
 
 pub(super) async fn within<T>(
@@ -297,14 +276,5 @@ mod tests {
             assert_eq!((name.as_str(), found.to_string().as_str()), ("hello", target), "{uri}");
         }
         assert!(invocation(&"/v1/functions/He/invoke/".parse().unwrap()).is_err());
-    }
-
-    #[test]
-    fn a_query_of_lines() {
-        assert_eq!(lines("").unwrap(), LOG_LINES);
-        assert_eq!(lines("lines=7").unwrap(), 7);
-        for bad in ["lines=0", "lines=10001", "lines=x", "line=1", "lines=1&x=2"] {
-            assert!(lines(bad).is_err(), "{bad}");
-        }
     }
 }

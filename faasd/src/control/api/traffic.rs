@@ -1,11 +1,10 @@
 //! Who serves: revisions, their shares of the traffic, their names.
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
 
-use super::handlers::{Result, json, parse_name, within};
+use super::extract::Sent;
+use super::handlers::{Result, parse_name, within};
 use super::{Api, ApiError, QUICK, TRAFFIC};
 use crate::api::types::{AliasTarget, Function, Revisions, Traffic};
 use crate::core::revision::{Alias, check_shares};
@@ -18,11 +17,9 @@ pub(super) async fn revisions(State(api): State<Api>, Path(name): Path<String>) 
 pub(super) async fn set_traffic(
     State(api): State<Api>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    body: Body,
+    Sent(traffic): Sent<Traffic>,
 ) -> Result<Json<Function>> {
     let name = parse_name(&name)?;
-    let traffic: Traffic = json(&headers, body).await?;
     check_shares(&traffic.shares).map_err(|e| ApiError::invalid(e.to_string()))?;
     within(TRAFFIC, "the change of traffic", api.service.set_traffic(&name, traffic)).await.map(Json)
 }
@@ -35,11 +32,9 @@ pub(super) async fn rollback(State(api): State<Api>, Path(name): Path<String>) -
 pub(super) async fn set_alias(
     State(api): State<Api>,
     Path((name, alias)): Path<(String, String)>,
-    headers: HeaderMap,
-    body: Body,
+    Sent(AliasTarget { revision }): Sent<AliasTarget>,
 ) -> Result<Json<Function>> {
     let (name, alias) = (parse_name(&name)?, parse_alias(&alias)?);
-    let AliasTarget { revision } = json(&headers, body).await?;
     within(QUICK, "naming the revision", api.service.alias(&name, alias, Some(revision))).await.map(Json)
 }
 
