@@ -47,7 +47,7 @@ impl Owner {
         connection: &OwnedFd,
     ) -> Result<u32, Refusal> {
         let sender = self.functions.get(from).ok_or(Refusal::NotIts)?;
-        if self.parts.kernel.owner_of(connection)? != Some(sender.slot) {
+        if self.parts.kernel.owner_of(connection)?.map(|owner| owner.slot) != Some(sender.slot) {
             return Err(Refusal::NotIts);
         }
         // By the declaration of the instance's own revision, which need not be the current one.

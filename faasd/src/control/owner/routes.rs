@@ -13,8 +13,8 @@ impl Owner {
         let stats = Arc::clone(&entry.stats);
         entry.listener = Some(Arc::clone(listener));
         self.parts.acceptors.send(Command::AddFunction { slot, listener: Arc::clone(listener), stats })?;
-        self.parts.kernel.set_listener(slot, &**listener)?;
-        self.parts.kernel.set_route(address, port, Route { slot })?;
+        self.parts.kernel.set_listener(slot, slot, &**listener)?;
+        self.parts.kernel.set_route(address, port, Route::to(slot))?;
         if let Some(old) = entry.routed.replace(port)
             && old != port
         {

@@ -63,15 +63,15 @@ impl Owner {
 
     /// Seats an instance: connections go to it from now on, and those that waited go first.
     pub(super) fn take_seat(&mut self, name: &FunctionName, key: u32) -> anyhow::Result<()> {
-        let Some(live) = self.functions.get_mut(name).and_then(|entry| entry.live.get_mut(&key)) else {
-            return Ok(());
-        };
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
+        let slot = entry.slot;
+        let Some(live) = entry.live.get_mut(&key) else { return Ok(()) };
         let Some(listener) = live.listener() else { return Ok(()) };
         let seat = match live.seat {
             Some(seat) => seat,
             None => self.seats.take().context("every seat is taken")?,
         };
-        self.parts.kernel.set_seat(seat, listener)?;
+        self.parts.kernel.set_seat(seat, slot, listener)?;
         live.seat = Some(seat);
         self.set_pool(name)?;
         self.move_to_seats(name);
@@ -128,7 +128,7 @@ impl Owner {
             let moved = rustix::net::shutdown(&**listener, Shutdown::Read)
                 .and_then(|()| rustix::net::listen(&**listener, i32::try_from(backlog).unwrap_or(i32::MAX)))
                 .map_err(anyhow::Error::from)
-                .and_then(|()| Ok(self.parts.kernel.set_listener(slot, &**listener)?));
+                .and_then(|()| Ok(self.parts.kernel.set_listener(slot, slot, &**listener)?));
             if let Err(error) = moved {
                 tracing::error!(function = %name, %error, "connections that wait were not moved");
             }
