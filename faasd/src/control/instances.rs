@@ -22,7 +22,6 @@ use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
 use super::records::RevisionRecord;
 use super::secrets::Secrets;
-use crate::core::name::FunctionName;
 use crate::core::secret::{SecretBytes, SecretName};
 use crate::core::spec::{Contract, FunctionSpec, Lane};
 use crate::dataplane;
@@ -228,7 +227,11 @@ impl Instances {
             Lane::HandOff => None,
             // Nobody keeps it but the instance: were it kept elsewhere, it would go on taking connections after the
             // instance's death, for as long as no daemon is there to hear of it.
-            Lane::Warm => Some(find_listener(&self.runtime.processes(&found.id), address)?),
+            Lane::Warm => match find_listener(&self.runtime.processes(&found.id), address) {
+                // One that was asked to finish has closed it.
+                None if page.draining() => None,
+                listener => Some(listener?),
+            },
         };
         let relayed = listener.as_ref().is_some_and(|(process, _)| is_relay(*process));
         let listener = listener.map(|(_, listener)| listener);
