@@ -228,7 +228,9 @@ fn traffic_routes() -> ApiRouter<Api> {
     ApiRouter::new()
         .api_route(
             "/v1/functions/{name}/revisions",
-            get_with(t::revisions, |o| op(o, "listRevisions", "The revisions that are kept, the newest first")),
+            get_with(t::revisions, |o| {
+                op(o, "listRevisions", "The revisions that are kept, the newest first")
+            }),
         )
         .api_route(
             "/v1/functions/{name}/traffic",
