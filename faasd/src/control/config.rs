@@ -56,7 +56,7 @@ impl Default for Config {
             dns_negative_ttl_seconds: 1,
             acceptors: 1,
             backlog: 4096,
-            prepared_max: 0, // TEMP
+            prepared_max: 64,
         }
     }
 }
