@@ -165,9 +165,10 @@ fn steer_by_flags(ctx: &SkLookupContext, route: Route) -> u32 {
     let Some(drawn) = unsafe { bpf_get_prandom_u32() }.checked_rem(split.total) else {
         return no_listener();
     };
+    // Without a branch: the verifier would follow each one through all of what comes below.
     let mut first = 0;
-    while first + 1 < split.len && drawn >= split.upto[first as usize & (BRANCHES_MAX - 1)] {
-        first += 1;
+    for upto in &split.upto {
+        first += u32::from(drawn >= *upto);
     }
     if split.shed >> (first & 31) & 1 != 0 {
         count(Decision::Shed);
