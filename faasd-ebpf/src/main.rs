@@ -51,7 +51,8 @@ static POOLS: HashMap<u32, Pool> = HashMap::with_max_entries(SLOTS_MAX, BPF_F_NO
 #[map]
 static SEATS: SockMap = SockMap::with_max_entries(SEATS_MAX, 0);
 
-/// Connections given to each slot.
+/// Connections given to each slot. What comes for a connection that is gone (after a reset) counts once more: a lookup
+/// does not tell it from a new one. [`live`] counts exactly.
 #[map]
 static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
 
@@ -115,6 +116,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     let lookup = unsafe { &*ctx.lookup };
     if lookup.protocol != IPPROTO_TCP {
         // UDP: only DNS is bound here, and nothing that a function holds is a UDP socket.
+        return SK_PASS;
+    }
+    // SAFETY: as above.
+    if !unsafe { lookup.__bindgen_anon_1.__bindgen_anon_1.sk }.is_null() {
+        // The program of the daemon before has chosen, and is about to be detached.
         return SK_PASS;
     }
     if lookup.family != AF_INET6 {
