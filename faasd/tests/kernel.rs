@@ -65,6 +65,25 @@ impl Bed {
         Kernel::load(&Attachment { dir, ingress: ns, cgroup, tunnel: "wg0", tunnel_ifindex }).unwrap()
     }
 
+    /// Keeps the programs that are attached now from being replaced by the next ones: the instant in which two are
+    /// attached, as long as it takes to look at it.
+    fn keep_programs(&self) {
+        for link in self.pinned("link_") {
+            fs::rename(&link, link.to_string_lossy().replace("link_", "kept_")).unwrap();
+        }
+    }
+
+    fn drop_kept_programs(&self) {
+        let kept = self.pinned("kept_");
+        assert!(!kept.is_empty());
+        kept.iter().for_each(|link| fs::remove_file(link).unwrap());
+    }
+
+    fn pinned(&self, prefix: &str) -> Vec<PathBuf> {
+        let paths = fs::read_dir(self.pins()).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix)).collect()
+    }
+
     fn listen(&self) -> OwnedFd {
         self.ingress.listen(address(), PORT, 4096).unwrap()
     }
@@ -215,8 +234,11 @@ fn connections_are_shared_out_by_weight() {
     assert_eq!(dials(&bed, ALL), 0);
     wait_until("all are accepted", || stable.accepted() + canary.accepted() == ALL);
     assert!(is_share(canary.accepted(), ALL, 10), "{} of {ALL}", canary.accepted());
-    let counted = [kernel.steered(2), kernel.steered(3), kernel.warm(3), kernel.warm(2)].map(Result::unwrap);
-    assert_eq!(counted, [stable.accepted(), canary.accepted(), canary.accepted(), 0]);
+    // What comes late for a connection that is gone is steered and counted like a new one: these counts are no less.
+    let counted = [kernel.steered(2), kernel.steered(3), kernel.warm(3)].map(Result::unwrap);
+    let accepted = [stable.accepted(), canary.accepted(), canary.accepted()];
+    assert!(counted.iter().zip(accepted).all(|(counted, accepted)| *counted >= accepted), "{counted:?}");
+    assert_eq!(kernel.warm(2).unwrap(), 0);
 
     // A branch that is shed refuses its share, and none but its share.
     let before = stable.accepted();
@@ -225,7 +247,7 @@ fn connections_are_shared_out_by_weight() {
     assert!(is_share(refused, ALL, 10), "{refused} of {ALL}");
     wait_until("the others are accepted", || stable.accepted() - before == ALL - refused);
     let decision = |kernel: &Kernel, which: Decision| kernel.decisions().unwrap()[which as usize];
-    assert_eq!(decision(&kernel, Decision::Shed), refused);
+    assert!(decision(&kernel, Decision::Shed) >= refused);
 
     // Where nobody listens, the other branch takes it: all of it, whichever it is.
     kernel.set_split(1, &branches(false)).unwrap();
@@ -248,7 +270,7 @@ fn connections_are_shared_out_by_weight() {
     assert_eq!(kernel.splits().unwrap(), []);
     let before = decision(&kernel, Decision::NoListener);
     assert_eq!(dials(&bed, 10), 10);
-    assert_eq!(decision(&kernel, Decision::NoListener) - before, 10);
+    assert!(decision(&kernel, Decision::NoListener) - before >= 10);
 
     // A route refuses and takes on again as its flags say.
     kernel.set_route(address(), PORT, Route { slot: 2, flags: Route::SHED }).unwrap();
@@ -256,7 +278,7 @@ fn connections_are_shared_out_by_weight() {
     let start = Instant::now();
     assert_eq!(dials(&bed, 100), 100);
     assert!(start.elapsed() < Duration::from_secs(1), "by RST, not by a timeout: {:?}", start.elapsed());
-    assert_eq!(decision(&kernel, Decision::Shed) - before, 100);
+    assert!(decision(&kernel, Decision::Shed) - before >= 100);
     kernel.set_route(address(), PORT, Route::to(2)).unwrap();
     assert_eq!(dials(&bed, 10), 0);
     stable.stop();
@@ -348,12 +370,17 @@ fn live_connections_are_counted_exactly() {
                 });
             });
         }
-        // A new daemon takes over meanwhile, three times.
+        // A new daemon takes over meanwhile, three times. The programs of the first and the second stay for a quarter.
         for quarter in 1..=3 {
             wait_until("a quarter is done", || {
                 done.load(Ordering::Relaxed) >= quarter * (CLIENTS * EACH) as u64 / 4
             });
             drop(kernel);
+            match quarter {
+                1 => bed.keep_programs(),
+                2 => bed.drop_kept_programs(),
+                _ => {}
+            }
             kernel = bed.load();
             // What it finds seated it seats again, where it was.
             let owner = kernel.owner_of(&server.listener).unwrap();
@@ -364,7 +391,7 @@ fn live_connections_are_counted_exactly() {
         kernel
     });
     let all = (CLIENTS * EACH) as u64 + KEPT;
-    // Also steered, and counted there, is what comes for a connection that was reset in the meantime.
+    // As above.
     assert!(kernel.warm(4).unwrap() >= all);
     // While two programs are attached, one of them decides.
     assert_eq!(kernel.decisions().unwrap()[Decision::NoListener as usize], 0);
