@@ -106,8 +106,8 @@ pub struct Split {
     pub total: u32,
     /// Bit i: connections that fall to branch i are refused.
     pub shed: u32,
-    /// The sum of the weights up to and including branch i: a number drawn below `total` falls to the first branch
-    /// whose sum is above it.
+    /// The sum of the weights up to and including branch i, and `total` past the last: a number drawn below `total`
+    /// falls to the branch that has as many sums below or at it as there are branches before it.
     pub upto: [u32; BRANCHES_MAX],
     /// The branches' slots in [`maps::POOLS`] and [`maps::LISTENERS`].
     pub slots: [u32; BRANCHES_MAX],

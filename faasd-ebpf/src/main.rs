@@ -51,7 +51,8 @@ static POOLS: HashMap<u32, Pool> = HashMap::with_max_entries(SLOTS_MAX, BPF_F_NO
 #[map]
 static SEATS: SockMap = SockMap::with_max_entries(SEATS_MAX, 0);
 
-/// Connections given to each slot.
+/// Connections given to each slot. What comes for a connection that is gone (after a reset) counts once more: a lookup
+/// does not tell it from a new one. [`live`] counts exactly.
 #[map]
 static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
 
@@ -117,6 +118,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         // UDP: only DNS is bound here, and nothing that a function holds is a UDP socket.
         return SK_PASS;
     }
+    // SAFETY: as above.
+    if !unsafe { lookup.__bindgen_anon_1.__bindgen_anon_1.sk }.is_null() {
+        // The program of the daemon before has chosen, and is about to be detached.
+        return SK_PASS;
+    }
     if lookup.family != AF_INET6 {
         // The platform is IPv6 only; 127.0.0.1 of this namespace has nothing to offer.
         count(Decision::Unknown);
@@ -165,9 +171,10 @@ fn steer_by_flags(ctx: &SkLookupContext, route: Route) -> u32 {
     let Some(drawn) = unsafe { bpf_get_prandom_u32() }.checked_rem(split.total) else {
         return no_listener();
     };
+    // Without a branch: the verifier would follow each one through all of what comes below.
     let mut first = 0;
-    while first + 1 < split.len && drawn >= split.upto[first as usize & (BRANCHES_MAX - 1)] {
-        first += 1;
+    for upto in &split.upto {
+        first += u32::from(drawn >= *upto);
     }
     if split.shed >> (first & 31) & 1 != 0 {
         count(Decision::Shed);

@@ -435,11 +435,12 @@ fn split(branches: &[Branch]) -> Result<Split, BpfError> {
     if weighed.is_empty() || weighed.len() > BRANCHES_MAX {
         return Err(refused());
     }
+    let total = u32::try_from(total).map_err(|_| refused())?;
     let mut split = Split {
         len: weighed.len() as u32,
-        total: u32::try_from(total).map_err(|_| refused())?,
+        total,
         shed: 0,
-        upto: [0; BRANCHES_MAX],
+        upto: [total; BRANCHES_MAX],
         slots: [0; BRANCHES_MAX],
     };
     let mut upto = 0;
@@ -543,7 +544,10 @@ mod tests {
     fn a_split_is_what_was_asked_for_without_those_that_have_no_share() {
         let asked = [branch(7, 90, false), branch(8, 0, false), branch(9, 10, true)];
         let made = split(&asked).unwrap();
-        assert_eq!((made.len, made.total, made.shed, made.upto[..2].to_vec()), (2, 100, 0b10, vec![90, 100]));
+        assert_eq!(
+            (made.len, made.total, made.shed, made.upto[..3].to_vec()),
+            (2, 100, 0b10, vec![90, 100, 100])
+        );
         assert_eq!(branches(&made), [asked[0], asked[2]]);
     }
 

@@ -1,0 +1,481 @@
+//! The kernel program on a real kernel, with real sockets in a namespace of its own: how connections are shared out,
+//! refused and counted. Needs root: `cargo test -p faasd --test kernel -- --ignored`.
+
+#![expect(clippy::unwrap_used, reason = "in a test, what fails should say where")]
+
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use faasd::control::cgroup;
+use faasd::control::ingress::Ingress;
+use faasd::core::address::FUNCTION_PREFIX;
+use faasd::sys::bpf::{Attachment, Branch, Kernel, Owner, Route};
+use faasd::sys::netlink::Netlink;
+use faasd_common::{DAEMON_MARK, Decision};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use socket2::{Domain, SockRef, Socket, Type};
+
+const PORT: u16 = 8080;
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The process is in one cgroup at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A namespace, a cgroup and pins for one test alone.
+struct Bed {
+    name: String,
+    dir: tempfile::TempDir,
+    cgroup: PathBuf,
+    ingress: Ingress,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Bed {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("faasd-test-kernel-{}-{number}", std::process::id());
+        let dir = tempfile::tempdir().unwrap();
+        let ingress = Ingress::open(&dir.path().join("ingress"), FUNCTION_PREFIX).unwrap();
+        // In the tunnel's stead: the connections of these tests come by loopback.
+        let mut link = Command::new("ip");
+        link.args(["link", "add", "wg0", "type", "veth", "peer", "name", "wg1"]);
+        assert!(ingress.ns().run(|| link.status()).unwrap().success());
+        Self { cgroup: cgroup::own(&name).unwrap(), name, dir, ingress, _turn: turn }
+    }
+
+    fn pins(&self) -> PathBuf {
+        PathBuf::from("/sys/fs/bpf").join(&self.name)
+    }
+
+    /// What a daemon does when it starts.
+    fn load(&self) -> Kernel {
+        let ns = self.ingress.ns();
+        let tunnel_ifindex = Netlink::new(ns).index("wg0").unwrap().unwrap();
+        let (dir, cgroup) = (&*self.pins(), &*self.cgroup);
+        Kernel::load(&Attachment { dir, ingress: ns, cgroup, tunnel: "wg0", tunnel_ifindex }).unwrap()
+    }
+
+    /// Keeps the programs that are attached now from being replaced by the next ones: the instant in which two are
+    /// attached, as long as it takes to look at it.
+    fn keep_programs(&self) {
+        for link in self.pinned("link_") {
+            fs::rename(&link, link.to_string_lossy().replace("link_", "kept_")).unwrap();
+        }
+    }
+
+    fn drop_kept_programs(&self) {
+        let kept = self.pinned("kept_");
+        assert!(!kept.is_empty());
+        kept.iter().for_each(|link| fs::remove_file(link).unwrap());
+    }
+
+    fn pinned(&self, prefix: &str) -> Vec<PathBuf> {
+        let paths = fs::read_dir(self.pins()).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix)).collect()
+    }
+
+    fn listen(&self) -> OwnedFd {
+        self.ingress.listen(address(), PORT, 4096).unwrap()
+    }
+
+    /// Runs `work` in the namespace.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.ingress.ns().run(|| Ok(work())).unwrap()
+    }
+
+    /// Removes it all. Nothing that the kernel keeps for a program or a map is open or pinned any more.
+    fn finish(self, kernel: Kernel) {
+        drop(kernel);
+        let pins = self.pins();
+        Kernel::unpin(&pins).unwrap();
+        assert!(!pins.exists());
+        let open: Vec<_> = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .filter(|target| target.to_string_lossy().contains("bpf"))
+            .collect();
+        assert_eq!(open, Vec::<PathBuf>::new());
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let removed = [
+            Kernel::unpin(&self.pins()),
+            faasd::sys::netns::NetNs::unpin(&self.dir.path().join("ingress")),
+            cgroup::remove(&self.name),
+        ];
+        if !thread::panicking() {
+            assert!(removed.iter().all(Result::is_ok), "{removed:?}");
+        }
+    }
+}
+
+fn address() -> Ipv6Addr {
+    FUNCTION_PREFIX.host(0x77)
+}
+
+/// A connection as the daemon makes them, by a thread that is in the namespace.
+fn dial() -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+    socket.set_mark(DAEMON_MARK)?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.connect(&SocketAddr::from((address(), PORT)).into())?;
+    Ok(socket.into())
+}
+
+fn accept(listener: &OwnedFd) -> TcpStream {
+    let limit = Timespec { tv_sec: DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
+    let ready = rustix::event::poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ready, 1, "no connection came");
+    rustix::net::accept(listener).unwrap().into()
+}
+
+/// An end whose other end learns of it by RST.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "not so after {DEADLINE:?}: {what}");
+        thread::yield_now();
+    }
+}
+
+/// Threads that accept from one listener until it is shut down, and do with each connection what `serve` does.
+struct Server {
+    listener: OwnedFd,
+    accepted: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(listener: OwnedFd, threads: usize, serve: impl Fn(TcpStream) + Clone + Send + 'static) -> Self {
+        let accepted = Arc::new(AtomicU64::new(0));
+        let run = |_| {
+            let own = TcpListener::from(listener.try_clone().unwrap());
+            let (accepted, serve) = (Arc::clone(&accepted), serve.clone());
+            thread::spawn(move || {
+                while let Ok((stream, _)) = own.accept() {
+                    accepted.fetch_add(1, Ordering::Relaxed);
+                    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+                    serve(stream);
+                }
+            })
+        };
+        let threads = (0..threads).map(run).collect();
+        Self { listener, accepted, threads }
+    }
+
+    fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    fn stop(self) {
+        rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Read).unwrap();
+        for thread in self.threads {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// Connects `count` times, and says how often it was refused. The client closes first and keeps the TIME_WAIT: a SYN that
+/// meets one at the server's end is not refused, but told to come again.
+fn dials(bed: &Bed, count: u64) -> u64 {
+    let each = |_: &u64| match dial() {
+        Ok(_) => false,
+        Err(e) if e.kind() == ErrorKind::ConnectionRefused => true,
+        Err(e) => panic!("{e}"),
+    };
+    bed.inside(|| (0..count).filter(each).count() as u64)
+}
+
+/// The server of [`dials`].
+fn see_off(mut stream: TcpStream) {
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+/// Whether `found` of `all` is a share of `percent` by chance: within five standard deviations.
+fn is_share(found: u64, all: u64, percent: u64) -> bool {
+    let (all, share) = (all as f64, percent as f64 / 100.0);
+    (found as f64 - all * share).abs() < 5.0 * (all * share * (1.0 - share)).sqrt()
+}
+
+#[test]
+#[ignore = "needs root"]
+fn connections_are_shared_out_by_weight() {
+    const ALL: u64 = 10_000;
+    let bed = Bed::new();
+    let mut kernel = bed.load();
+    let (mut stable, canary) =
+        (Server::start(bed.listen(), 1, see_off), Server::start(bed.listen(), 1, see_off));
+    // The route has the number 1, and so has no branch of it: one of them is served by its own listener, one is seated.
+    kernel.set_listener(2, 1, &stable.listener).unwrap();
+    kernel.set_seat(9, 1, &canary.listener).unwrap();
+    kernel.set_pool(3, &[9]).unwrap();
+    let branches = |shed| [Branch { slot: 2, weight: 90, shed: false }, Branch { slot: 3, weight: 10, shed }];
+    kernel.set_split(1, &branches(false)).unwrap();
+    kernel.set_route(address(), PORT, Route { slot: 1, flags: Route::SPLIT }).unwrap();
+    assert_eq!(kernel.splits().unwrap(), [(1, branches(false).to_vec())]);
+
+    assert_eq!(dials(&bed, ALL), 0);
+    wait_until("all are accepted", || stable.accepted() + canary.accepted() == ALL);
+    assert!(is_share(canary.accepted(), ALL, 10), "{} of {ALL}", canary.accepted());
+    // What comes late for a connection that is gone is steered and counted like a new one: these counts are no less.
+    let counted = [kernel.steered(2), kernel.steered(3), kernel.warm(3)].map(Result::unwrap);
+    let accepted = [stable.accepted(), canary.accepted(), canary.accepted()];
+    assert!(counted.iter().zip(accepted).all(|(counted, accepted)| *counted >= accepted), "{counted:?}");
+    assert_eq!(kernel.warm(2).unwrap(), 0);
+
+    // A branch that is shed refuses its share, and none but its share.
+    let before = stable.accepted();
+    kernel.set_split(1, &branches(true)).unwrap();
+    let refused = dials(&bed, ALL);
+    assert!(is_share(refused, ALL, 10), "{refused} of {ALL}");
+    wait_until("the others are accepted", || stable.accepted() - before == ALL - refused);
+    let decision = |kernel: &Kernel, which: Decision| kernel.decisions().unwrap()[which as usize];
+    assert!(decision(&kernel, Decision::Shed) >= refused);
+
+    // Where nobody listens, the other branch takes it: all of it, whichever it is.
+    kernel.set_split(1, &branches(false)).unwrap();
+    stable.stop();
+    let before = canary.accepted();
+    assert_eq!(dials(&bed, 500), 0);
+    wait_until("all are accepted", || canary.accepted() - before == 500);
+    stable = Server::start(bed.listen(), 1, see_off);
+    kernel.set_listener(2, 1, &stable.listener).unwrap();
+    canary.stop();
+    assert_eq!(dials(&bed, 500), 0);
+    wait_until("all are accepted", || stable.accepted() == 500);
+    // But not what is shed.
+    kernel.set_split(1, &[Branch { slot: 2, weight: 1, shed: true }, branches(false)[1]]).unwrap();
+    assert_eq!(dials(&bed, 100), 100);
+    assert_eq!(stable.accepted(), 500);
+
+    // A share that is gone leaves the route's own slot, where nobody is.
+    kernel.clear_split(1).unwrap();
+    assert_eq!(kernel.splits().unwrap(), []);
+    let before = decision(&kernel, Decision::NoListener);
+    assert_eq!(dials(&bed, 10), 10);
+    assert!(decision(&kernel, Decision::NoListener) - before >= 10);
+
+    // A route refuses and takes on again as its flags say.
+    kernel.set_route(address(), PORT, Route { slot: 2, flags: Route::SHED }).unwrap();
+    let before = decision(&kernel, Decision::Shed);
+    let start = Instant::now();
+    assert_eq!(dials(&bed, 100), 100);
+    assert!(start.elapsed() < Duration::from_secs(1), "by RST, not by a timeout: {:?}", start.elapsed());
+    assert!(decision(&kernel, Decision::Shed) - before >= 100);
+    kernel.set_route(address(), PORT, Route::to(2)).unwrap();
+    assert_eq!(dials(&bed, 10), 0);
+    stable.stop();
+    bed.finish(kernel);
+}
+
+/// The ways in which a connection comes to its end. The first byte says which.
+const ENDS: &[u8] = b"csxhra";
+
+/// One connection, from its client's side.
+fn visit(end: u8) {
+    let mut stream = dial().unwrap();
+    if end == b'a' {
+        // Before anybody has accepted it, as often as not.
+        return reset(stream);
+    }
+    stream.write_all(&[end]).unwrap();
+    match end {
+        b'c' => drop(stream),
+        b'r' => reset(stream),
+        b's' => assert_eq!(stream.read(&mut [0]).unwrap(), 0),
+        b'x' => assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset),
+        b'h' => {
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            assert_eq!(answer, b"heard");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// And from its server's.
+fn serve(mut stream: TcpStream, kept: &Mutex<Vec<TcpStream>>) {
+    let mut end = [0];
+    if !stream.read(&mut end).is_ok_and(|bytes| bytes == 1) {
+        return;
+    }
+    match end[0] {
+        b's' => drop(stream),
+        b'x' => reset(stream),
+        b'k' => kept.lock().unwrap().push(stream),
+        b'h' => {
+            assert_eq!(stream.read(&mut end).unwrap(), 0);
+            stream.write_all(b"heard").unwrap();
+        }
+        // The client's end: FIN or RST.
+        _ => while stream.read(&mut end).is_ok_and(|bytes| bytes > 0) {},
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn live_connections_are_counted_exactly() {
+    const CLIENTS: usize = 4;
+    const EACH: usize = 2_000;
+    const KEPT: u64 = 10;
+    let bed = Bed::new();
+    let mut kernel = bed.load();
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    let server = {
+        let kept = Arc::clone(&kept);
+        Server::start(bed.listen(), 4, move |stream| serve(stream, &kept))
+    };
+    kernel.set_seat(5, 4, &server.listener).unwrap();
+    kernel.set_pool(4, &[5]).unwrap();
+    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
+
+    // Some stay, so that none that is counted as ended twice is hidden below zero.
+    let stay = || {
+        let mut stream = dial().unwrap();
+        stream.write_all(b"k").unwrap();
+        stream
+    };
+    let staying: Vec<_> = bed.inside(|| (0..KEPT).map(|_| stay()).collect());
+    wait_until("all that stay are kept", || kept.lock().unwrap().len() as u64 == KEPT);
+    assert_eq!(kernel.live(5).unwrap(), KEPT);
+
+    let done = AtomicU64::new(0);
+    kernel = thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (bed, done) = (&bed, &done);
+            scope.spawn(move || {
+                bed.inside(|| {
+                    for end in ENDS.iter().cycle().skip(client).take(EACH) {
+                        visit(*end);
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            });
+        }
+        // A new daemon takes over meanwhile, three times. The programs of the first and the second stay for a quarter.
+        for quarter in 1..=3 {
+            wait_until("a quarter is done", || {
+                done.load(Ordering::Relaxed) >= quarter * (CLIENTS * EACH) as u64 / 4
+            });
+            drop(kernel);
+            match quarter {
+                1 => bed.keep_programs(),
+                2 => bed.drop_kept_programs(),
+                _ => {}
+            }
+            kernel = bed.load();
+            // What it finds seated it seats again, where it was.
+            let owner = kernel.owner_of(&server.listener).unwrap();
+            assert_eq!(owner, Some(Owner { slot: 4, seat: 5, counted: 0 }));
+            kernel.set_seat(5, 4, &server.listener).unwrap();
+            assert!(kernel.live(5).unwrap() >= KEPT);
+        }
+        kernel
+    });
+    let all = (CLIENTS * EACH) as u64 + KEPT;
+    // As above.
+    assert!(kernel.warm(4).unwrap() >= all);
+    // While two programs are attached, one of them decides.
+    assert_eq!(kernel.decisions().unwrap()[Decision::NoListener as usize], 0);
+    wait_until("those that ended are counted", || kernel.live(5).unwrap() <= KEPT);
+    wait_until("all are accepted", || server.accepted() == all);
+    assert_eq!(kernel.live(5).unwrap(), KEPT);
+
+    // A half-closed connection is live, and one that was marked anew is still counted.
+    for stream in &staying {
+        stream.shutdown(Shutdown::Write).unwrap();
+    }
+    let streams = std::mem::take(&mut *kept.lock().unwrap());
+    for mut stream in &streams {
+        assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        kernel.mark(8, stream).unwrap();
+        assert_eq!(
+            kernel.owner_of(stream).unwrap(),
+            Some(Owner { slot: 8, seat: 5, counted: Owner::OPENED })
+        );
+    }
+    assert_eq!(kernel.live(5).unwrap(), KEPT);
+    drop(streams);
+    assert_eq!(kernel.live(5).unwrap(), 0);
+    drop(staying);
+    server.stop();
+    bed.finish(kernel);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_connection_counts_where_it_was_made() {
+    let bed = Bed::new();
+    let mut kernel = bed.load();
+    let (waiting, instance) = (bed.listen(), bed.listen());
+    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
+    kernel.set_listener(4, 4, &waiting).unwrap();
+    let leave = |listener: &OwnedFd| rustix::net::shutdown(listener, rustix::net::Shutdown::Read).unwrap();
+
+    // A listener without a seat counts nothing.
+    let client = bed.inside(|| dial().unwrap());
+    let connection = accept(&waiting);
+    let not_counted = Owner { slot: 4, seat: Owner::NO_SEAT, counted: 0 };
+    assert_eq!(kernel.owner_of(&connection).unwrap(), Some(not_counted));
+    drop((client, connection));
+
+    // Those that waited, and went to an instance, are counted where they waited.
+    kernel.count_at(6, 4, &waiting).unwrap();
+    kernel.set_listener(4, 4, &waiting).unwrap();
+    let clients: Vec<_> = bed.inside(|| (0..3).map(|_| dial().unwrap()).collect());
+    wait_until("they wait", || kernel.live(6).unwrap() == 3);
+    kernel.set_seat(5, 4, &instance).unwrap();
+    leave(&waiting);
+    let connections: Vec<_> = clients.iter().map(|_| accept(&instance)).collect();
+    assert_eq!((kernel.live(6).unwrap(), kernel.live(5).unwrap()), (3, 0));
+    drop(connections);
+    drop(clients);
+    wait_until("they are gone", || kernel.live(6).unwrap() == 0);
+
+    // One that was a mere request when its listener went is the other's from the start. The kernel holds it back at
+    // that stage until data comes.
+    let defer = "import socket; socket.socket(fileno=0).setsockopt(6, socket.TCP_DEFER_ACCEPT, 60)";
+    let mut python = Command::new("python3");
+    python.args(["-c", defer]).stdin(waiting.as_fd().try_clone_to_owned().unwrap());
+    assert!(python.status().unwrap().success());
+    rustix::net::listen(&waiting, 128).unwrap();
+    kernel.set_listener(4, 4, &waiting).unwrap();
+    let mut client = bed.inside(|| dial().unwrap());
+    assert_eq!((kernel.live(6).unwrap(), kernel.live(5).unwrap()), (0, 0));
+    leave(&waiting);
+    client.write_all(b"k").unwrap();
+    let connection = accept(&instance);
+    assert_eq!((kernel.live(6).unwrap(), kernel.live(5).unwrap()), (0, 1));
+
+    // Taken apart and closed: it ends once.
+    rustix::net::connect_unspec(&connection).unwrap();
+    assert_eq!((kernel.live(6).unwrap(), kernel.live(5).unwrap()), (0, 0));
+    let ended = Owner { slot: 4, seat: 5, counted: Owner::CLOSED };
+    assert_eq!(kernel.owner_of(&connection).unwrap(), Some(ended));
+    kernel.set_pool(4, &[5]).unwrap();
+    let other = bed.inside(|| dial().unwrap());
+    let second = accept(&instance);
+    drop((connection, client));
+    assert_eq!(kernel.live(5).unwrap(), 1);
+    drop((other, second));
+    wait_until("it is gone", || kernel.live(5).unwrap() == 0);
+    bed.finish(kernel);
+}
