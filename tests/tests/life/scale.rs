@@ -134,10 +134,9 @@ def handle(event, context):
 
 pub fn overload() -> Result<()> {
     let bed = Bed::joined()?;
-    // It never takes a connection after its first two.
-    let program = faasd_tests::hello_program();
-    let more = "[scale]\nmax = 1\nqueue = 20\n[env]\nLIMIT = '2'\n";
-    bed.deploy_program("busy", &program, more)?.ok()?;
+    // It takes one connection at a time.
+    let program = faasd_tests::program("examples/router");
+    bed.deploy_program("busy", &program, "[scale]\nmax = 1\nqueue = 20\n")?.ok()?;
     let address = address(&bed.describe("busy")?)?;
     let open = || bed.client().connect(address, 80);
     let mut held: Vec<TcpStream> = (0..40).map(|_| Ok(open()?)).collect::<Result<_>>()?;

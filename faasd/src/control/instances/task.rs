@@ -202,7 +202,7 @@ impl Task {
         if held.is_some() {
             let order = *self.orders.borrow();
             match order {
-                Order::Hold => self.all.tell(Message::Prepared { key: self.key }).await,
+                Order::Hold => self.all.tell(Message::Prepared { key: self.key, pid: process.pid() }).await,
                 // It comes again, as the first thing that is heard below.
                 Order::Run | Order::Drain | Order::Kill => self.orders.mark_changed(),
             }

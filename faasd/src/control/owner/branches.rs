@@ -17,6 +17,9 @@ pub(super) struct Branch {
     /// The listener in its slot.
     pub listener: Arc<OwnedFd>,
     pub stats: Arc<Stats>,
+    /// Where connections that wait at the listener are counted, on the warm lane: the seat of the instance that will take
+    /// them, which is the next one to come when nobody is seated.
+    pub lobby: Option<u32>,
     /// In percent.
     pub weight: u32,
     /// New connections are refused.
@@ -26,11 +29,12 @@ pub(super) struct Branch {
 impl Owner {
     /// Brings branches, routes and name in line with the function's record: what is new is there before it is steered
     /// to, and what goes is steered to no longer before it is taken away. `fresh` are listeners for slots that have
-    /// none, or one of another port.
+    /// none, or one of another port; `lobbies` are the seats at which they count already, by revision.
     pub(super) fn serve_by_record(
         &mut self,
         name: &FunctionName,
         mut fresh: BTreeMap<u32, OwnedFd>,
+        lobbies: &BTreeMap<u64, u32>,
     ) -> anyhow::Result<()> {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let Some(record) = entry.record.clone() else { return Ok(()) };
@@ -45,16 +49,19 @@ impl Owner {
             let is_new = taken.is_none() || listener.is_some();
             let stats = taken.as_ref().map_or_else(Arc::default, |branch| Arc::clone(&branch.stats));
             let shed = taken.as_ref().is_some_and(|branch| branch.shed);
+            let known = lobbies.get(&share.revision).copied();
+            let lobby = known.or(taken.as_ref().and_then(|branch| branch.lobby));
             let Some(listener) = listener.or(taken.map(|branch| branch.listener)) else {
                 anyhow::bail!("revision {} has no listener", share.revision);
             };
-            let branch = Branch { slot: share.slot, listener, stats, weight: share.weight, shed };
+            let branch = Branch { slot: share.slot, listener, stats, lobby, weight: share.weight, shed };
             if is_new {
                 self.open_branch(name, &branch)?;
             }
             if let Some(entry) = self.functions.get_mut(name) {
                 entry.branches.insert(share.revision, branch);
             }
+            self.count_in_lobby(name, share.revision)?;
         }
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let (address, routed) = (entry.address, entry.routed.replace(port));
@@ -139,7 +146,7 @@ impl Owner {
         let mut past = entry.past;
         for branch in &gone {
             self.add_counts(&mut past, branch);
-            self.remove_branch(name, branch.slot);
+            self.remove_branch(name, branch);
         }
         if let Some(entry) = self.functions.get_mut(name) {
             // A function's counts never fall.
@@ -147,7 +154,9 @@ impl Owner {
         }
     }
 
-    fn remove_branch(&mut self, name: &FunctionName, slot: u32) {
+    fn remove_branch(&mut self, name: &FunctionName, branch: &Branch) {
+        let slot = branch.slot;
+        branch.lobby.inspect(|seat| self.seats.release(*seat));
         let kernel = &mut self.parts.kernel;
         for error in [kernel.clear_listener(slot), kernel.set_pool(slot, &[]), kernel.reset_steered(slot)]
             .into_iter()
@@ -178,7 +187,7 @@ impl Owner {
         }
         for branch in branches.iter().chain(&leaving) {
             self.tell(Command::Refuse { slot: branch.slot });
-            self.remove_branch(name, branch.slot);
+            self.remove_branch(name, branch);
         }
     }
 

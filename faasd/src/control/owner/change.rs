@@ -287,7 +287,7 @@ impl Owner {
     pub(super) fn apply(&mut self, name: &FunctionName, plan: u64) {
         let change = self.functions.get_mut(name).and_then(|entry| entry.changes.get_mut(&plan));
         let listeners = change.map(|change| std::mem::take(&mut change.listeners)).unwrap_or_default();
-        if let Err(error) = self.serve_by_record(name, listeners) {
+        if let Err(error) = self.serve_by_record(name, listeners, &BTreeMap::new()) {
             tracing::error!(function = %name, error = format!("{error:#}"), "a change is on record and not in effect");
             let change = self.functions.get_mut(name).and_then(|entry| entry.changes.get_mut(&plan));
             if let Some(change) = change {

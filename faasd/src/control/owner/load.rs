@@ -39,7 +39,15 @@ impl Owner {
     }
 
     fn load(&self, entry: &Entry) -> Event {
-        let instances = entry.live.iter().map(|(key, live)| (*key, self.in_flight(live))).collect();
+        // What was only counted in the lobby is with one of them; nobody knows with whom, so each keeps it.
+        let in_lobby = |live: &Live| {
+            let lobby = entry.branches.get(&live.revision).and_then(|branch| branch.lobby);
+            lobby
+                .filter(|_| live.seat.is_some())
+                .map_or(0, |seat| self.parts.kernel.live(seat).unwrap_or_default())
+        };
+        let instances =
+            entry.live.iter().map(|(key, live)| (*key, self.in_flight(live) + in_lobby(live))).collect();
         let demand = entry.branches.iter().map(|(revision, branch)| Demand {
             revision: *revision,
             waiting: branch.stats.waiting() + queued(&branch.listener),

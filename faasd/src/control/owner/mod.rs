@@ -109,6 +109,7 @@ pub enum Message {
     /// An instance's container is created, and held.
     Prepared {
         key: u32,
+        pid: u32,
     },
     /// An instance's container runs.
     Started {
@@ -322,7 +323,10 @@ impl Owner {
                     live.relayed = true;
                 }
             }
-            Message::Prepared { key } => {
+            Message::Prepared { key, pid } => {
+                if let Some(live) = self.live(key) {
+                    live.pid = Some(pid);
+                }
                 if let Some(name) = self.by_key.get(&key).cloned() {
                     self.step(&name, Event::Prepared(key)).await;
                 }

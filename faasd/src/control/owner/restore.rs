@@ -38,6 +38,7 @@ impl Owner {
         if let Err(error) = owner.parts.logs.retain(|name| records.iter().any(|r| r.name.as_str() == name)) {
             tracing::warn!(%error, "logs of functions that are not declared stay");
         }
+        let mut listeners_of = Vec::new();
         for record in records {
             let name = record.name.clone();
             let mut kept = BTreeMap::new();
@@ -49,9 +50,20 @@ impl Owner {
                 found.into_iter().partition(|(one, _)| one.function == name);
             found = others;
             let revisions = revisions.remove(&name).unwrap_or_default();
-            if let Err(error) = owner.restore_function(record, revisions, kept, own).await {
-                tracing::error!(function = %name, error = format!("{error:#}"), "a function could not be restored");
+            match owner.restore_function(record, revisions, &kept, own).await {
+                Ok(()) => listeners_of.push((name, kept)),
+                Err(error) => {
+                    tracing::error!(function = %name, error = format!("{error:#}"), "a function could not be restored");
+                }
             }
+        }
+        // Only now are seats given: all that are taken are known.
+        for (name, kept) in listeners_of {
+            if let Err(error) = owner.restore_branches(&name, kept) {
+                tracing::error!(function = %name, error = format!("{error:#}"), "a function is not served");
+            }
+            // What is missing is started.
+            owner.step(&name, Event::Tick).await;
         }
         owner.forget_stale_seats(pools)?;
         for (one, kept) in found {
@@ -68,7 +80,7 @@ impl Owner {
         &mut self,
         record: FunctionRecord,
         revisions: BTreeMap<u64, RevisionRecord>,
-        mut kept: BTreeMap<u32, OwnedFd>,
+        kept: &BTreeMap<u32, OwnedFd>,
         found: Vec<(Adopted, Vec<OwnedFd>)>,
     ) -> anyhow::Result<()> {
         let name = record.name.clone();
@@ -79,10 +91,9 @@ impl Owner {
             let revision =
                 revision.with_context(|| format!("revision {} is not on record", share.revision))?;
             shares.push(Share { revision: change::policy(revision), weight: share.weight });
-            let port = revision.spec.port;
-            if kept.get(&share.slot).is_none_or(|listener| !is_bound_to(listener, entry.address, port)) {
-                kept.insert(share.slot, self.listener(entry.address, port)?);
-            }
+        }
+        for listener in kept.values() {
+            self.seat_of(listener).inspect(|seat| self.seats.keep(*seat));
         }
         for (one, kept) in found {
             // A discarded one needs its own process and socket; an adopted one takes them.
@@ -97,8 +108,7 @@ impl Owner {
             match adopted {
                 Some(mut live) => {
                     // Its connections are counted by the seat that it had when it accepted them.
-                    let mark = live.listener().and_then(|l| self.parts.kernel.owner_of(l).ok().flatten());
-                    live.seat = mark.map(|mark| mark.seat).filter(|seat| *seat != Mark::NO_SEAT);
+                    live.seat = live.listener().and_then(|listener| self.seat_of(listener));
                     live.seat.inspect(|seat| self.seats.keep(*seat));
                     self.by_key.insert(key, name.clone());
                     entry.live.insert(key, live);
@@ -117,11 +127,33 @@ impl Owner {
         entry.newest = record.newest;
         entry.record = Some(record);
         entry.revisions = revisions;
-        self.functions.insert(name.clone(), entry);
-        self.serve_by_record(&name, kept)?;
-        // What is missing is started.
-        self.step(&name, Event::Tick).await;
+        self.functions.insert(name, entry);
         Ok(())
+    }
+
+    fn restore_branches(
+        &mut self,
+        name: &FunctionName,
+        mut kept: BTreeMap<u32, OwnedFd>,
+    ) -> anyhow::Result<()> {
+        let Some(entry) = self.functions.get(name) else { return Ok(()) };
+        let (address, shares) = (entry.address, entry.record.iter().flat_map(|record| record.shares.clone()));
+        let mut lobbies = BTreeMap::new();
+        for share in shares.collect::<Vec<_>>() {
+            let record = self.functions[name].revisions.get(&share.revision);
+            let port = record.map_or(0, |record| record.spec.port);
+            match kept.get(&share.slot).filter(|listener| is_bound_to(listener, address, port)) {
+                Some(listener) => lobbies.extend(self.seat_of(listener).map(|seat| (share.revision, seat))),
+                None => drop(kept.insert(share.slot, self.listener(address, port)?)),
+            }
+        }
+        self.serve_by_record(name, kept, &lobbies)
+    }
+
+    /// Where a listener's connections are counted.
+    fn seat_of(&self, listener: &OwnedFd) -> Option<u32> {
+        let mark = self.parts.kernel.owner_of(listener).ok().flatten();
+        mark.map(|mark| mark.seat).filter(|seat| *seat != Mark::NO_SEAT)
     }
 
     /// Removes routes of functions that are no longer declared, and of shares that are no longer.

@@ -70,16 +70,47 @@ impl Owner {
     pub(super) fn take_seat(&mut self, name: &FunctionName, key: u32, slot: u32) -> anyhow::Result<()> {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let owner = entry.slot;
-        let Some(live) = entry.live.get_mut(&key) else { return Ok(()) };
-        let Some(listener) = live.listener() else { return Ok(()) };
+        let Some(live) = entry.live.get(&key).filter(|live| live.listener().is_some()) else { return Ok(()) };
         let seat = match live.seat {
             Some(seat) => seat,
-            None => self.seats.take().context("every seat is taken")?,
+            // What waits for the first is counted there already.
+            None => {
+                self.first_seat(name, slot).or_else(|| self.seats.take()).context("every seat is taken")?
+            }
         };
-        self.parts.kernel.set_seat(seat, owner, listener)?;
+        let Some(live) = self.functions.get_mut(name).and_then(|entry| entry.live.get_mut(&key)) else {
+            return Ok(());
+        };
         live.seat = Some(seat);
+        if let Some(listener) = live.listener() {
+            self.parts.kernel.set_seat(seat, owner, listener)?;
+        }
         self.set_pool(name, slot)?;
         self.move_to_seats(name, slot);
+        Ok(())
+    }
+
+    /// The lobby's seat, for the first instance of a branch that is seated.
+    fn first_seat(&mut self, name: &FunctionName, slot: u32) -> Option<u32> {
+        let entry = self.functions.get_mut(name)?;
+        if seated(entry, slot).next().is_some() {
+            return None;
+        }
+        entry.branches.values_mut().find(|branch| branch.slot == slot)?.lobby.take()
+    }
+
+    /// Has connections that wait at a branch's own listener counted at a seat that is nobody's yet, if its instances are
+    /// going to be seated.
+    pub(super) fn count_in_lobby(&mut self, name: &FunctionName, revision: u64) -> anyhow::Result<()> {
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
+        let is_seated = |record: &RevisionRecord| record.spec.lane() == Lane::Warm;
+        let (owner, is_seated) = (entry.slot, entry.revisions.get(&revision).is_some_and(is_seated));
+        let Some(branch) = entry.branches.get_mut(&revision).filter(|_| is_seated) else { return Ok(()) };
+        let lobby = match branch.lobby {
+            Some(seat) => seat,
+            None => *branch.lobby.insert(self.seats.take().context("every seat is taken")?),
+        };
+        self.parts.kernel.count_at(lobby, owner, &*branch.listener)?;
         Ok(())
     }
 
@@ -115,7 +146,8 @@ impl Owner {
         if seated(entry, slot).next().is_none() {
             return false;
         }
-        let Some(branch) = entry.branches.values().find(|branch| branch.slot == slot) else { return true };
+        let branch = entry.branches.iter().find(|(_, branch)| branch.slot == slot);
+        let Some((&revision, branch)) = branch else { return true };
         let (owner, listener, backlog) = (entry.slot, &branch.listener, self.parts.config.backlog);
         if waits(listener) {
             let moved = rustix::net::shutdown(&**listener, Shutdown::Read)
@@ -125,6 +157,9 @@ impl Owner {
             if let Err(error) = moved {
                 tracing::error!(function = %name, %error, "connections that wait were not moved");
             }
+        }
+        if let Err(error) = self.count_in_lobby(name, revision) {
+            tracing::warn!(function = %name, error = format!("{error:#}"), "connections that wait are not counted");
         }
         self.tell(Command::Watch { slot });
         true
