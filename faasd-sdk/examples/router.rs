@@ -7,7 +7,7 @@
 //! forward = ["hello"]
 //! ```
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use faasd_sdk::{Connection, Event, Receiver};
@@ -38,6 +38,10 @@ fn route(connection: Connection) {
         }
         Ok(None) => {
             let (mut stream, guard) = connection.into_tcp();
+            // A close with unread input is a reset, which could overtake the answer.
+            if let Err(error) = stream.read(&mut [0; HEAD_BYTES_MAX]) {
+                eprintln!("{error}");
+            }
             let body = "whose? /NAME says it\n";
             let answered = write!(
                 stream,

@@ -38,9 +38,9 @@ const ACTIVE_MAX: u64 = 256;
 /// How many ticks in a row may find an unfinished head: about half a minute.
 const HEAD_TICKS_MAX: u32 = 15;
 
-/// How long a connection without any request yet may take for its first once the server drains: its client may
-/// have sent it before anybody knew.
-const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
+/// How long an idle connection may take for one more request once the server drains: its client cannot know yet, and
+/// may be about to ask. The answer tells it to ask elsewhere from then on.
+const LAST_REQUEST_GRACE: Duration = Duration::from_secs(3);
 
 /// Why hyper is interrupted.
 enum Talked {
@@ -210,9 +210,11 @@ where
                 () = drained => {}
             }
         }
-        // A request that came in the same instant is still answered.
         if shared.draining() && !stream.has_input() {
-            break;
+            let asked = tokio::time::timeout(LAST_REQUEST_GRACE, stream.readable()).await;
+            if !matches!(asked, Ok(Ok(()))) || !stream.has_input() {
+                break;
+            }
         }
     }
     drop(guard);
@@ -239,9 +241,7 @@ where
         loop {
             let tick = shared.tick.notified();
             if shared.draining() {
-                if activity.requests() == 0
-                    && let Ok(_end) = tokio::time::timeout(FIRST_REQUEST_GRACE, &mut talk).await
-                {
+                if let Ok(_end) = tokio::time::timeout(LAST_REQUEST_GRACE, &mut talk).await {
                     return None;
                 }
                 Pin::new(&mut talk).graceful_shutdown();

@@ -20,7 +20,7 @@ import traceback
 from email.utils import formatdate
 from urllib.parse import unquote
 
-from faasd_python import W_ERRORS, W_FINISHED, W_RECEIVED, W_REQUESTS, FIRST_REQUEST_GRACE_SECONDS, HungUp, Server, fail
+from faasd_python import W_ERRORS, W_FINISHED, W_RECEIVED, W_REQUESTS, LAST_REQUEST_GRACE_SECONDS, HungUp, Server, fail
 
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 LIFESPAN_SECONDS = 60.0
@@ -101,10 +101,13 @@ class Uvicorn:
         await self.draining.wait()
         self.loop.remove_reader(self.source.sock)
         begun = time.monotonic()
+        # A client cannot know yet, and may be about to ask. The answer tells it to ask elsewhere from then on.
+        self.state.default_headers.append((b"connection", b"close"))
         while self.state.connections or self.starting or self.state.tasks:
             for connection in list(self.state.connections):
-                fresh = getattr(connection, "cycle", True) is None
-                if not fresh or time.monotonic() - begun > FIRST_REQUEST_GRACE_SECONDS:
+                cycle = getattr(connection, "cycle", None)
+                idle = hasattr(connection, "cycle") and (cycle is None or cycle.response_complete)
+                if not idle or time.monotonic() - begun > LAST_REQUEST_GRACE_SECONDS:
                     connection.shutdown()
             await asyncio.sleep(0.02)
         await self.lifespan.shutdown()

@@ -26,7 +26,7 @@ const DRAINED = 4;
 const RECORD_BYTES = 32;
 
 const STALL_MS = 30_000; // for a request's head in all, and for a body that `handle` waits for
-const FIRST_REQUEST_GRACE_MS = 1_000; // while draining, for a connection that has not been used yet
+const LAST_REQUEST_GRACE_MS = 3_000; // while draining, for one more request on a connection that is idle
 const DRAIN_TICK_MS = 50;
 
 function log(...parts) {
@@ -397,14 +397,16 @@ function drain(server, fresh) {
       res.shouldKeepAlive = false;
     });
     const tick = setInterval(() => {
+      // A client cannot know yet, and may be about to ask.
+      if (Date.now() - begun <= LAST_REQUEST_GRACE_MS) return;
       server.closeIdleConnections();
-      if (Date.now() - begun > FIRST_REQUEST_GRACE_MS) for (const socket of fresh) socket.destroy();
+      for (const socket of fresh) socket.destroy();
     }, DRAIN_TICK_MS);
-    server.close(() => {
+    // Not the HTTP server's own, which closes idle connections at once.
+    net.Server.prototype.close.call(server, () => {
       clearInterval(tick);
       resolve();
     });
-    server.closeIdleConnections();
   });
 }
 

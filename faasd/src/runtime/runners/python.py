@@ -47,7 +47,7 @@ W_RECEIVED, W_FINISHED, W_REQUESTS, W_ERRORS, W_READY = 8, 9, 10, 11, 12
 
 HEAD_BYTES_MAX = 64 << 10
 STALL_SECONDS = 30.0  # for a request's head in all, and for any further progress of its body or its answer
-FIRST_REQUEST_GRACE_SECONDS = 1.0  # while draining, for a connection that has not been used yet
+LAST_REQUEST_GRACE_SECONDS = 3.0  # while draining, for one more request on a connection that is idle
 SEND_BYTES = 256 << 10
 EPOLL_ONE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 
@@ -779,8 +779,9 @@ class Server:
         self.draining = True
         begun = time.monotonic()
         while self.open():
-            grace = begun + FIRST_REQUEST_GRACE_SECONDS - time.monotonic()
-            for fd in list(self.idle):
+            # A client cannot know yet, and may be about to ask. The answer will tell it to ask elsewhere from then on.
+            grace = begun + LAST_REQUEST_GRACE_SECONDS - time.monotonic()
+            for fd in list(self.idle) if grace <= 0 else ():
                 connection = self.idle.pop(fd, None)
                 if connection is None:
                     continue
@@ -788,7 +789,7 @@ class Server:
                     busy = connection.has_input()
                 except HungUp:
                     busy = False
-                if busy or (grace > 0 and not connection.served):
+                if busy:
                     # A worker has it, or will have: its event may have been spent on the moment that it was ours.
                     self.idle[fd] = connection
                     self.epoll.modify(fd, EPOLL_ONE)
