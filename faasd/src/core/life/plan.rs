@@ -1,5 +1,6 @@
 //! A change of who serves: proven first, then recorded, then in effect; or abandoned, and nothing has changed.
 
+use super::instances::Instance;
 use super::{Action, Lifecycle, Phase, Plan, Revision, Time, Turn};
 
 /// A plan that is under way.
@@ -129,11 +130,8 @@ impl Lifecycle {
         self.shares = change.plan.shares;
         turn.actions.push(Action::Apply { plan });
         // Those that were not needed take part again: what is wanted of each revision is not known yet.
-        let ready = self.instances.keys(|i| match i.phase {
-            Phase::Ready => !i.admitted,
-            phase => phase == Phase::Withdrawn,
-        });
-        for key in ready {
+        let is_idle = |i: &Instance| (i.phase == Phase::Ready && !i.admitted) || i.phase == Phase::Withdrawn;
+        for key in self.instances.keys(|i| is_idle(i) && self.has_share(i.revision.number)) {
             self.admit(key, turn);
         }
     }
