@@ -72,22 +72,24 @@ impl Lifecycle {
         }
     }
 
-    /// Starts what the plan needs, and has it recorded once that is ready.
+    /// Starts what the plan needs, and has it recorded once that is ready. What dies while it is recorded is replaced.
     pub(super) fn prove(&mut self, turn: &mut Turn<'_>) {
         let Some(mut change) = self.change.take() else { return };
-        if let Stage::Proving { until, one_is_enough } = change.stage {
-            let one_is_enough = one_is_enough || until <= turn.now;
-            change.stage = Stage::Proving { until, one_is_enough };
-            let mut is_proven = true;
-            for (revision, weight) in change.revisions() {
-                let needed = if one_is_enough { 1 } else { self.needed(revision, weight) };
-                self.grow(revision, needed, turn);
-                is_proven &= self.instances.count(revision.number).proven() >= needed;
-            }
-            if is_proven {
-                change.stage = Stage::Committing;
-                turn.actions.push(Action::Commit { plan: change.plan.id });
-            }
+        if let Stage::Proving { until, one_is_enough } = &mut change.stage {
+            *one_is_enough |= *until <= turn.now;
+        }
+        let mut is_proven = true;
+        for (revision, weight) in change.revisions() {
+            let needed = match change.stage {
+                Stage::Proving { one_is_enough: false, .. } => self.needed(revision, weight),
+                Stage::Proving { .. } | Stage::Committing => 1,
+            };
+            self.grow(revision, needed, turn);
+            is_proven &= self.instances.count(revision.number).proven() >= needed;
+        }
+        if is_proven && change.stage != Stage::Committing {
+            change.stage = Stage::Committing;
+            turn.actions.push(Action::Commit { plan: change.plan.id });
         }
         self.change = Some(change);
     }
