@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use faasd::core::life::{Action, Event, Outlook, Phase, Share};
 
-use super::world::{Check, Stage, World};
+use super::world::{Check, Container, Stage, World};
 
 /// What was so before a step.
 #[derive(Debug)]
 pub struct Picture {
     is_removal: bool,
+    is_sample: bool,
     was_removed: bool,
     takers: BTreeMap<u64, usize>,
     planned: usize,
@@ -25,6 +26,7 @@ impl World {
         let taken = |share: &Share| (share.revision.number, self.takers(share.revision.number).len());
         Picture {
             is_removal: matches!(event, Event::Remove),
+            is_sample: matches!(event, Event::Load { .. }),
             was_removed: self.life.is_removed(),
             takers: self.routed.iter().map(taken).collect(),
             planned: self.plans.len(),
@@ -143,6 +145,70 @@ impl World {
         ensure(busy == 0, || format!("{key} was the last, and {busy} connections need it"))
     }
 
+    /// Instances that the policy counts on: ready ones and those on their way, also if their fate is sealed.
+    fn counted_on(&self, revision: u64) -> u64 {
+        let is_counted =
+            |phase| matches!(phase, Phase::Preparing | Phase::Starting { .. } | Phase::Ready | Phase::Killed);
+        let of_revision = self.containers.iter().filter(|(_, c)| c.revision.number == revision);
+        of_revision.filter(|(key, _)| self.life.phase(**key).is_some_and(is_counted)).count() as u64
+    }
+
+    fn has_phase(&self, revision: u64, phase: Phase) -> bool {
+        let is_such = |(key, c): (&u32, &Container)| {
+            c.revision.number == revision && !c.dead && self.life.phase(*key) == Some(phase)
+        };
+        self.containers.iter().any(is_such)
+    }
+
+    /// Of each revision that serves: nobody waits beside what could serve him, nothing is started beside what is there,
+    /// and no fewer are there than have to be.
+    fn check_use(&self, actions: &[Action]) -> Check {
+        for share in &self.routed {
+            let number = share.revision.number;
+            let thinks_it_has_taker = self
+                .containers
+                .iter()
+                .any(|(key, c)| c.revision.number == number && self.life.takes_connections(*key));
+            let waits = self.waiting(number) > 0 && !thinks_it_has_taker;
+            ensure(!waits || !self.has_phase(number, Phase::Withdrawn), || {
+                format!("somebody waits for v{number}, and an instance is withdrawn")
+            })?;
+            let is_started =
+                |a: &Action| matches!(a, Action::Start { revision, hold: false, .. } if *revision == number);
+            let has_spare =
+                [Phase::Withdrawn, Phase::Prepared].into_iter().any(|p| self.has_phase(number, p));
+            // A plan counts what is withdrawn as ready.
+            ensure(self.life.is_planning() || !has_spare || !actions.iter().any(is_started), || {
+                format!("an instance of v{number} is started beside one that is there")
+            })?;
+            let has_pause = self.life.retry_at().is_some() || self.life.failures() >= 3;
+            let counted = self.counted_on(number);
+            ensure(has_pause || counted >= share.revision.min.into(), || {
+                format!("v{number} has {counted} instances, and nothing is done")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// After a sample: there are as many instances as it asks for.
+    fn check_sampled(&self) -> Check {
+        for share in &self.routed {
+            let revision = share.revision;
+            let ready = self
+                .containers
+                .iter()
+                .filter(|(key, c)| c.revision == revision && self.life.takes_connections(**key));
+            let busy = ready.map(|(key, _)| self.open(*key)).sum::<u64>() + self.waiting(revision.number);
+            let wanted = busy.div_ceil(revision.concurrency.into()).min(revision.max.into());
+            let has_pause = self.life.retry_at().is_some() || self.life.failures() >= 3;
+            let counted = self.counted_on(revision.number);
+            ensure(has_pause || counted >= wanted, || {
+                format!("v{} has {counted} instances for {busy} connections", revision.number)
+            })?;
+        }
+        Ok(())
+    }
+
     /// After the actions of a step.
     pub fn check_step(&self, actions: &[Action], before: &Picture) -> Check {
         for (key, container) in &self.containers {
@@ -178,6 +244,12 @@ impl World {
         ensure(self.gone <= self.last_plan as u32, || "gone more than once".to_owned())?;
         if actions.iter().any(|action| matches!(action, Action::Apply { .. })) {
             return self.check_applied(before);
+        }
+        if !has_ended {
+            self.check_use(actions)?;
+            if before.is_sample {
+                self.check_sampled()?;
+            }
         }
         let abandons = actions.iter().any(|action| matches!(action, Action::Abandon { .. }));
         if abandons && !has_ended && !before.was_removed {
@@ -259,6 +331,6 @@ impl World {
     }
 }
 
-fn is_of(container: &super::world::Container, revision: u64, stages: &[Stage]) -> bool {
+fn is_of(container: &Container, revision: u64, stages: &[Stage]) -> bool {
     container.revision.number == revision && stages.contains(&container.stage)
 }

@@ -146,6 +146,8 @@ pub struct World {
     serial: u64,
     next_sample: Time,
     pub steps: u64,
+    /// How often each action was done.
+    pub done: BTreeMap<&'static str, u64>,
     pub keep_trace: bool,
     pub trace: Vec<String>,
 }
@@ -179,6 +181,7 @@ impl World {
             serial: 0,
             next_sample: Time::ZERO,
             steps: 0,
+            done: BTreeMap::new(),
             keep_trace,
             trace: Vec::new(),
         }
@@ -310,6 +313,7 @@ impl World {
     }
 
     fn execute(&mut self, action: &Action) {
+        *self.done.entry(name(action)).or_default() += 1;
         match action {
             Action::Start { key, revision, hold } => {
                 self.used.insert(*key);
@@ -547,5 +551,24 @@ impl World {
             }
         }
         Ok(())
+    }
+}
+
+const fn name(action: &Action) -> &'static str {
+    match action {
+        Action::Start { hold: false, .. } => "start",
+        Action::Start { hold: true, .. } => "prepare",
+        Action::Release { .. } => "release",
+        Action::Admit { .. } => "admit",
+        Action::Withdraw { .. } => "withdraw",
+        Action::Drain { .. } => "drain",
+        Action::Kill { .. } => "kill",
+        Action::Commit { .. } => "commit",
+        Action::Apply { .. } => "apply",
+        Action::Abandon { .. } => "abandon",
+        Action::Refuse { .. } => "refuse",
+        Action::Shed { on: true, .. } => "shed",
+        Action::Shed { on: false, .. } => "shed no longer",
+        Action::Gone => "gone",
     }
 }

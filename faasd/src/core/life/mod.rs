@@ -131,6 +131,7 @@ impl Lifecycle {
         self.prove(turn);
         let serving: Vec<Revision> = self.shares.iter().map(|share| share.revision).collect();
         for revision in &serving {
+            self.readmit(*revision, turn);
             self.grow(*revision, self.target(*revision), turn);
         }
         self.retire(turn);
