@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod checks;
+mod driver;
 mod user;
 mod world;
 

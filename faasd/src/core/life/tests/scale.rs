@@ -244,6 +244,12 @@ fn a_revision_that_goes_refuses_nobody_any_more() {
 }
 
 #[test]
+fn no_number_of_connections_needs_more_than_max() {
+    let busy = wide(1, 4);
+    assert_eq!([0, 1, 10, 11, 40, 41, u64::MAX].map(|n| busy.instances_for(n)), [0, 1, 1, 2, 4, 4, 4]);
+}
+
+#[test]
 fn needs_are_as_many_as_there_are_numbers() {
     let mut needs = demand::Needs::default();
     for n in 0..10_000_u32 {
