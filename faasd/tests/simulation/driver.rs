@@ -23,6 +23,10 @@ impl World {
         }
         self.check_step(&actions, &before)?;
         if actions.contains(&Action::Gone) {
+            let more = self.life.step(Event::Tick, self.now, &mut self.keys);
+            if !more.is_empty() {
+                return Err(format!("after the end: {more:?}"));
+            }
             self.life = Lifecycle::new(self.steps);
             self.connections.clear();
             self.shed.clear();

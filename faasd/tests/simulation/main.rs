@@ -6,7 +6,7 @@
 //! `FAASD_SEED=N cargo test -p faasd --test simulation -- --nocapture` replays one with its trace, `FAASD_SEEDS=N` tries
 //! so many.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod checks;
 mod driver;
