@@ -153,11 +153,10 @@ impl World {
         of_revision.filter(|(key, _)| self.life.phase(**key).is_some_and(is_counted)).count() as u64
     }
 
-    fn has_phase(&self, revision: u64, phase: Phase) -> bool {
-        let is_such = |(key, c): (&u32, &Container)| {
-            c.revision.number == revision && !c.dead && self.life.phase(*key) == Some(phase)
-        };
-        self.containers.iter().any(is_such)
+    /// Whether the policy has an instance of a revision that stands so.
+    pub fn has_phase(&self, revision: u64, wanted: impl Fn(Phase) -> bool) -> bool {
+        let mut of_revision = self.containers.iter().filter(|(_, c)| c.revision.number == revision);
+        of_revision.any(|(key, _)| self.life.phase(*key).is_some_and(&wanted))
     }
 
     /// Of each revision that serves: nobody waits beside what could serve him, nothing is started beside what is there,
@@ -170,13 +169,13 @@ impl World {
                 .iter()
                 .any(|(key, c)| c.revision.number == number && self.life.takes_connections(*key));
             let waits = self.waiting(number) > 0 && !thinks_it_has_taker;
-            ensure(!waits || !self.has_phase(number, Phase::Withdrawn), || {
+            ensure(!waits || !self.has_phase(number, |phase| phase == Phase::Withdrawn), || {
                 format!("somebody waits for v{number}, and an instance is withdrawn")
             })?;
             let is_started =
                 |a: &Action| matches!(a, Action::Start { revision, hold: false, .. } if *revision == number);
             let has_spare =
-                [Phase::Withdrawn, Phase::Prepared].into_iter().any(|p| self.has_phase(number, p));
+                self.has_phase(number, |phase| matches!(phase, Phase::Withdrawn | Phase::Prepared));
             // A plan counts what is withdrawn as ready.
             ensure(self.life.is_planning() || !has_spare || !actions.iter().any(is_started), || {
                 format!("an instance of v{number} is started beside one that is there")
@@ -235,6 +234,8 @@ impl World {
         ensure(!is_settled || self.record == self.routed, || {
             "what is routed is not what is on record".to_owned()
         })?;
+        let doomed = self.doomed.filter(|plan| self.plans.contains_key(plan));
+        ensure(doomed.is_none(), || format!("plan {doomed:?} goes on though its proof failed"))?;
         ensure(self.plans.len() <= 1, || format!("{} plans have no answer", self.plans.len()))?;
         ensure(self.life.is_planning() != self.plans.is_empty(), || "a plan is lost".to_owned())?;
         let is_failing = self.life.outlook() == Outlook::Failing;

@@ -22,6 +22,7 @@ impl World {
             return self.restart();
         }
         self.check_step(&actions, &before)?;
+        self.doomed = None;
         if actions.contains(&Action::Gone) {
             let more = self.life.step(Event::Tick, self.now, &mut self.keys);
             if !more.is_empty() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use faasd::core::life::{Event, Lifecycle, Machine, Plan, Revision, Share, Time};
+use faasd::core::life::{Event, Lifecycle, Machine, Phase, Plan, Revision, Share, Time};
 
 pub type Check = Result<(), String>;
 
@@ -142,6 +142,8 @@ pub struct World {
     /// Waiting connections of each revision at the last sample.
     pub sampled: BTreeMap<u64, u64>,
     pub gone: u32,
+    /// A plan whose one proof of a revision has failed: it has to be given up.
+    pub doomed: Option<u64>,
     pub due: BTreeMap<(Time, u64), Due>,
     serial: u64,
     pub next_sample: Time,
@@ -177,6 +179,7 @@ impl World {
             paused: BTreeMap::new(),
             sampled: BTreeMap::new(),
             gone: 0,
+            doomed: None,
             due: BTreeMap::new(),
             serial: 0,
             next_sample: Time::ZERO,
@@ -374,6 +377,17 @@ impl World {
     /// The daemon hears of a container's end: if nobody asked for it, a pause follows.
     fn failed(&mut self, key: u32) -> Option<()> {
         let container = self.containers.remove(&key)?;
+        let revision = container.revision;
+        let concerns = |plan: &&Plan| {
+            plan.shares.iter().map(|share| share.revision).chain(plan.prove).any(|one| one == revision)
+        };
+        let is_proof =
+            matches!(self.life.phase(key), Some(Phase::Starting { .. })) && self.recording.is_none();
+        if is_proof
+            && !self.has_phase(revision.number, |phase| matches!(phase, Phase::Ready | Phase::Withdrawn))
+        {
+            self.doomed = self.plans.values().find(concerns).map(|plan| plan.id);
+        }
         let is_plain = !container.draining && !container.killed;
         if is_plain && self.routed.iter().any(|share| share.revision == container.revision) {
             // What fails during a pause does not make it longer.

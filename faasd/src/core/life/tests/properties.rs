@@ -56,8 +56,8 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn take(&mut self, action: Action) -> Result<(), TestCaseError> {
-        match action {
+    fn take(&mut self, action: &Action) -> Result<(), TestCaseError> {
+        match *action {
             Action::Start { key, revision, hold } => {
                 prop_assert!(self.alive.insert(key, revision).is_none());
                 if hold {
@@ -76,7 +76,7 @@ impl Ledger {
             }
             Action::Commit { plan } => self.commits.push(plan),
             Action::Apply { plan } | Action::Abandon { plan, .. } => {
-                prop_assert!(self.open_plans.remove(&plan))
+                prop_assert!(self.open_plans.remove(&plan));
             }
             Action::Gone => {
                 prop_assert!(self.alive.is_empty() && !self.gone);
@@ -132,13 +132,13 @@ proptest! {
                 Move::Wait(ms) => { world.now += Duration::from_millis(ms); Event::Tick }
             };
             for action in world.step(event) {
-                ledger.take(action)?;
+                ledger.take(&action)?;
             }
             // What is not asked for has an end: a caller that does what it is told is not asked at once again.
             prop_assert!(world.life.next_tick().is_none_or(|at| at > world.now));
             prop_assert_eq!(ledger.open_plans.len(), usize::from(world.life.is_planning()));
             prop_assert!(world.life.instances.0.keys().eq(ledger.alive.keys()));
-            for (key, _) in &ledger.alive {
+            for key in ledger.alive.keys() {
                 let taken = world.life.takes_connections(*key);
                 prop_assert!(!taken || (ledger.ready.contains(key) && !ledger.leaving.contains(key)));
             }

@@ -53,6 +53,14 @@ fn what_is_not_needed_goes_when_it_was_not_needed_for_long_enough() {
 }
 
 #[test]
+fn the_fewest_stay_however_idle() {
+    let mut world = World::warm(wide(2, 4), 3);
+    world.load();
+    assert_eq!(world.load_for(IDLE * 5)[..2], [Action::Withdraw { key: 1 }, Action::Drain { key: 1 }]);
+    assert!(world.life.takes_connections(2) && world.life.takes_connections(3));
+}
+
+#[test]
 fn a_peak_within_the_window_keeps_everything() {
     let mut world = World::warm(wide(1, 4), 3);
     for _ in 0..10 {
