@@ -41,7 +41,7 @@ impl Jitter {
 /// The failures of one revision.
 ///
 /// Instances that were started together and fail together have failed once: each is of a generation, a failure begins
-/// the next one, and the end of an instance of an earlier generation says nothing new.
+/// the next one, and the end of an instance of an earlier generation says nothing new while that failure is not forgotten.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Failures {
     /// In a row.
@@ -54,7 +54,7 @@ pub(super) struct Failures {
 
 impl Failures {
     pub(super) fn add(&mut self, generation: u64, why: String, now: Time, jitter: &mut Jitter) {
-        let is_new = generation == self.generation;
+        let is_new = generation == self.generation || self.count == 0;
         if is_new {
             self.count = self.count.saturating_add(1);
             self.generation += 1;
@@ -67,7 +67,12 @@ impl Failures {
         self.reason = Some((now, why));
     }
 
-    /// The revision works, or is given another chance.
+    /// The revision works. What fails beside it is still given its pause.
+    pub(super) fn forget(&mut self) {
+        self.count = 0;
+    }
+
+    /// The revision is given another chance, at once.
     pub(super) fn forgive(&mut self) {
         self.count = 0;
         self.retry_at = None;

@@ -98,6 +98,7 @@ impl Lifecycle {
     pub fn step(&mut self, event: Event, now: Time, machine: &mut dyn Machine) -> Vec<Action> {
         let mut turn = Turn { now, machine, actions: Vec::new() };
         let is_sample = matches!(event, Event::Load { .. });
+        self.forget_failures(now);
         match event {
             Event::Plan(plan) => self.plan(plan, &mut turn),
             Event::Committed { plan } => self.committed(plan, &mut turn),
@@ -130,6 +131,7 @@ impl Lifecycle {
         self.prove(turn);
         let serving: Vec<Revision> = self.shares.iter().map(|share| share.revision).collect();
         for revision in &serving {
+            self.readmit(*revision, turn);
             self.grow(*revision, self.target(*revision), turn);
         }
         self.retire(turn);
@@ -184,9 +186,6 @@ impl Lifecycle {
         let no_taker = self.instances.count(revision).proven() == 0;
         let has_share = self.has_share(revision);
         let Some(pool) = self.pools.get_mut(&revision) else { return };
-        if shows_stability(&instance, pool, turn.now) {
-            pool.failures.forgive();
-        }
         pool.failures.add(instance.generation, why, turn.now, &mut self.jitter);
         if has_share && no_taker && pool.failures.is_crash_loop() && pool.is_waited_for() {
             pool.waits = false;
@@ -195,7 +194,18 @@ impl Lifecycle {
         }
     }
 
-    /// Deadlines, pauses that are over, failures that are forgiven.
+    /// Forgets the failures of revisions that have shown since that they work.
+    fn forget_failures(&mut self, now: Time) {
+        for instance in self.instances.0.values() {
+            if let Some(pool) = self.pools.get_mut(&instance.revision.number)
+                && shows_stability(instance, pool, now)
+            {
+                pool.failures.forget();
+            }
+        }
+    }
+
+    /// Deadlines, and pauses that are over.
     fn pass_time(&mut self, turn: &mut Turn<'_>) {
         let now = turn.now;
         let mut late = Vec::new();
@@ -220,13 +230,6 @@ impl Lifecycle {
         }
         for pool in self.pools.values_mut() {
             pool.failures.pass(now);
-        }
-        for instance in self.instances.0.values() {
-            if let Some(pool) = self.pools.get_mut(&instance.revision.number)
-                && shows_stability(instance, pool, now)
-            {
-                pool.failures.forgive();
-            }
         }
     }
 

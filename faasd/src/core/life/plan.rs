@@ -1,5 +1,6 @@
 //! A change of who serves: proven first, then recorded, then in effect; or abandoned, and nothing has changed.
 
+use super::instances::Instance;
 use super::{Action, Lifecycle, Phase, Plan, Revision, Time, Turn};
 
 /// A plan that is under way.
@@ -71,22 +72,24 @@ impl Lifecycle {
         }
     }
 
-    /// Starts what the plan needs, and has it recorded once that is ready.
+    /// Starts what the plan needs, and has it recorded once that is ready. What dies while it is recorded is replaced.
     pub(super) fn prove(&mut self, turn: &mut Turn<'_>) {
         let Some(mut change) = self.change.take() else { return };
-        if let Stage::Proving { until, one_is_enough } = change.stage {
-            let one_is_enough = one_is_enough || until <= turn.now;
-            change.stage = Stage::Proving { until, one_is_enough };
-            let mut is_proven = true;
-            for (revision, weight) in change.revisions() {
-                let needed = if one_is_enough { 1 } else { self.needed(revision, weight) };
-                self.grow(revision, needed, turn);
-                is_proven &= self.instances.count(revision.number).proven() >= needed;
-            }
-            if is_proven {
-                change.stage = Stage::Committing;
-                turn.actions.push(Action::Commit { plan: change.plan.id });
-            }
+        if let Stage::Proving { until, one_is_enough } = &mut change.stage {
+            *one_is_enough |= *until <= turn.now;
+        }
+        let mut is_proven = true;
+        for (revision, weight) in change.revisions() {
+            let needed = match change.stage {
+                Stage::Proving { one_is_enough: false, .. } => self.needed(revision, weight),
+                Stage::Proving { .. } | Stage::Committing => 1,
+            };
+            self.grow(revision, needed, turn);
+            is_proven &= self.instances.count(revision.number).proven() >= needed;
+        }
+        if is_proven && change.stage != Stage::Committing {
+            change.stage = Stage::Committing;
+            turn.actions.push(Action::Commit { plan: change.plan.id });
         }
         self.change = Some(change);
     }
@@ -129,11 +132,8 @@ impl Lifecycle {
         self.shares = change.plan.shares;
         turn.actions.push(Action::Apply { plan });
         // Those that were not needed take part again: what is wanted of each revision is not known yet.
-        let ready = self.instances.keys(|i| match i.phase {
-            Phase::Ready => !i.admitted,
-            phase => phase == Phase::Withdrawn,
-        });
-        for key in ready {
+        let is_idle = |i: &Instance| (i.phase == Phase::Ready && !i.admitted) || i.phase == Phase::Withdrawn;
+        for key in self.instances.keys(|i| is_idle(i) && self.has_share(i.revision.number)) {
             self.admit(key, turn);
         }
     }

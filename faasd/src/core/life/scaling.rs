@@ -46,26 +46,27 @@ impl Lifecycle {
         busy.max(u32::from(pool.waits)).max(revision.least())
     }
 
-    /// Sees to it that so many instances of a revision are ready or on their way: by what is ready and was not needed,
-    /// by what is prepared, by new ones.
-    pub(super) fn grow(&mut self, revision: Revision, target: u32, turn: &mut Turn<'_>) {
-        let number = revision.number;
-        let lacks = |life: &Self| {
-            let count = life.instances.count(number);
-            target.saturating_sub(count.ready + count.starting)
-        };
-        // The busiest first: the others are the nearer to their end.
-        for key in
-            self.instances.by_load(number, Phase::Withdrawn).into_iter().rev().take(lacks(self) as usize)
-        {
+    /// Lets ready instances that were not needed take part again, also in place of what is on its way: that may fail, and
+    /// who waits is served now. The busiest first, since the others are nearer to their end.
+    pub(super) fn readmit(&mut self, revision: Revision, turn: &mut Turn<'_>) {
+        for key in self.instances.by_load(revision.number, Phase::Withdrawn).into_iter().rev() {
+            // Its connections count again with it.
+            if self.instances.count(revision.number).ready >= self.target(revision) {
+                return;
+            }
             self.admit(key, turn);
         }
+    }
+
+    /// Sees to it that so many instances of a revision are ready or on their way: by what is prepared, by new ones.
+    pub(super) fn grow(&mut self, revision: Revision, target: u32, turn: &mut Turn<'_>) {
+        let number = revision.number;
         let Some(pool) = self.pools.get(&number) else { return };
         if pool.failures.is_pausing() {
             return;
         }
         let count = self.instances.count(number);
-        let mut missing = lacks(self);
+        let mut missing = target.saturating_sub(count.proven() + count.starting);
         // What fails again and again is tried by one instance at a time.
         if pool.failures.is_crash_loop() && count.proven() == 0 {
             missing = missing.min(1_u32.saturating_sub(count.starting));

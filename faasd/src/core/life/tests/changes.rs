@@ -196,14 +196,16 @@ fn one_is_enough_when_another_fails_or_time_is_up() {
 }
 
 #[test]
-fn a_proof_that_dies_before_the_record_is_written_is_replaced() {
+fn a_proof_that_dies_while_it_is_recorded_is_replaced() {
     let mut world = World::deployed(revision(1, 1));
     world.step(Event::Plan(plan(2, &[(revision(2, 1), 100)])));
     world.ready(2);
     assert_eq!(world.exited(2), []);
+    world.now = world.life.next_tick().unwrap();
+    assert_eq!(starts(&world.tick()), [3]);
     let actions = world.step(Event::Committed { plan: 2 });
     assert_eq!(actions, [Action::Apply { plan: 2 }, Action::Drain { key: 1 }]);
-    assert_eq!(starts(&world.pause()), [3]);
+    assert_eq!(world.ready(3), [Action::Admit { key: 3 }]);
 }
 
 #[test]

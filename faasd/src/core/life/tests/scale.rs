@@ -48,8 +48,16 @@ fn what_is_not_needed_goes_when_it_was_not_needed_for_long_enough() {
     assert_eq!(world.load(), []);
     world.busy(3, 0);
     assert_eq!(world.load(), [Action::Drain { key: 3 }]);
-    assert_eq!(world.load_for(IDLE * 2), []);
     assert_eq!(world.wait(DRAIN_DEADLINE), [Action::Kill { key: 2 }, Action::Kill { key: 3 }]);
+    assert_eq!(world.load_for(IDLE * 2), []);
+}
+
+#[test]
+fn the_fewest_stay_however_idle() {
+    let mut world = World::warm(wide(2, 4), 3);
+    world.load();
+    assert_eq!(world.load_for(IDLE * 5)[..2], [Action::Withdraw { key: 1 }, Action::Drain { key: 1 }]);
+    assert!(world.life.takes_connections(2) && world.life.takes_connections(3));
 }
 
 #[test]
@@ -61,7 +69,8 @@ fn a_peak_within_the_window_keeps_everything() {
         world.busy(1, 0);
         assert_eq!(world.load_for(IDLE - Duration::from_secs(1)), []);
     }
-    assert_eq!(world.load_for(IDLE).len(), 3, "two withdrawn, and one of them drained at the end");
+    let actions = world.load_for(IDLE);
+    assert_eq!(actions[..2], [Action::Withdraw { key: 1 }, Action::Withdraw { key: 2 }]);
 }
 
 #[test]
@@ -240,6 +249,12 @@ fn a_revision_that_goes_refuses_nobody_any_more() {
     world.ready(2);
     let actions = world.step(Event::Committed { plan: 2 });
     assert_eq!(actions[2..], [Action::Drain { key: 1 }, Action::Refuse { revision: 1 }, shed(false)]);
+}
+
+#[test]
+fn no_number_of_connections_needs_more_than_max() {
+    let busy = wide(1, 4);
+    assert_eq!([0, 1, 10, 11, 40, 41, u64::MAX].map(|n| busy.instances_for(n)), [0, 1, 1, 2, 4, 4, 4]);
 }
 
 #[test]
