@@ -268,8 +268,8 @@ impl Receiver {
             }
             Kind::Drain if arrived == 0 => Ok(Received::Drain),
             Kind::Drain => Err(WireError::Count { records: 0, descriptors: arrived }.into()),
-            // Only an instance says these.
-            kind @ (Kind::Ready | Kind::Drained | Kind::Forward | Kind::Room) => {
+            // Only an instance says these, and only the runners are held.
+            kind @ (Kind::Ready | Kind::Drained | Kind::Forward | Kind::Room | Kind::Held | Kind::Go) => {
                 Err(WireError::Kind(kind as u16).into())
             }
         }

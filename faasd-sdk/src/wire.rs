@@ -28,7 +28,7 @@ pub const MESSAGE_BYTES_MAX: usize = HEADER_BYTES + CONNECTIONS_MAX * RECORD_BYT
 /// The longest name of a function.
 pub const NAME_BYTES_MAX: usize = 63;
 
-/// What a message says. Daemon to instance: `Connections`, `Drain`. Instance to daemon: the others.
+/// What a message says. Daemon to instance: `Connections`, `Drain`, `Go`. Instance to daemon: the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
@@ -44,6 +44,10 @@ pub enum Kind {
     Forward = 5,
     /// An instance that was at its limit of connections ([`status::LIMIT`]) has room again.
     Room = 6,
+    /// A runner that was started to be held has all that it needs but the function's code, and waits for `Go`.
+    Held = 7,
+    /// Load the function's code.
+    Go = 8,
 }
 
 /// One connection's record.
@@ -153,6 +157,8 @@ impl<'a> Message<'a> {
             4 => Kind::Drained,
             5 => Kind::Forward,
             6 => Kind::Room,
+            7 => Kind::Held,
+            8 => Kind::Go,
             other => return Err(WireError::Kind(other)),
         };
         let (count, record_bytes) = (usize::from(count), usize::from(record_bytes));

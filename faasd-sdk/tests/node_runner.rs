@@ -13,7 +13,7 @@ use std::time::Duration;
 use command_fds::{CommandFdExt, FdMapping};
 use faasd_sdk::wire::{self, Kind};
 use runner::{answer, ask, directory, get, pair};
-use rustix::net::RecvFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, Signal};
 
 const HANDLER: &str = r#"
@@ -53,10 +53,16 @@ fn command(dir: &Path, file: &str) -> Command {
 impl Node {
     fn start(name: &str, file: &str, text: &str) -> Self {
         let dir = directory(name, file, text);
+        let node = Self::spawn(command(&dir, file), dir);
+        assert_eq!(node.heard(), Kind::Ready);
+        node
+    }
+
+    /// Starts one that says by itself how far it is.
+    fn spawn(mut command: Command, dir: PathBuf) -> Self {
         let listener = TcpListener::bind("[::1]:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (control, theirs, ..) = pair();
-        let mut command = command(&dir, file);
         command.env("LISTEN_FDS", "1");
         command
             .fd_mappings(vec![
@@ -66,9 +72,7 @@ impl Node {
             .unwrap();
         let child = command.spawn().unwrap();
         drop(command);
-        let node = Self { child, control, address, dir };
-        assert_eq!(node.heard(), Kind::Ready);
-        node
+        Self { child, control, address, dir }
     }
 
     fn heard(&self) -> Kind {
@@ -266,4 +270,37 @@ fn a_file_that_cannot_be_served_says_why() {
     let output = command(&dir, "a.cjs").output().unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("FAAS_LISTEN"));
+}
+
+fn hold(name: &str) -> Node {
+    // Without the handler: a runner that is held has not even looked for it.
+    let dir = directory(name, "README", "");
+    let mut command = command(&dir, "handler.mjs");
+    command.env("FAAS_HOLD", "1");
+    let node = Node::spawn(command, dir);
+    assert_eq!(node.heard(), Kind::Held);
+    node
+}
+
+#[test]
+fn a_held_runner_loads_the_code_when_it_is_told_to() {
+    let node = hold("node-held");
+    let code = "export const handle = (_, context) => `${process.env.FAAS_HOLD} ${context.requestId.split('-')[1]}`;\n";
+    std::fs::write(node.dir.join("handler.mjs"), code).unwrap();
+    rustix::net::send(&node.control, &wire::header(Kind::Go, 0), SendFlags::empty()).unwrap();
+    assert_eq!(node.heard(), Kind::Ready);
+    // Nothing is left of the rehearsal: no variable, no request that was counted, no line in the log.
+    assert_eq!(ask(&mut node.dial(), &get("/")).body, b"undefined 1");
+    node.terminate();
+    assert_eq!(node.ended(), "");
+}
+
+#[test]
+fn a_held_runner_that_is_not_needed_ends() {
+    let mut node = hold("node-not-needed");
+    rustix::net::shutdown(&node.control, rustix::net::Shutdown::Write).unwrap();
+    assert!(node.child.wait().unwrap().success());
+    let mut node = hold("node-too-early");
+    rustix::net::send(&node.control, &wire::header(Kind::Drain, 0), SendFlags::empty()).unwrap();
+    assert!(!node.child.wait().unwrap().success());
 }

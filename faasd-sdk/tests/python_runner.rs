@@ -303,3 +303,38 @@ fn an_asgi_application_is_served_without_a_server_of_its_own() {
     let log = String::from_utf8(ended.stderr).unwrap();
     assert!(ended.status.success() && log.contains("half-way"), "{log}");
 }
+
+fn hold(name: &str) -> (Runner, std::path::PathBuf) {
+    // Without the handler: a runner that is held has not even looked for it.
+    let dir = directory(name, "README", "");
+    let mut command = command(&dir, "handler.py", "handle");
+    command.env("FAAS_HOLD", "1");
+    let runner = Runner::spawn(dir.clone(), command);
+    assert_eq!(runner.heard(), Kind::Held);
+    (runner, dir)
+}
+
+#[test]
+fn a_held_runner_loads_the_code_when_it_is_told_to() {
+    let (runner, dir) = hold("held");
+    assert!(!runner.status.ready());
+    let code =
+        "import os\ndef handle(event, context): return os.environ.get('FAAS_HOLD', 'nothing of that')\n";
+    std::fs::write(dir.join("handler.py"), code).unwrap();
+    runner.say(Kind::Go);
+    assert_eq!(runner.heard(), Kind::Ready);
+    assert_eq!(ask(&mut runner.dial(), &get("/")).body, b"nothing of that");
+    assert!(runner.drain().status.success());
+}
+
+#[test]
+fn a_held_runner_that_is_not_needed_ends() {
+    let (mut runner, _) = hold("not-needed");
+    rustix::net::shutdown(&runner.socket, rustix::net::Shutdown::Write).unwrap();
+    assert!(runner.child.wait().unwrap().success());
+    // Connections are for those that have said that they are ready.
+    let (mut runner, _) = hold("too-early");
+    let (_client, accepted) = runner.accept();
+    runner.hand_over(&[accepted]);
+    assert!(!runner.child.wait().unwrap().success());
+}

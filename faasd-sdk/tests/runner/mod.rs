@@ -58,7 +58,15 @@ pub fn pair() -> (OwnedFd, OwnedFd, StatusPage, OwnedFd) {
 
 impl Runner {
     /// Starts a runner that is handed connections.
-    pub fn start(dir: PathBuf, mut command: Command) -> Self {
+    pub fn start(dir: PathBuf, command: Command) -> Self {
+        let runner = Self::spawn(dir, command);
+        assert_eq!(runner.heard(), Kind::Ready);
+        assert!(runner.status.ready());
+        runner
+    }
+
+    /// Starts one that says by itself how far it is.
+    pub fn spawn(dir: PathBuf, mut command: Command) -> Self {
         let (socket, theirs, status, page) = pair();
         command
             .fd_mappings(vec![
@@ -68,10 +76,11 @@ impl Runner {
             .unwrap();
         let child = command.spawn().unwrap();
         drop(command);
-        let runner = Self { child, socket, status, listener: TcpListener::bind("[::1]:0").unwrap(), dir };
-        assert_eq!(runner.heard(), Kind::Ready);
-        assert!(runner.status.ready());
-        runner
+        Self { child, socket, status, listener: TcpListener::bind("[::1]:0").unwrap(), dir }
+    }
+
+    pub fn say(&self, kind: Kind) {
+        rustix::net::send(&self.socket, &wire::header(kind, 0), SendFlags::empty()).unwrap();
     }
 
     pub fn heard(&self) -> Kind {
@@ -105,7 +114,7 @@ impl Runner {
     }
 
     pub fn drain(mut self) -> Output {
-        rustix::net::send(&self.socket, &wire::header(Kind::Drain, 0), SendFlags::empty()).unwrap();
+        self.say(Kind::Drain);
         assert_eq!(self.heard(), Kind::Drained);
         let mut stderr = Vec::new();
         self.child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();

@@ -281,6 +281,23 @@ pub struct Instance {
     /// Its server binds IPv4 alone, so that a relay copies its connections.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub relayed: bool,
+    /// How long its start took, if the daemon that answers has made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<StartTimes>,
+}
+
+/// How long the steps of an instance's start took, in microseconds. One that is held ready has the first of them over
+/// before it is needed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StartTimes {
+    /// To create its container.
+    pub create_us: u64,
+    /// To let its program run, once it was to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release_us: Option<u64>,
+    /// From then on until it could take connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_us: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

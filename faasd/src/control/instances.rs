@@ -3,6 +3,7 @@
 
 mod messages;
 mod task;
+mod timings;
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch as orders;
 
 use self::task::Task;
+pub use self::timings::Timings;
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
 use super::records::RevisionRecord;
@@ -31,6 +33,7 @@ use crate::runtime::instance::{Adopted, Request, Runtime, new_id};
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts::Mounts;
 use crate::runtime::relay::is_relay;
+use crate::runtime::runners::is_held;
 use crate::sys::scm;
 
 /// The send buffer of an instance's socket: room for some thousand connections that it has not yet received.
@@ -64,6 +67,7 @@ pub struct Live {
     pub page: Arc<StatusPage>,
     /// Its connections are copied ([`crate::runtime::relay`]).
     pub relayed: bool,
+    pub timings: Arc<Timings>,
     /// The seat of its listener, once it has one.
     pub seat: Option<u32>,
     socket: Arc<OwnedFd>,
@@ -168,8 +172,8 @@ impl Instances {
     }
 
     /// Starts an instance. What becomes of it is told to the owner by its key. `listener` is for the warm lane: the
-    /// function's address and port, bound, and listening already for an instance that inherits it. With `hold` it is made
-    /// ready, and does not run before it is ordered to; [`Message::Prepared`] says that it can be.
+    /// function's address and port, bound and not listening. With `hold` it is made ready, and does not run before it is
+    /// ordered to; [`Message::Prepared`] says that it can.
     ///
     /// # Errors
     /// If not even its socket and page could be made.
@@ -203,6 +207,7 @@ impl Instances {
             image: files.code,
             root: files.root,
             dependencies: files.dependencies,
+            hold: hold && is_held(&record.spec),
             descriptors,
         };
         let parts = Parts { socket, receive_end: theirs, page, listener };
@@ -289,6 +294,7 @@ impl Instances {
         let (sender, receiver) = orders::channel(order);
         let (socket, receive_end) = (Arc::new(parts.socket), Arc::new(parts.receive_end));
         let (page, listener) = (Arc::new(parts.page), parts.listener.map(Arc::new));
+        let timings = Arc::<Timings>::default();
         let task = Task {
             all: self.clone(),
             key,
@@ -297,6 +303,7 @@ impl Instances {
             socket: Arc::clone(&socket),
             receive_end: Arc::clone(&receive_end),
             page: Arc::clone(&page),
+            timings: Arc::clone(&timings),
             listener: listener.clone(),
             spec: record.spec.clone(),
             slot: record.slot,
@@ -310,6 +317,7 @@ impl Instances {
             pid: None,
             page,
             relayed: false,
+            timings,
             seat: None,
             socket,
             receive_end,

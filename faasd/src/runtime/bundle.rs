@@ -107,6 +107,8 @@ pub struct Parameters<'a> {
     pub program: Option<&'a Path>,
     /// What the code depends on, for handlers.
     pub dependencies: Option<&'a Path>,
+    /// Whether the runner is to wait before it loads the code.
+    pub hold: bool,
     /// The directory of its secrets, if it has any.
     pub secrets: Option<&'a Path>,
     /// What [`skeleton`] made, or a root image.
@@ -257,15 +259,16 @@ fn environment(p: &Parameters<'_>) -> Vec<String> {
         format!("FAAS_REVISION={}", p.revision),
     ];
     ours.extend(p.dependencies.map(|_| format!("FAAS_DEPENDENCIES={}", dependencies(language(p)))));
-    ours.extend(environment_of_contract(p.spec).into_iter().map(|(key, value)| format!("{key}={value}")));
+    ours.extend(environment_of_contract(p).into_iter().map(|(key, value)| format!("{key}={value}")));
     let is_ours = |key: &str| ours.iter().any(|pair| pair.split('=').next() == Some(key));
     let theirs = p.spec.env.iter().filter(|(key, _)| !is_ours(key));
     theirs.map(|(key, value)| format!("{key}={value}")).chain(ours.iter().cloned()).collect()
 }
 
 /// What the contract tells a server.
-fn environment_of_contract(spec: &FunctionSpec) -> Vec<(&'static str, String)> {
-    match spec.contract {
+fn environment_of_contract(p: &Parameters<'_>) -> Vec<(&'static str, String)> {
+    let spec = p.spec;
+    let mut all = match spec.contract {
         Contract::Port => vec![("PORT", spec.listen_port().to_string()), ("HOST", "::".to_owned())],
         // sd_listen_fds(3). The program is the first process of its namespace.
         Contract::ListenFds => [("LISTEN_FDS", "1"), ("LISTEN_PID", "1"), ("LISTEN_FDNAMES", "faas")]
@@ -276,7 +279,9 @@ fn environment_of_contract(spec: &FunctionSpec) -> Vec<(&'static str, String)> {
             vec![("LISTEN_FDS", "1".to_owned())]
         }
         Contract::Handler | Contract::Fd => Vec::new(),
-    }
+    };
+    all.extend(p.hold.then(|| ("FAAS_HOLD", "1".to_owned())));
+    all
 }
 
 /// With a root image it is the image that is relied on, and the function may know better.
@@ -285,7 +290,7 @@ fn environment_of_image(p: &Parameters<'_>, inside: &Process) -> Vec<String> {
     all.extend(inside.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     all.extend(p.spec.env.iter().map(|(key, value)| (key.as_str(), value.as_str())));
     let (function, revision) = (p.function.to_string(), p.revision.to_string());
-    let contract = environment_of_contract(p.spec);
+    let contract = environment_of_contract(p);
     if p.dependencies.is_some() {
         all.insert("FAAS_DEPENDENCIES", dependencies(language(p)));
     }
@@ -420,6 +425,7 @@ mod tests {
             program: Some(Path::new("/usr/bin/faasd")),
             dependencies: Some(Path::new("/images/y")),
             secrets: Some(Path::new("/run/faasd/secrets/hello-1-3f9a")),
+            hold: false,
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
             agent: None,

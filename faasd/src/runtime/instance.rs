@@ -99,6 +99,8 @@ pub struct Request {
     pub root: Option<RootImage>,
     /// What it depends on, likewise.
     pub dependencies: Option<PathBuf>,
+    /// For a runner: to be started, and to load no code before [`Kind::Go`](faasd_sdk::wire::Kind).
+    pub hold: bool,
     /// Descriptors 3, 4, … inside, as the contract has them.
     pub descriptors: Vec<OwnedFd>,
 }

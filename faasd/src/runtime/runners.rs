@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::bundle;
-use crate::core::spec::{FunctionSpec, Language};
+use crate::core::spec::{Contract, FunctionSpec, Language};
 
 pub mod script;
 
@@ -19,6 +19,8 @@ const FILES: &[(&str, &str)] = &[
     ("faasd_wsgi.py", include_str!("runners/faasd_wsgi.py")),
     ("faasd_asgi.py", include_str!("runners/faasd_asgi.py")),
     ("node.cjs", include_str!("runners/node.cjs")),
+    ("empty.mjs", include_str!("runners/empty.mjs")),
+    ("empty.cjs", include_str!("runners/empty.cjs")),
 ];
 
 /// The only python that a container with the host's `/usr` sees: it has that without `/usr/local`.
@@ -157,6 +159,13 @@ pub fn command(spec: &FunctionSpec, programs: &Programs<'_>, dir: &Path) -> Vec<
     arguments.push(handler.file.to_owned());
     arguments.extend(handler.name.map(str::to_owned));
     arguments
+}
+
+/// Whether a function that is held ready has its runner held, rather than its container alone: where an interpreter's
+/// start and its imports take tens of milliseconds, which is worth the memory that it takes to have them over.
+#[must_use]
+pub fn is_held(spec: &FunctionSpec) -> bool {
+    spec.contract == Contract::Handler && spec.handler_parts().language != Language::Script
 }
 
 /// Bytes as hexadecimal digits.

@@ -145,6 +145,7 @@ impl Service for Fake {
             in_flight: 0,
             adopted: false,
             relayed: false,
+            start: None,
         };
         let function = Function {
             name: name.clone(),

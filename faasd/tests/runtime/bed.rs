@@ -87,6 +87,7 @@ impl Bed {
                 image,
                 root: None,
                 dependencies: None,
+                hold: false,
                 descriptors,
             },
             ours,

@@ -389,6 +389,33 @@ async fn a_held_container_runs_when_it_is_released_and_not_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
+async fn a_held_runner_is_up_before_its_code_is_loaded() {
+    let bed = Bed::new().await;
+    let code = b"print('loaded', flush=True)\ndef handle(event, context):\n    return 'hello'\n";
+    let (mut request, socket) = bed.request(FunctionSpec::default(), bed.image(&[("handler.py", code)]));
+    request.hold = true;
+    let instance = bed.start((request, socket)).await;
+    let heard = |instance: &Instance| {
+        let message = instance.receive();
+        wire::Message::parse(&message)
+            .map(|m| m.kind)
+            .unwrap_or_else(|e| panic!("{e}: {}", instance.printed()))
+    };
+    assert_eq!(heard(&instance), Kind::Held);
+    // Its output is a pipe, which has nothing in it.
+    let mut poll = [rustix::event::PollFd::new(&instance.running.log, rustix::event::PollFlags::IN)];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut poll, Some(&now)).unwrap(), 0);
+
+    send(&instance.socket, &wire::header(Kind::Go, 0), &[]).unwrap();
+    assert_eq!(heard(&instance), Kind::Ready);
+    assert_eq!(instance.printed(), "loaded\n");
+    bed.stop(&instance, Duration::ZERO).await;
+    bed.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
 async fn a_held_container_that_is_killed_dies_or_is_forgotten_leaves_nothing() {
     let bed = Bed::new().await;
     let (killed, died) = (bed.create(bed.script(WAITS)).await, bed.create(bed.script(WAITS)).await);

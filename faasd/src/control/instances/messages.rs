@@ -25,6 +25,8 @@ pub(super) enum Said {
     Ready,
     Drained,
     Room,
+    /// Of a runner: it waits to be let go.
+    Held,
     Forward {
         to: FunctionName,
         record: Record,
@@ -86,6 +88,7 @@ fn understand(bytes: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Said> {
             (Kind::Ready, 0) => Ok(Said::Ready),
             (Kind::Drained, 0) => Ok(Said::Drained),
             (Kind::Room, 0) => Ok(Said::Room),
+            (Kind::Held, 0) => Ok(Said::Held),
             (Kind::Forward, 1) => {
                 let name = std::str::from_utf8(message.rest).ok().and_then(|name| name.parse().ok());
                 match (name, message.records().next(), descriptors.pop()) {
@@ -95,7 +98,9 @@ fn understand(bytes: &[u8], mut descriptors: Vec<OwnedFd>) -> io::Result<Said> {
                     _ => Err("it passed a connection on to what is no function's name".to_owned()),
                 }
             }
-            (Kind::Connections | Kind::Drain, _) => Err("it sent a message that only faasd sends".to_owned()),
+            (Kind::Connections | Kind::Drain | Kind::Go, _) => {
+                Err("it sent a message that only faasd sends".to_owned())
+            }
             (kind, count) => Err(format!("it sent {count} descriptors with `{kind:?}`")),
         }
     })();

@@ -13,7 +13,7 @@ use tokio::sync::watch as orders;
 use tokio::time::Instant;
 
 use super::messages::{Messages, Said, next};
-use super::{ENTRY, Instances, Message, Order};
+use super::{ENTRY, Instances, Message, Order, Timings};
 use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec, Ipv4, Lane, StopSignal};
 use crate::runtime::agent::{Agent, Asked, Listen};
@@ -44,6 +44,7 @@ pub(super) struct Task {
     pub(super) socket: Arc<OwnedFd>,
     pub(super) receive_end: Arc<OwnedFd>,
     pub(super) page: Arc<StatusPage>,
+    pub(super) timings: Arc<Timings>,
     pub(super) listener: Option<Arc<OwnedFd>>,
     pub(super) spec: FunctionSpec,
     pub(super) slot: u32,
@@ -52,6 +53,8 @@ pub(super) struct Task {
 
 /// What is to be done for an instance that is let run.
 struct Waiting {
+    /// What is held is its runner, which has been started; else its container.
+    runner: bool,
     /// Who is to read its secrets.
     owner: (u32, u32),
     keep: Option<ToKeep>,
@@ -67,16 +70,17 @@ struct ToKeep {
 
 impl Task {
     pub(super) async fn start(self, request: Request, page: OwnedFd) {
-        let (all, key) = (self.all.clone(), self.key);
+        let (all, key, runner) = (self.all.clone(), self.key, request.hold);
         let why = match all.runtime.create(request).await {
-            Ok(created) => self.created(created, page).await,
+            Ok(created) => self.created(created, runner, page).await,
             Err(error) => format!("{:#}", anyhow::Error::from(error)),
         };
         all.tell(Message::Exited { key, why }).await;
     }
 
-    async fn created(self, created: Created, page: OwnedFd) -> String {
+    async fn created(self, created: Created, runner: bool, page: OwnedFd) -> String {
         let Created { pid, process, log, notify, owner, create_time, .. } = created;
+        self.timings.created(create_time);
         tracing::debug!(id = self.id, pid, ?create_time, "created");
         let kept = log.try_clone().and_then(|log| {
             let notify = notify.as_ref().map(OwnedFd::try_clone).transpose()?;
@@ -85,11 +89,14 @@ impl Task {
         if let Err(error) = &kept {
             tracing::warn!(%error, "the next daemon will not find this instance");
         }
-        self.attend(process, log, notify, Some(Waiting { owner, keep: kept.ok() })).await
+        if runner && let Err(error) = self.all.runtime.release(&self.id, &process).await {
+            return format!("{:#}", anyhow::Error::from(error));
+        }
+        self.attend(process, log, notify, Some(Waiting { runner, owner, keep: kept.ok() })).await
     }
 
-    /// Lets the container execute its program, and sees to what has to be done then. Whatever could be done before has
-    /// been: somebody may be waiting.
+    /// Lets the container execute its program, or its runner load the code, and sees to what has to be done then.
+    /// Whatever could be done before has been: somebody may be waiting.
     async fn release(&self, process: &Pidfd, waiting: Waiting) -> anyhow::Result<()> {
         let (runtime, began) = (&self.all.runtime, Instant::now());
         let placed = async {
@@ -100,7 +107,16 @@ impl Task {
             process.signal(Signal::KILL)?;
             return Err(error);
         }
-        runtime.release(&self.id, process).await?;
+        if self.spec.contract == Contract::ListenFds {
+            // The program is to find it listening. Not earlier: a listener that nobody accepts from is to get nothing.
+            self.listen();
+        }
+        match waiting.runner {
+            false => runtime.release(&self.id, process).await?,
+            // One that does not hear it has ended.
+            true => drop(scm::send(&*self.socket, &wire::header(Kind::Go, 0), &[])),
+        }
+        self.timings.released(began.into_std());
         let start_time = began.elapsed();
         // The program is on its way. It is not given connections before it says so, and that is not heard before this:
         // whatever it is given, the next daemon will find it with.
@@ -131,6 +147,7 @@ impl Task {
 
     /// Tells the owner that the instance can take connections, and waits until it has acted on that.
     async fn tell_ready(&self) {
+        self.timings.ready();
         let (acted, has_acted) = oneshot::channel::<()>();
         self.all.tell(Message::Ready { key: self.key, acted: Some(acted) }).await;
         // It is dropped, not sent.
@@ -199,9 +216,11 @@ impl Task {
         let mut ipv4 = None;
         let mut messages = self.messages();
         let (mut ready, mut drained, mut broke, mut failed) = (false, false, None, None);
+        let mut comes_up = held.as_ref().is_some_and(|waiting| waiting.runner);
         if held.is_some() {
             let order = *self.orders.borrow();
             match order {
+                Order::Hold if comes_up => {}
                 Order::Hold => self.all.tell(Message::Prepared { key: self.key, pid: process.pid() }).await,
                 // It comes again, as the first thing that is heard below.
                 Order::Run | Order::Drain | Order::Kill => self.orders.mark_changed(),
@@ -211,6 +230,18 @@ impl Task {
             tokio::select! {
                 exit = process.exited() => break exit.unwrap_or(Exit::Unknown),
                 said = next(&mut messages) => match said {
+                    Ok(Said::Held) if comes_up => {
+                        comes_up = false;
+                        // It may have been wanted meanwhile, and finds that it is let go.
+                        if held.is_some() {
+                            self.all.tell(Message::Prepared { key: self.key, pid: process.pid() }).await;
+                        }
+                    }
+                    // None of its code has run, so that none of this can be its own.
+                    Ok(said) if held.is_some() && !matches!(said, Said::Nothing) => {
+                        broke = Some(format!("it said `{said:?}` while it was held"));
+                        let _ = process.signal(Signal::KILL);
+                    }
                     Ok(Said::Room) => self.all.tell(Message::Room { key: self.key }).await,
                     Ok(Said::Forward { to, record, connection }) => {
                         self.all.tell(Message::Forward { key: self.key, to, record, connection }).await;
@@ -218,6 +249,7 @@ impl Task {
                     // Each is said once: an instance's messages are no way to keep the daemon busy.
                     Ok(Said::Ready) if !ready => {
                         ready = true;
+                        self.timings.ready();
                         if self.spec.lane() == Lane::Warm {
                             // It has no page to write that on.
                             self.page.set_ready();
@@ -231,7 +263,7 @@ impl Task {
                     Ok(Said::Nothing) => messages = None,
                     broken => {
                         let why = match broken {
-                            Ok(again) => format!("it said `{again:?}` twice"),
+                            Ok(again) => format!("it said `{again:?}` out of turn"),
                             Err(error) => error.to_string(),
                         };
                         tracing::warn!(id = self.id, why, "an instance broke the hand-off protocol, and is ended");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use rustix::net::Shutdown;
 
 use super::*;
-use crate::core::spec::{Contract, Lane};
+use crate::core::spec::Lane;
 use crate::sys::readiness::waits;
 
 const _: () = assert!(crate::core::spec::INSTANCES_MAX as usize == faasd_common::POOL_SEATS_MAX);
@@ -56,11 +56,10 @@ impl Owner {
         let Some(entry) = self.functions.get(&record.name) else { return Ok(None) };
         let (slot, address, port) = (entry.slot, entry.address, record.spec.port);
         let ingress = &self.parts.ingress;
-        let listener = match (record.spec.lane(), record.spec.contract) {
-            (Lane::HandOff, _) => return Ok(None),
-            (Lane::Warm, Contract::ListenFds) => ingress.listen(address, port, self.parts.config.backlog)?,
-            // It listens when the server does: until then nothing is to come its way.
-            (Lane::Warm, _) => ingress.bind(address, port)?,
+        let listener = match record.spec.lane() {
+            Lane::HandOff => return Ok(None),
+            // It listens when the server does, or is about to run: until then nothing is to come its way.
+            Lane::Warm => ingress.bind(address, port)?,
         };
         self.parts.kernel.mark(slot, &listener)?;
         Ok(Some(listener))

@@ -27,6 +27,7 @@ impl Owner {
                 in_flight: self.in_flight(live),
                 adopted: live.adopted,
                 relayed: live.relayed,
+                start: live.timings.view(),
             })
             .collect();
         let now = self.began.elapsed();

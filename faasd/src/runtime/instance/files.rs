@@ -107,6 +107,7 @@ impl Runtime {
             runner,
             program: (is_handler && language == Language::Script).then_some(self.program.as_path()),
             dependencies: request.dependencies.as_deref(),
+            hold: request.hold,
             secrets: secrets.as_deref(),
             root,
             cgroup: &self.cgroup(&request.id),

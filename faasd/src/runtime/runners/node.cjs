@@ -13,7 +13,7 @@ const fs = require('node:fs');
 const http = require('node:http');
 const net = require('node:net');
 const path = require('node:path');
-const { Readable } = require('node:stream');
+const { Duplex, Readable } = require('node:stream');
 const { pipeline } = require('node:stream/promises');
 const { pathToFileURL } = require('node:url');
 const { inspect } = require('node:util');
@@ -24,6 +24,8 @@ const BACKLOG = 0x7fffffff; // the system's limit is below it
 const PROTOCOL = 1;
 const READY = 3;
 const DRAINED = 4;
+const HELD = 7;
+const GO = 8;
 const RECORD_BYTES = 32;
 
 const STALL_MS = 30_000; // for a request's head in all, and for a body that `handle` waits for
@@ -354,6 +356,41 @@ function say(kind) {
   fs.writeSync(CONTROL_FD, message);
 }
 
+/** Waits for the word to load the function's code, of which nothing has been looked at before. */
+function hold() {
+  say(HELD);
+  const message = Buffer.alloc(64);
+  const length = fs.readSync(CONTROL_FD, message);
+  if (length === 0) process.exit(0); // it was not needed
+  if (length < 8 || message.readUInt16LE(0) !== PROTOCOL || message.readUInt16LE(2) !== GO) {
+    fail(`a message of ${length} bytes came before the word to go`);
+  }
+}
+
+/**
+ * Has node load and compile what the first file and the first request need, by an empty file of ours and a request to a
+ * server of nobody's: else whoever waits for a held runner waits for that.
+ */
+async function rehearse() {
+  await import(pathToFileURL(path.join(__dirname, 'empty.mjs')));
+  await import(pathToFileURL(path.join(__dirname, 'empty.cjs')));
+  const { server } = await serverFor('handle', () => '');
+  guard(server);
+  await new Promise((resolve) => {
+    const connection = new Duplex({
+      read() {},
+      write(_, __, done) {
+        done();
+        resolve();
+      },
+    });
+    connection.setTimeout = () => connection;
+    server.emit('connection', connection);
+    connection.push('GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n');
+  });
+  served = 0;
+}
+
 function where() {
   const address = process.env.FAAS_LISTEN;
   if (address !== undefined) {
@@ -432,6 +469,12 @@ async function main() {
   if (file === undefined) fail('usage: node node.cjs FILE [EXPORT]');
   const place = where();
   const controlled = isControlled(place);
+  const held = process.env.FAAS_HOLD === '1';
+  delete process.env.FAAS_HOLD;
+  if (held && controlled) {
+    await rehearse();
+    hold();
+  }
   const [chosen, exported] = choose(await load(file), file, name);
   const { server, close } = await serverFor(chosen, exported);
   // A server that was told to listen on a name or an address begins to in a later turn of the loop.

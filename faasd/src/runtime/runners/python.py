@@ -37,7 +37,7 @@ SOCKET_FD = 3
 STATUS_FD = 4
 STATUS_BYTES = 4096
 PROTOCOL = 1
-CONNECTIONS, DRAIN, READY, DRAINED = 1, 2, 3, 4
+CONNECTIONS, DRAIN, READY, DRAINED, HELD, GO = 1, 2, 3, 4, 7, 8
 HEADER = struct.Struct("<HHHH")  # version, kind, count, bytes of a record
 RECORD_BYTES = 32
 CONNECTIONS_MAX = 64
@@ -561,6 +561,19 @@ class Platform:
         except OSError as e:
             fail(f"faasd is gone: {e}")
 
+    def hold(self):
+        """Waits for the word to load the function's code, of which nothing has been looked at before."""
+        self.say(HELD)
+        try:
+            data = self.sock.recv(MESSAGE_BYTES_MAX)
+        except OSError as e:
+            fail(f"faasd is gone: {e}")
+        if not data:
+            sys.exit(0)  # it was not needed
+        version, kind, _, _ = HEADER.unpack_from(data) if len(data) >= HEADER.size else (0, 0, 0, 0)
+        if (version, kind) != (PROTOCOL, GO):
+            fail(f"a message of {len(data)} bytes came before the word to go")
+
     def ready(self):
         self.words[W_READY] = 1
         self.say(READY)
@@ -628,6 +641,9 @@ class Listener:
             fail(f"listening on {address}: {e}")
         self.sock.setblocking(False)
         self.words = memoryview(mmap.mmap(-1, STATUS_BYTES)).cast("Q")
+
+    def hold(self):
+        pass
 
     def ready(self):
         host, port = self.sock.getsockname()[:2]
@@ -870,6 +886,11 @@ def main():
     address = os.environ.get("FAAS_LISTEN")
     source = Listener(address) if address else Platform()
     beside = os.path.dirname(os.path.abspath(__file__))
+    # What is loaded now stays: the collector need not look at it again, and forks can share it.
+    gc.collect()
+    gc.freeze()
+    if os.environ.pop("FAAS_HOLD", "") == "1":
+        source.hold()
     app = load(sys.argv[1], sys.argv[2])
     kind = interface_of(app, sys.argv[2])
     if kind == "handle":
@@ -882,7 +903,6 @@ def main():
         sys.modules["faasd_python"] = sys.modules["__main__"]
         module.loader.exec_module(runner)
         serve = runner.server(source, app)
-    # What is loaded now stays: the collector need not look at it again, and forks can share it.
     gc.collect()
     gc.freeze()
     sys.exit(serve(threads))
