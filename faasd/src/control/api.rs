@@ -5,8 +5,11 @@
 //! caller's identity.
 
 mod error;
+mod follow;
 mod handlers;
 mod images;
+mod logs;
+mod secrets;
 mod serve;
 
 use std::io;
@@ -22,21 +25,28 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get, post};
+use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
 pub use error::{ApiError, nearest};
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
+use super::events::Filter;
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
-    Pruned, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join,
+    NamedImage, Peer, Pruned, Secret, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
+use crate::core::secret::{SecretBytes, SecretName};
+use crate::runtime::logs::Query;
 
 /// The most uploads at a time: each may hold [`ARCHIVE_BYTES_MAX`] of disk.
 pub const UPLOADS_MAX: usize = 4;
+
+/// The most clients that follow logs or events.
+pub const FOLLOWERS_MAX: usize = 64;
 
 /// How long a request may take that only looks something up or changes a record.
 pub const QUICK: Duration = Duration::from_secs(30);
@@ -86,8 +96,22 @@ pub trait Service: Send + Sync + 'static {
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
-    /// The last `lines` lines, oldest first.
-    async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError>;
+    /// What a function has written last, oldest first.
+    async fn logs(&self, name: &FunctionName, query: Query) -> Result<Vec<String>, ApiError>;
+    /// The same, and what it writes from now on, until it is removed.
+    async fn follow_logs(
+        &self,
+        name: &FunctionName,
+        query: Query,
+    ) -> Result<BoxStream<'static, String>, ApiError>;
+    /// The last `limit` events, oldest first.
+    fn events(&self, filter: &Filter, limit: usize) -> Vec<Event>;
+    /// The same, and those that come. It ends for whoever does not keep up.
+    fn follow_events(&self, filter: Filter, limit: usize) -> BoxStream<'static, EventLine>;
+    async fn secrets(&self) -> Result<Vec<Secret>, ApiError>;
+    async fn set_secret(&self, name: &SecretName, value: SecretBytes) -> Result<Secret, ApiError>;
+    /// Unless `force`, one that a function reads stays.
+    async fn remove_secret(&self, name: &SecretName, force: bool) -> Result<(), ApiError>;
     /// Sends a request to the function. Its URI is the path and query that the function shall see.
     async fn invoke(&self, name: &FunctionName, request: Request) -> Result<Response, ApiError>;
     async fn peers(&self) -> Result<Vec<Peer>, ApiError>;
@@ -137,11 +161,12 @@ impl Spool {
 struct Api {
     service: Arc<dyn Service>,
     spool: Arc<Spool>,
+    followers: Arc<Semaphore>,
 }
 
 /// The routes of the unix socket.
 pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
-    use {handlers as h, images as i};
+    use {handlers as h, images as i, secrets as s};
     let routes = Router::new()
         .route("/v1/version", get(h::version))
         .route("/v1/functions", get(h::functions))
@@ -150,13 +175,17 @@ pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
         .route("/v1/images/prune", post(i::prune))
         .route("/v1/images/{digest}", get(h::image))
         .route("/v1/functions/{name}", get(h::function).put(h::deploy).delete(h::remove))
-        .route("/v1/functions/{name}/logs", get(h::logs))
+        .route("/v1/functions/{name}/logs", get(logs::logs))
+        .route("/v1/events", get(logs::events))
+        .route("/v1/secrets", get(s::list))
+        .route("/v1/secrets/{name}", axum::routing::put(s::set).delete(s::remove))
         .route("/v1/functions/{name}/invoke", any(h::invoke))
         .route("/v1/functions/{name}/invoke/", any(h::invoke))
         .route("/v1/functions/{name}/invoke/{*path}", any(h::invoke))
         .route("/v1/peers", get(h::peers).post(h::invite))
         .route("/v1/peers/{name}", axum::routing::delete(h::revoke));
-    finish(routes, Api { service, spool: Arc::new(spool) })
+    let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+    finish(routes, Api { service, spool: Arc::new(spool), followers })
 }
 
 /// The routes of the tunnel's own address.

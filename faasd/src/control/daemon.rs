@@ -21,6 +21,7 @@ use super::api::{self, Spool};
 use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
+use super::events::{Events, NewEvent};
 use super::fdstore::{self, FdStore};
 use super::ingress::Ingress;
 use super::instances::Instances;
@@ -29,6 +30,7 @@ use super::owner::{self, Message, Owner};
 use super::secrets::Secrets;
 use super::service::Daemon;
 use super::store::{Embedded, Store};
+use crate::api::types::EventKind;
 use crate::core::paths::Paths;
 use crate::core::zone::{self, Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
@@ -161,10 +163,11 @@ async fn serve(
         ZoneSettings { negative_ttl_seconds: config.dns_negative_ttl_seconds, ..ZoneSettings::new(server) };
     let zone = Arc::new(ArcSwap::from_pointee(Zone::new(settings, zone::serial(store.revision()?), [])));
     let zone_changed = Arc::new(Notify::new());
-    let (events, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
+    let (to_owner, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
     let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
     let logs = Logs::new(paths.logs());
     let images = image::Store::new(paths.images());
+    let events = Events::open(paths.events()).context("cannot read the events of the last daemon")?;
     let secrets = Arc::new(Secrets::open(Arc::clone(&store), paths.secrets_key())?);
     let instances = Instances::new(
         Arc::clone(&runtime),
@@ -178,7 +181,7 @@ async fn serve(
         fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
         kernel,
-        acceptors: Acceptors::start(config.acceptors, &events)?,
+        acceptors: Acceptors::start(config.acceptors, &to_owner)?,
         instances,
         images: images.clone(),
         logs: logs.clone(),
@@ -198,6 +201,8 @@ async fn serve(
         ingress,
         images,
         logs,
+        events: events.clone(),
+        secrets,
         dns: Arc::clone(dns.metrics()),
         runtime_version: format!("runc {}", runtime.version()),
         started_at: Timestamp::now(),
@@ -219,6 +224,8 @@ async fn serve(
         "faasd serves"
     );
     *serving = true;
+    let version = env!("CARGO_PKG_VERSION");
+    events.record_daemon(NewEvent::new(EventKind::DaemonStarted, format!("faasd {version} serves")));
 
     tokio::select! {
         _ = terminate.recv() => {}
@@ -236,6 +243,7 @@ async fn serve(
     }
     owner.await?;
     zone_file.abort();
+    tokio::task::spawn_blocking(move || events.flush()).await?;
     dns.shutdown().await?;
     Ok(())
 }

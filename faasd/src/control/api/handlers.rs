@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, HttpBody};
-use axum::extract::{Extension, OriginalUri, Path, RawQuery, Request, State};
+use axum::extract::{Extension, OriginalUri, Path, Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header, uri::PathAndQuery};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, JSON_BYTES_MAX, Join,
-    LOG_LINES_MAX, PROBLEM_HEADER, Peers, Version,
+    PROBLEM_HEADER, Peers, Version,
 };
 use crate::core::name::FunctionName;
 
@@ -24,9 +24,6 @@ pub(super) type Result<T> = std::result::Result<T, ApiError>;
 
 /// How long a refused upload is read on, so that the client gets to read the refusal.
 const DISCARD: Duration = Duration::from_secs(5);
-
-/// The lines of a log when nobody says how many.
-const LOG_LINES: usize = 100;
 
 pub(super) async fn version(State(api): State<Api>) -> Result<Json<Version>> {
     let version = async { Ok(api.service.version().await) };
@@ -145,36 +142,6 @@ pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> 
     Ok(StatusCode::NO_CONTENT)
 }
 
-pub(super) async fn logs(
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    RawQuery(query): RawQuery,
-) -> Result<Response> {
-    let name = parse_name(&name)?;
-    let lines = lines(query.as_deref().unwrap_or_default())?;
-    let lines = within(QUICK, "reading the log", api.service.logs(&name, lines)).await?;
-    let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
-    for line in lines {
-        text.push_str(&line);
-        text.push('\n');
-    }
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
-}
-
-/// The query of a log: `lines=N` or nothing.
-fn lines(query: &str) -> Result<usize> {
-    if query.is_empty() {
-        return Ok(LOG_LINES);
-    }
-    query
-        .strip_prefix("lines=")
-        .and_then(|n| n.parse().ok())
-        .filter(|n| (1..=LOG_LINES_MAX).contains(n))
-        .ok_or_else(|| {
-            ApiError::invalid(format!("'?{query}' is not understood; write ?lines=1 to {LOG_LINES_MAX}"))
-        })
-}
-
 pub(super) async fn invoke(
     State(api): State<Api>,
     OriginalUri(uri): OriginalUri,
@@ -245,7 +212,7 @@ pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::Method { method: method.to_string(), path: uri.path().to_owned() }
 }
 
-fn parse_name(name: &str) -> Result<FunctionName> {
+pub(super) fn parse_name(name: &str) -> Result<FunctionName> {
     name.parse().map_err(|e: crate::core::name::NameError| ApiError::invalid(e.to_string()))
 }
 
@@ -297,14 +264,5 @@ mod tests {
             assert_eq!((name.as_str(), found.to_string().as_str()), ("hello", target), "{uri}");
         }
         assert!(invocation(&"/v1/functions/He/invoke/".parse().unwrap()).is_err());
-    }
-
-    #[test]
-    fn a_query_of_lines() {
-        assert_eq!(lines("").unwrap(), LOG_LINES);
-        assert_eq!(lines("lines=7").unwrap(), 7);
-        for bad in ["lines=0", "lines=10001", "lines=x", "line=1", "lines=1&x=2"] {
-            assert!(lines(bad).is_err(), "{bad}");
-        }
     }
 }
