@@ -337,6 +337,32 @@ impl EventKind {
     }
 }
 
+/// Which lines of a log are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogQuery {
+    /// The last ones, so many at most.
+    pub lines: usize,
+    pub since: Option<Timestamp>,
+    pub instance: Option<String>,
+}
+
+/// Which events are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventQuery {
+    pub function: Option<FunctionName>,
+    /// Those with a higher number.
+    pub after: Option<u64>,
+    pub since: Option<Timestamp>,
+    /// The last ones, so many at most.
+    pub limit: usize,
+}
+
+impl Default for EventQuery {
+    fn default() -> Self {
+        Self { function: None, after: None, since: None, limit: 100 }
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Events {
     /// The oldest first.
