@@ -49,8 +49,8 @@ def handle(event, context):
 
 /// Says what it finds without having been given anything, or something else.
 const OTHER: &str = "import os\n\ndef handle(event, context):\n    \
-    found = [os.path.join(d, f) for d, _, files in os.walk('/run') for f in files if 'faasd' not in d]\n    \
-    return ' '.join(found) + ';' + ' '.join(open(f).read() for f in found if f.startswith('/run/secrets'))\n";
+    found = [os.path.join(d, f) for d, _, files in os.walk('/run/secrets') for f in files]\n    \
+    return ' '.join(found) + ';' + ' '.join(open(f).read() for f in found)\n";
 
 const DECLARED: &str = "secrets = [\"db-password\"]\n";
 
