@@ -10,8 +10,8 @@ mod load;
 mod process;
 mod view;
 
-pub use bed::{Bed, Client, DEADLINE, Output, eventually, get, hello_program, program};
+pub use bed::{Bed, Client, DEADLINE, Output, eventually, exchange, get, hello_program, program};
 pub use leaks::Traces;
 pub use load::Load;
 pub use process::{anonymous_bytes_of, descriptors_of, established, signal, sockets_of};
-pub use view::{address, only, ready, until};
+pub use view::{address, only, ready, started, until};

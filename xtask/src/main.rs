@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod contract;
 mod demo;
 mod ebpf;
 mod interrupt;
@@ -31,6 +32,8 @@ enum Task {
     Check(check::Args),
     /// The house rules alone: what imports what, where unsafe may stand, links, sizes
     Tidy,
+    /// Write the API's document and the function file's schema anew
+    Contract,
     /// Every test: those of the crates, those that need root, and the platform from end to end
     Test(test::Args),
     /// The platform on this machine: two network namespaces, a tunnel, a function, a request
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Ebpf(args) => ebpf::main(&args),
         Task::Check(args) => check::main(&args),
         Task::Tidy => tidy::main(),
+        Task::Contract => contract::main(),
         Task::Test(args) => test::main(&args),
         Task::Demo(args) => demo::main(&args),
         Task::Bench(args) => bench::main(&args),

@@ -13,6 +13,11 @@
 //! | `GET /v1/images/DIGEST` | | nothing (204), if it is there |
 //! | `PUT /v1/functions/NAME` | [`Deploy`] | [`Function`], once an instance is ready |
 //! | `GET /v1/functions/NAME` | | [`Function`] |
+//! | `GET /v1/functions/NAME/revisions` | | [`Revisions`] |
+//! | `PUT /v1/functions/NAME/traffic` | [`Traffic`] | [`Function`], once it is in effect |
+//! | `POST /v1/functions/NAME/rollback` | | [`Function`], once it is in effect |
+//! | `PUT /v1/functions/NAME/aliases/ALIAS` | [`AliasTarget`] | [`Function`] |
+//! | `DELETE /v1/functions/NAME/aliases/ALIAS` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
 //! | `GET /v1/functions/NAME/logs?lines=N&since=TIME&instance=ID` | | text |
 //! | … with `follow=true` | | text, line by line as it comes |
@@ -33,14 +38,17 @@
 //!
 //! Every error is a [`Problem`] with the media type `application/problem+json`.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
+use crate::core::revision::{Alias, WantedShare};
 pub use crate::core::secret::SECRET_BYTES_MAX;
 use crate::core::secret::SecretName;
 use crate::core::spec::FunctionSpec;
@@ -71,7 +79,7 @@ pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 pub const PROBLEM_HEADER: &str = "faasd-problem";
 
 /// The daemon, and what it found to work with.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     pub version: String,
     pub started_at: Timestamp,
@@ -83,13 +91,13 @@ pub struct Version {
     pub layout: u32,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Functions {
     pub functions: Vec<Function>,
 }
 
 /// Code that has been uploaded. Its digest is that of the unpacked tree, so the same code is stored once.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
     /// `sha256:` and 64 hexadecimal digits.
     pub digest: String,
@@ -97,7 +105,7 @@ pub struct Image {
 }
 
 /// A root image by one of its names.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NamedImage {
     pub name: ImageName,
     /// Of its configuration, `sha256:…`: what identifies it, however it came here.
@@ -113,12 +121,12 @@ pub struct NamedImage {
     pub functions: Vec<FunctionName>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Images {
     pub images: Vec<NamedImage>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportedImage {
     #[serde(flatten)]
     pub image: NamedImage,
@@ -127,14 +135,14 @@ pub struct ImportedImage {
 }
 
 /// What was removed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pruned {
     pub names: Vec<ImageName>,
     /// Of layers.
     pub freed_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
     /// [`Image::digest`]. A function whose `spec.image` brings all that is run needs none.
@@ -145,10 +153,61 @@ pub struct Deploy {
     pub dependencies: Option<String>,
     #[serde(default)]
     pub spec: FunctionSpec,
+    /// Only shows that it becomes ready; what serves goes on serving.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_traffic: bool,
+}
+
+/// A revision's part of a function's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrafficShare {
+    pub revision: u64,
+    /// In percent.
+    pub weight: u32,
+}
+
+/// Who is to serve. The weights add up to 100.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    pub shares: Vec<WantedShare>,
+}
+
+/// What an alias is to stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasTarget {
+    pub revision: u64,
+}
+
+/// The revisions of a function that are kept, the newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Revisions {
+    pub revisions: Vec<Revision>,
+}
+
+/// What was deployed once.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Revision {
+    pub revision: u64,
+    /// Its part of the traffic, in percent.
+    pub weight: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Alias>,
+    /// Instances that are given connections.
+    pub ready: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
+    pub spec: FunctionSpec,
+    pub deployed_at: Timestamp,
 }
 
 /// A function, as declared and as it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Function {
     pub name: FunctionName,
     /// Counts deploys, from 1.
@@ -165,16 +224,26 @@ pub struct Function {
     pub dependencies: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
+    /// Who serves. What stands above is of the revision with the largest share.
+    pub traffic: Vec<TrafficShare>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<Alias, u64>,
     pub state: State,
     /// Why the last instance failed, while there is no better news.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Failures in a row.
+    #[serde(default)]
+    pub failures: u32,
+    /// When the next try is due, after a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_ms: Option<u64>,
     pub instances: Vec<Instance>,
     pub connections: Connections,
 }
 
 /// What a caller would meet now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// At least one instance is ready.
@@ -185,6 +254,8 @@ pub enum State {
     Starting,
     /// Instances keep failing; the next try waits.
     Failing,
+    /// More connections wait than may; new ones are refused.
+    Overloaded,
 }
 
 impl State {
@@ -195,11 +266,12 @@ impl State {
             Self::Cold => "cold",
             Self::Starting => "starting",
             Self::Failing => "failing",
+            Self::Overloaded => "overloaded",
         }
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
     /// The container's name, as runc knows it.
     pub id: String,
@@ -218,27 +290,35 @@ pub struct Instance {
     pub relayed: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
+    /// Its container is created, or about to be, and held until it is needed.
+    Prepared,
     Starting,
     Ready,
+    /// It is not needed, and given no connections; it keeps those that it has.
+    Withdrawn,
     Draining,
 }
 
 impl Phase {
+    pub const ALL: [Self; 5] = [Self::Prepared, Self::Starting, Self::Ready, Self::Withdrawn, Self::Draining];
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Prepared => "prepared",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Withdrawn => "withdrawn",
             Self::Draining => "draining",
         }
     }
 }
 
 /// A function's connections since the kernel program was first loaded (`steered`) or the daemon started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Connections {
     /// SYNs that the kernel program gave to this function's listener. A repeated one counts again.
     pub steered: u64,
@@ -256,10 +336,13 @@ pub struct Connections {
     pub forwarded: u64,
     /// Closed for want of an instance before the deadline, or of room.
     pub refused: u64,
+    /// Accepted, and waiting for an instance now.
+    #[serde(default)]
+    pub waiting: u64,
 }
 
 /// A secret, without what it is: that does not come out again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Secret {
     pub name: SecretName,
     pub bytes: usize,
@@ -268,13 +351,13 @@ pub struct Secret {
     pub functions: Vec<FunctionName>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Secrets {
     pub secrets: Vec<Secret>,
 }
 
 /// Something that happened to a function, or to the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// Rises with time, over restarts as well. Not without gaps.
     pub id: u64,
@@ -291,7 +374,7 @@ pub struct Event {
     pub message: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     Deployed,
@@ -363,14 +446,14 @@ impl Default for EventQuery {
     }
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Events {
     /// The oldest first.
     pub events: Vec<Event>,
 }
 
 /// A line of the events that are followed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EventLine {
     Event(Event),
@@ -378,12 +461,12 @@ pub enum EventLine {
     End(Problem),
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Peers {
     pub peers: Vec<Peer>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Peer {
     pub name: FunctionName,
     pub address: Ipv6Addr,
@@ -400,7 +483,7 @@ pub struct Peer {
     pub sent_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Invite {
     pub name: FunctionName,
@@ -412,7 +495,7 @@ pub struct Invite {
 }
 
 /// What `faas vpn invite` prints: the text that `faas vpn connect` takes.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Invited {
     pub name: FunctionName,
     pub address: Ipv6Addr,
@@ -421,7 +504,7 @@ pub struct Invited {
 }
 
 /// Sent through the tunnel that the invitation's key opened; the sender's address says whose it is.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Join {
     /// The key that the client made and keeps, base64.
@@ -429,7 +512,7 @@ pub struct Join {
 }
 
 /// An error, after RFC 9457.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// The HTTP status again.
     pub status: u16,

@@ -16,8 +16,10 @@ mod logs;
 mod ls;
 mod new;
 mod pack;
+mod revisions;
 mod rm;
 mod secret;
+mod traffic;
 mod tunnel;
 mod ui;
 mod version;
@@ -104,6 +106,11 @@ enum Command {
     Rm(rm::Rm),
     Image(image::Image),
     Secret(secret::Secret),
+    Revisions(revisions::Revisions),
+    Promote(traffic::Promote),
+    Rollback(traffic::Rollback),
+    Traffic(traffic::Traffic),
+    Alias(traffic::Alias),
     Vpn(vpn::Vpn),
     Doctor(doctor::Doctor),
     Version(version::Version),
@@ -117,11 +124,12 @@ enum Command {
 }
 
 /// The verbs as the help shows them.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Functions",
         &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "events", "rm", "image", "secret"],
     ),
+    ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "completions"]),
 ];
@@ -172,6 +180,11 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Invoke(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
         Command::Events(verb) => block_on(verb.run(context)),
+        Command::Revisions(verb) => block_on(verb.run(context)),
+        Command::Promote(verb) => block_on(verb.run(context)),
+        Command::Rollback(verb) => block_on(verb.run(context)),
+        Command::Traffic(verb) => block_on(verb.run(context)),
+        Command::Alias(verb) => block_on(verb.run(context)),
         Command::Rm(verb) => block_on(verb.run(context)),
         Command::Image(verb) => block_on(verb.run(context)),
         Command::Secret(verb) => block_on(verb.run(context)),

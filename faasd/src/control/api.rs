@@ -4,13 +4,16 @@
 //! peers: it has two routes, and takes the source address of a connection, which WireGuard has bound to a key, for the
 //! caller's identity.
 
+mod document;
 mod error;
+mod extract;
 mod follow;
 mod handlers;
 mod images;
 mod logs;
 mod secrets;
 mod serve;
+mod traffic;
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -18,27 +21,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aide::axum::ApiRouter;
+use aide::axum::routing::{delete_with, get_with, post_with, put_with};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use axum::routing::{any, get, post};
+use axum::routing::any;
 use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
+pub use document::document;
 pub use error::{ApiError, nearest};
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
 use super::events::Filter;
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join,
-    NamedImage, Peer, Pruned, Secret, Version,
+    NamedImage, Peer, Pruned, Revisions, Secret, Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
+use crate::core::revision::Alias;
 use crate::core::secret::{SecretBytes, SecretName};
 use crate::runtime::logs::Query;
 
@@ -62,6 +69,9 @@ pub const INVOKE: Duration = Duration::from_secs(300);
 
 /// How long removing a function may take: its longest drain, and the rest.
 pub const REMOVE: Duration = Duration::from_secs(660);
+
+/// How long a change of who serves may take: revisions without an instance have to start, by their own deadlines.
+pub const TRAFFIC: Duration = Duration::from_secs(1260);
 
 /// What a deploy may take beyond the function's own deadlines.
 pub const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
@@ -94,6 +104,19 @@ pub trait Service: Send + Sync + 'static {
     async fn has_image(&self, digest: &str) -> bool;
     /// Returns once an instance is ready (or at once, for a function that keeps none).
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
+    /// The revisions that are kept, the newest first.
+    async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError>;
+    /// Returns once these revisions serve.
+    async fn set_traffic(&self, name: &FunctionName, traffic: Traffic) -> Result<Function, ApiError>;
+    /// Goes back to who served before the last change, and returns once they do.
+    async fn rollback(&self, name: &FunctionName) -> Result<Function, ApiError>;
+    /// Names a revision, or without one takes the name away.
+    async fn alias(
+        &self,
+        name: &FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
+    ) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
     /// What a function has written last, oldest first.
@@ -166,33 +189,125 @@ struct Api {
 
 /// The routes of the unix socket.
 pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
-    use {handlers as h, images as i, secrets as s};
-    let routes = Router::new()
-        .route("/v1/version", get(h::version))
-        .route("/v1/functions", get(h::functions))
-        .route("/v1/images", get(i::list).post(h::add_image).delete(i::remove))
-        .route("/v1/images/import", post(i::import))
-        .route("/v1/images/prune", post(i::prune))
-        .route("/v1/images/{digest}", get(h::image))
-        .route("/v1/functions/{name}", get(h::function).put(h::deploy).delete(h::remove))
-        .route("/v1/functions/{name}/logs", get(logs::logs))
-        .route("/v1/events", get(logs::events))
-        .route("/v1/secrets", get(s::list))
-        .route("/v1/secrets/{name}", axum::routing::put(s::set).delete(s::remove))
+    let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+    finish(local_routes().into(), Api { service, spool: Arc::new(spool), followers })
+}
+
+/// Every route with its description, from which [`document`] is made. One that is added by `route` instead of
+/// `api_route` is missing there, and a test says so.
+fn local_routes() -> ApiRouter<Api> {
+    use document::{any_json, archive, op};
+    use {handlers as h, images as i};
+    ApiRouter::new()
+        .api_route(
+            "/v1/openapi.json",
+            get_with(document::serve, |o| any_json(op(o, "document", "This document"))),
+        )
+        .api_route("/v1/version", get_with(h::version, |o| op(o, "version", "The daemon's version")))
+        .api_route("/v1/functions", get_with(h::functions, |o| op(o, "listFunctions", "All functions")))
+        .api_route(
+            "/v1/images",
+            get_with(i::list, |o| op(o, "listImages", "The root images"))
+                .post_with(h::add_image, |o| archive(op(o, "uploadCode", "Upload a function's code")))
+                .delete_with(i::remove, |o| op(o, "removeImage", "Remove a root image")),
+        )
+        .api_route(
+            "/v1/images/import",
+            post_with(i::import, |o| archive(op(o, "importImage", "Import a root image"))),
+        )
+        .api_route(
+            "/v1/images/prune",
+            post_with(i::prune, |o| op(o, "pruneImages", "Remove images that nothing uses")),
+        )
+        .api_route("/v1/images/{digest}", get_with(h::image, |o| op(o, "hasCode", "Whether code is there")))
+        .api_route(
+            "/v1/functions/{name}",
+            get_with(h::function, |o| op(o, "getFunction", "One function"))
+                .put_with(h::deploy, |o| {
+                    op(o, "deployFunction", "Deploy a function; answered once it is ready")
+                })
+                .delete_with(h::remove, |o| {
+                    op(o, "removeFunction", "Remove a function; answered once it is gone")
+                }),
+        )
+        .merge(traffic_routes())
+        .merge(observed_routes())
+        // `any` takes methods that a document has no words for, so these are described apart.
         .route("/v1/functions/{name}/invoke", any(h::invoke))
         .route("/v1/functions/{name}/invoke/", any(h::invoke))
         .route("/v1/functions/{name}/invoke/{*path}", any(h::invoke))
-        .route("/v1/peers", get(h::peers).post(h::invite))
-        .route("/v1/peers/{name}", axum::routing::delete(h::revoke));
-    let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-    finish(routes, Api { service, spool: Arc::new(spool), followers })
+        .api_route(
+            "/v1/peers",
+            get_with(h::peers, |o| op(o, "listPeers", "All peers of the tunnel"))
+                .post_with(h::invite, |o| op(o, "invitePeer", "Invite a peer")),
+        )
+        .api_route("/v1/peers/{name}", delete_with(h::revoke, |o| op(o, "revokePeer", "Revoke a peer")))
+}
+
+/// What functions write, what happens to them, what they read.
+fn observed_routes() -> ApiRouter<Api> {
+    use document::{events, octets, op, text};
+    use {logs as l, secrets as s};
+    ApiRouter::new()
+        .api_route(
+            "/v1/functions/{name}/logs",
+            get_with(l::logs, |o| text(op(o, "logs", "What a function wrote, and writes from now on"))),
+        )
+        .api_route(
+            "/v1/events",
+            get_with(l::events, |o| events(op(o, "events", "What happened, and what happens from now on"))),
+        )
+        .api_route(
+            "/v1/secrets",
+            get_with(s::list, |o| op(o, "listSecrets", "The secrets, not what they are")),
+        )
+        .api_route(
+            "/v1/secrets/{secret}",
+            put_with(s::set, |o| octets(op(o, "setSecret", "Set a secret, or change it")))
+                .delete_with(s::remove, |o| op(o, "removeSecret", "Remove a secret")),
+        )
+}
+
+/// Who serves, and by what name.
+fn traffic_routes() -> ApiRouter<Api> {
+    use document::op;
+    use traffic as t;
+    ApiRouter::new()
+        .api_route(
+            "/v1/functions/{name}/revisions",
+            get_with(t::revisions, |o| {
+                op(o, "listRevisions", "The revisions that are kept, the newest first")
+            }),
+        )
+        .api_route(
+            "/v1/functions/{name}/traffic",
+            put_with(t::set_traffic, |o| op(o, "setTraffic", "Who serves; answered once it is in effect")),
+        )
+        .api_route(
+            "/v1/functions/{name}/rollback",
+            post_with(t::rollback, |o| op(o, "rollBack", "Go back to who served before the last change")),
+        )
+        .api_route(
+            "/v1/functions/{name}/aliases/{alias}",
+            put_with(t::set_alias, |o| op(o, "setAlias", "Name a revision"))
+                .delete_with(t::remove_alias, |o| op(o, "removeAlias", "Take a revision's name away")),
+        )
 }
 
 /// The routes of the tunnel's own address.
 pub fn tunnel(service: Arc<dyn Service>) -> Router {
+    finish(tunnel_routes().into(), service)
+}
+
+fn tunnel_routes() -> ApiRouter<Arc<dyn Service>> {
+    use document::{op, text};
     use handlers as h;
-    let routes = Router::new().route("/metrics", get(h::metrics)).route("/v1/join", post(h::join));
-    finish(routes, service)
+    ApiRouter::new()
+        .api_route("/metrics", get_with(h::metrics, |o| text(op(o, "metrics", "Metrics for Prometheus"))))
+        .api_route(
+            "/v1/join",
+            post_with(h::join, |o| op(o, "join", "Replace an invitation's key by one's own")),
+        )
 }
 
 fn finish<S: Clone + Send + Sync + 'static>(routes: Router<S>, state: S) -> Router {

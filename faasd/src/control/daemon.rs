@@ -168,6 +168,8 @@ async fn serve(
     let logs = Logs::new(paths.logs());
     let images = image::Store::new(paths.images());
     let events = Events::open(paths.events()).context("cannot read the events of the last daemon")?;
+    let version = env!("CARGO_PKG_VERSION");
+    events.record_daemon(NewEvent::new(EventKind::DaemonStarted, format!("faasd {version}")));
     let secrets = Arc::new(Secrets::open(Arc::clone(&store), paths.secrets_key())?);
     let instances = Instances::new(
         Arc::clone(&runtime),
@@ -185,6 +187,7 @@ async fn serve(
         instances,
         images: images.clone(),
         logs: logs.clone(),
+        events: events.clone(),
         zone: Arc::clone(&zone),
         zone_changed: Arc::clone(&zone_changed),
         config: config.clone(),
@@ -224,8 +227,6 @@ async fn serve(
         "faasd serves"
     );
     *serving = true;
-    let version = env!("CARGO_PKG_VERSION");
-    events.record_daemon(NewEvent::new(EventKind::DaemonStarted, format!("faasd {version} serves")));
 
     tokio::select! {
         _ = terminate.recv() => {}

@@ -1,5 +1,6 @@
 //! The daemon as the API sees it: questions go to the owner or to the network, code to the image store.
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,14 +20,15 @@ use super::events::{Events, Filter};
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
 use super::network::Network;
-use super::owner::{Message, images};
+use super::owner::{Message, Wanted, images};
 use super::secrets::Secrets;
 use crate::api::types::{
     Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
-    Pruned, Secret, Version,
+    Pruned, Revisions, Secret, Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
+use crate::core::revision::Alias;
 use crate::core::secret::{SecretBytes, SecretName};
 use crate::runtime::image::{self, UnpackError};
 use crate::runtime::logs::{Logs, Query};
@@ -57,6 +59,32 @@ impl Daemon {
         answer.await.map_err(|_| stopping())
     }
 
+    /// For each function, the secrets that its revisions read which serve or have a name.
+    async fn read_secrets(&self) -> Result<Vec<(FunctionName, BTreeSet<SecretName>)>, ApiError> {
+        let mut all = Vec::new();
+        for Function { name, revision, spec, traffic, aliases, .. } in self.functions().await? {
+            let mut secrets = BTreeSet::from_iter(spec.secrets);
+            let mut numbers = traffic.iter().map(|share| share.revision).chain(aliases.into_values());
+            if numbers.any(|number| number != revision) {
+                let others = match self.revisions(&name).await {
+                    Ok(all) => all.revisions,
+                    // Removed meanwhile.
+                    Err(ApiError::NotFound { .. }) => continue,
+                    Err(error) => return Err(error),
+                };
+                let used = others.into_iter().filter(|other| other.weight > 0 || !other.aliases.is_empty());
+                secrets.extend(used.flat_map(|revision| revision.spec.secrets));
+            }
+            all.push((name, secrets));
+        }
+        Ok(all)
+    }
+
+    async fn readers(&self, secret: &SecretName) -> Result<Vec<FunctionName>, ApiError> {
+        let all = self.read_secrets().await?;
+        Ok(all.into_iter().filter(|(_, read)| read.contains(secret)).map(|(name, _)| name).collect())
+    }
+
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
         Ok(Snapshot {
             functions: self.ask(|reply| Message::List { reply }).await?,
@@ -80,12 +108,6 @@ fn refusal(error: &dyn std::error::Error) -> ApiError {
         ApiError::Failed { title, detail } => ApiError::Invalid { title, detail },
         other => other,
     }
-}
-
-/// The functions that are declared to read a secret.
-fn readers(functions: &[Function], secret: &SecretName) -> Vec<FunctionName> {
-    let reads = |function: &&Function| function.spec.secrets.contains(secret);
-    functions.iter().filter(reads).map(|function| function.name.clone()).collect()
 }
 
 #[async_trait]
@@ -165,9 +187,34 @@ impl Service for Daemon {
     }
 
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
-        let Deploy { image, dependencies, spec } = deploy;
-        let spec = Box::new(spec);
-        self.ask(|reply| Message::Deploy { name, image, dependencies, spec, reply }).await?
+        let Deploy { image, dependencies, spec, no_traffic } = deploy;
+        let wanted = Wanted::Deploy { image, dependencies, spec: Box::new(spec), serve: !no_traffic };
+        self.ask(|reply| Message::Change { name, wanted, reply }).await?
+    }
+
+    async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Revisions { name, reply }).await?
+    }
+
+    async fn set_traffic(&self, name: &FunctionName, traffic: Traffic) -> Result<Function, ApiError> {
+        let (name, wanted) = (name.clone(), Wanted::Traffic(traffic.shares));
+        self.ask(|reply| Message::Change { name, wanted, reply }).await?
+    }
+
+    async fn rollback(&self, name: &FunctionName) -> Result<Function, ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Change { name, wanted: Wanted::Rollback, reply }).await?
+    }
+
+    async fn alias(
+        &self,
+        name: &FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
+    ) -> Result<Function, ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Alias { name, alias, revision, reply }).await?
     }
 
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {
@@ -203,10 +250,11 @@ impl Service for Daemon {
     }
 
     async fn secrets(&self) -> Result<Vec<Secret>, ApiError> {
-        let functions = self.functions().await?;
+        let functions = self.read_secrets().await?;
         let mut all = self.secrets.list();
         for secret in &mut all {
-            secret.functions = readers(&functions, &secret.name);
+            let readers = functions.iter().filter(|(_, read)| read.contains(&secret.name));
+            secret.functions = readers.map(|(name, _)| name.clone()).collect();
         }
         Ok(all)
     }
@@ -215,12 +263,12 @@ impl Service for Daemon {
         let (secrets, at) = (Arc::clone(&self.secrets), name.clone());
         let mut secret = blocking(move || Ok(secrets.set(&at, &value)?)).await?;
         tracing::info!(secret = %name, bytes = secret.bytes, "set");
-        secret.functions = readers(&self.functions().await?, name);
+        secret.functions = self.readers(name).await?;
         Ok(secret)
     }
 
     async fn remove_secret(&self, name: &SecretName, force: bool) -> Result<(), ApiError> {
-        let readers = readers(&self.functions().await?, name);
+        let readers = self.readers(name).await?;
         if !readers.is_empty() && !force {
             let readers: Vec<_> = readers.iter().map(FunctionName::as_str).collect();
             return Err(ApiError::Conflict {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The longest name.
@@ -16,8 +17,9 @@ const DEFAULT_PLACES: [&str; 4] =
     ["docker.io/library/", "index.docker.io/library/", "docker.io/", "index.docker.io/"];
 
 /// A name with its tag or digest, in its short form: `docker.io/library/nginx` is `nginx:latest`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = NAME_BYTES_MAX))]
 pub struct ImageName(String);
 
 /// Why a text names no image.

@@ -3,14 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The longest label that DNS allows, in bytes (RFC 1035, 2.3.4).
 pub const NAME_BYTES_MAX: usize = 63;
 
 /// A valid function name: 1 to 63 of `a-z 0-9 -`, with a letter or digit at both ends.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", "maxLength" = NAME_BYTES_MAX))]
 pub struct FunctionName(String);
 
 /// Why a string is no function name. Each message says what would be one.

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -20,7 +21,7 @@ pub const SECRETS_MAX: usize = 1000;
 pub const DIRECTORY: &str = "/run/secrets";
 
 /// A valid name of a secret: 1 to 64 of `A-Z a-z 0-9 . _ -`, not beginning with a dot.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct SecretName(String);
 

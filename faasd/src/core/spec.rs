@@ -8,6 +8,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::settings::{Deadlines, Limits, Scale};
@@ -20,7 +21,7 @@ pub const FILE_NAME: &str = "faas.toml";
 
 /// A function, as declared. Durations and sizes are numbers with their unit in the name, in the API and in the
 /// store; the file may write `"30s"` and `"128MiB"`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FunctionSpec {
     /// How the code receives connections.
@@ -66,7 +67,7 @@ pub struct FunctionSpec {
 }
 
 /// How code receives its connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Contract {
     /// A script with one function in it, served by a runner that faasd brings.
@@ -90,7 +91,7 @@ pub enum Lane {
 }
 
 /// How a server that binds its port over IPv4 is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ipv4 {
     /// By a relay that copies, unless the server binds IPv6 as well.
@@ -101,7 +102,7 @@ pub enum Ipv4 {
 }
 
 /// A signal that a server may want to be stopped by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum StopSignal {
     #[default]
     #[serde(rename = "SIGTERM")]

@@ -67,6 +67,7 @@ fn main() {
         shared("a_bad_revision_changes_nothing", life::bad_revision),
         shared("a_removed_function_takes_only_its_own_connections_along", life::removal),
         shared("a_log_is_followed_across_instances", observed::logs),
+        shared("a_crash_and_its_cause_are_among_the_events", observed::crashes),
         shared("events_outlive_the_daemon", observed::events),
         shared("a_secret_is_read_by_its_function_alone", secrets::read),
         shared("a_secret_that_is_gone_is_told", secrets::removed),

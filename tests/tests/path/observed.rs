@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use faasd_tests::{Bed, DEADLINE, signal};
 use rustix::process::Signal;
 
-use crate::{ready, until};
+use crate::{only, ready, until};
 
 /// Says that it has started; its instance's name is in front of each line.
 const TALKER: &str = "print('started', flush=True)\n\ndef handle(event, context):\n    \
@@ -86,6 +86,34 @@ pub fn logs() -> Result<()> {
 
     bed.faas(&["rm", "talker"])?.ok()?;
     ensure!(watch.end()? == Some(0), "it does not end as it should when the function is removed");
+    bed.finish()
+}
+
+pub fn crashes() -> Result<()> {
+    let bed = Bed::joined()?;
+    let handler = |code: &str| format!("print('the last words', flush=True)\n{code}\n");
+    let serves = handler("def handle(event, context):\n    return 'ok'");
+    bed.deploy("frail", &[("handler.py", serves.as_bytes())])?.ok()?;
+    let watch = Watching::start(&bed, &["events", "frail", "-f"])?;
+    let crashed = only(&bed.describe("frail")?)?;
+    signal(crashed, Signal::KILL)?;
+    let line = watch.until(|line| line.contains("instance-failed"))?;
+    ensure!(line.contains(" frail-1-") && line.to_lowercase().contains("kill"), "{line}");
+    watch.until(|line| line.contains("the last words"))?;
+    until(&bed, "frail", "another instance", |f| only(f).is_ok_and(|pid| pid != crashed))?;
+    bed.deploy("frail", &[("handler.py", handler("raise SystemExit(3)").as_bytes())])?.failed()?;
+    let line = watch.until(|line| line.contains("deploy-failed"))?;
+    ensure!(line.contains(" frail"), "{line}");
+    let described = bed.faas(&["describe", "frail"])?.ok()?;
+    ensure!(described.contains("instance-failed") && described.contains("deploy-failed"), "{described}");
+    // They outlive the function.
+    bed.faas(&["rm", "frail"])?.ok()?;
+    let kept = bed.json(&["events", "frail"])?;
+    let kinds: Vec<_> =
+        kept["events"].as_array().into_iter().flatten().filter_map(|event| event["kind"].as_str()).collect();
+    for kind in ["deployed", "instance-failed", "deploy-failed", "removed"] {
+        ensure!(kinds.contains(&kind), "no {kind}: {kept}");
+    }
     bed.finish()
 }
 

@@ -1,5 +1,8 @@
 //! What can go wrong with a request, as the API says it: an HTTP status, a sentence, a remedy.
 
+use aide::OperationOutput;
+use aide::generate::GenContext;
+use aide::openapi::{self, Operation};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -124,6 +127,24 @@ impl IntoResponse for ApiError {
             (PROBLEM_HEADER, HeaderValue::from_static("1")),
         ];
         (self.status(), headers, axum::Json(self.problem())).into_response()
+    }
+}
+
+/// Every operation may fail, and says so in one shape.
+impl OperationOutput for ApiError {
+    type Inner = Problem;
+
+    fn inferred_responses(
+        context: &mut GenContext,
+        operation: &mut Operation,
+    ) -> Vec<(Option<u16>, openapi::Response)> {
+        let mut problem = axum::Json::<Problem>::operation_response(context, operation).unwrap_or_default();
+        problem.content = problem
+            .content
+            .into_iter()
+            .map(|(_, content)| (PROBLEM_MEDIA_TYPE.to_owned(), content))
+            .collect();
+        vec![(None, problem)]
     }
 }
 

@@ -4,11 +4,10 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Query};
-use axum::http::{Uri, header};
+use axum::extract::Extension;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{BoxStream, StreamExt, unfold};
-use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::handlers::Result;
@@ -20,18 +19,6 @@ const PULSE: Duration = Duration::from_secs(15);
 
 /// What is said when the daemon ends.
 const GOODBYE: &str = "faasd is stopping";
-
-/// Reads the query of a request; `allowed` says what may be in it.
-pub(super) fn query<T: DeserializeOwned>(uri: &Uri, allowed: &str) -> Result<T> {
-    Query::try_from_uri(uri).map(|Query(query)| query).map_err(|e| {
-        let text = uri.query().unwrap_or_default();
-        let cause = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
-        ApiError::Invalid {
-            title: format!("'?{text}' is not understood: {cause}"),
-            detail: Some(format!("allowed are {allowed}")),
-        }
-    })
-}
 
 struct Following {
     lines: BoxStream<'static, String>,

@@ -6,17 +6,17 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Extension, OriginalUri, Path, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header, uri::PathAndQuery};
-use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use axum::http::{Method, Uri, header, uri::PathAndQuery};
+use axum::response::{IntoResponse, NoContent, Response};
+use http_body_util::BodyExt;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
+use super::extract::Sent;
 use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, JSON_BYTES_MAX, Join,
-    PROBLEM_HEADER, Peers, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, Join, PROBLEM_HEADER,
+    Peers, Version,
 };
 use crate::core::name::FunctionName;
 
@@ -56,9 +56,9 @@ pub(super) async fn add_image(State(api): State<Api>, mut body: Body) -> Result<
     added.map(Json)
 }
 
-pub(super) async fn image(State(api): State<Api>, Path(digest): Path<String>) -> Result<StatusCode> {
+pub(super) async fn image(State(api): State<Api>, Path(digest): Path<String>) -> Result<NoContent> {
     match api.service.has_image(&digest).await {
-        true => Ok(StatusCode::NO_CONTENT),
+        true => Ok(NoContent),
         false => Err(ApiError::no_image(&digest)),
     }
 }
@@ -116,11 +116,9 @@ pub(super) async fn discard(mut body: Body) {
 pub(super) async fn deploy(
     State(api): State<Api>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    body: Body,
+    Sent(deploy): Sent<Deploy>,
 ) -> Result<Json<Function>> {
     let name = parse_name(&name)?;
-    let deploy: Deploy = json(&headers, body).await?;
     deploy.spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
     if let Some(other) = deploy.image.iter().chain(&deploy.dependencies).find(|d| !is_digest(d)) {
         return Err(ApiError::invalid(format!("'{other}' is no digest; write sha256: and 64 digits")));
@@ -136,10 +134,10 @@ fn is_digest(image: &str) -> bool {
         .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
-pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode> {
+pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Result<NoContent> {
     let name = parse_name(&name)?;
     within(REMOVE, "removing the function", api.service.remove(&name)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn invoke(
@@ -169,8 +167,7 @@ pub(super) async fn peers(State(api): State<Api>) -> Result<Json<Peers>> {
     Ok(Json(Peers { peers }))
 }
 
-pub(super) async fn invite(State(api): State<Api>, headers: HeaderMap, body: Body) -> Result<Json<Invited>> {
-    let invite: Invite = json(&headers, body).await?;
+pub(super) async fn invite(State(api): State<Api>, Sent(invite): Sent<Invite>) -> Result<Json<Invited>> {
     if !INVITE_MS.contains(&invite.expires_in_ms) {
         return Err(ApiError::invalid(
             "an invitation is good for a minute at least, and for 30 days at most",
@@ -179,24 +176,22 @@ pub(super) async fn invite(State(api): State<Api>, headers: HeaderMap, body: Bod
     within(QUICK, "the invitation", api.service.invite(invite)).await.map(Json)
 }
 
-pub(super) async fn revoke(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode> {
+pub(super) async fn revoke(State(api): State<Api>, Path(name): Path<String>) -> Result<NoContent> {
     let name = parse_name(&name)?;
     within(QUICK, "revoking the peer", api.service.revoke(&name)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn join(
     State(service): State<Arc<dyn Service>>,
     source: Option<Extension<Source>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<StatusCode> {
+    Sent(join): Sent<Join>,
+) -> Result<NoContent> {
     let Some(Extension(Source(source))) = source else {
         return Err(ApiError::Forbidden("a peer joins through the tunnel".into()));
     };
-    let join: Join = json(&headers, body).await?;
     within(QUICK, "joining", service.join(source, join)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 pub(super) async fn metrics(State(service): State<Arc<dyn Service>>) -> Result<Response> {
@@ -214,26 +209,6 @@ pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
 
 pub(super) fn parse_name(name: &str) -> Result<FunctionName> {
     name.parse().map_err(|e: crate::core::name::NameError| ApiError::invalid(e.to_string()))
-}
-
-/// Reads a JSON body. Its media type must say so: a browser then asks before it sends one from a foreign page, and a
-/// page that a peer looks at cannot join in the peer's stead.
-async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T> {
-    let media_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if media_type.split(';').next().map(str::trim) != Some("application/json") {
-        return Err(ApiError::MediaType);
-    }
-    let collected = async { Ok(Limited::new(body, JSON_BYTES_MAX).collect().await) };
-    let bytes = match within(QUICK, "sending the request", collected).await? {
-        Ok(body) => body.to_bytes(),
-        Err(e) if e.is::<LengthLimitError>() => {
-            return Err(ApiError::TooLarge { what: "the request", limit_bytes: JSON_BYTES_MAX as u64 });
-        }
-        Err(e) => return Err(ApiError::invalid(format!("the request broke off: {e}"))),
-    };
-    serde_json::from_slice(&bytes)
-        .map_err(|e| ApiError::invalid(format!("the request is not understood: {e}")))
 }
 
 pub(super) async fn within<T>(

@@ -2,9 +2,13 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
-use axum::http::StatusCode;
+use axum::extract::State;
+use axum::response::NoContent;
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::extract::Asked;
 use super::handlers::{Result, discard, spool, within};
 use super::{Api, ApiError, IMPORT, QUICK, REMOVE};
 use crate::api::types::{Images, ImportedImage, Pruned, ROOT_ARCHIVE_BYTES_MAX};
@@ -17,12 +21,10 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Images>> {
 
 pub(super) async fn import(
     State(api): State<Api>,
-    RawQuery(query): RawQuery,
+    Asked(Import { name, fallback }): Asked<Import>,
     mut body: Body,
 ) -> Result<Json<ImportedImage>> {
     let imported = within(IMPORT, "the import", async {
-        let [name, fallback] = values(query.as_deref(), ["name", "fallback"])?;
-        let (name, fallback) = (name.map(image_name).transpose()?, fallback.map(image_name).transpose()?);
         let _room = api.spool.room.try_acquire().map_err(|_| ApiError::Unavailable {
             title: "too many uploads run already".into(),
             detail: Some("try again in a few seconds".into()),
@@ -37,57 +39,39 @@ pub(super) async fn import(
     imported.map(Json)
 }
 
-pub(super) async fn remove(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<StatusCode> {
-    let [name] = values(query.as_deref(), ["name"])?;
-    let name = name.ok_or_else(|| ApiError::invalid("say which image: ?name=NAME"))?;
-    within(REMOVE, "removing the image", api.service.remove_image(image_name(name)?)).await?;
-    Ok(StatusCode::NO_CONTENT)
+pub(super) async fn remove(State(api): State<Api>, Asked(Named { name }): Asked<Named>) -> Result<NoContent> {
+    within(REMOVE, "removing the image", api.service.remove_image(name)).await?;
+    Ok(NoContent)
 }
 
-pub(super) async fn prune(State(api): State<Api>, RawQuery(query): RawQuery) -> Result<Json<Pruned>> {
-    let names = match values(query.as_deref(), ["names"])? {
-        [None | Some("false")] => false,
-        [Some("true")] => true,
-        [Some(other)] => return Err(ApiError::invalid(format!("'names={other}' is neither true nor false"))),
-    };
+pub(super) async fn prune(
+    State(api): State<Api>,
+    Asked(Prune { names }): Asked<Prune>,
+) -> Result<Json<Pruned>> {
     within(REMOVE, "removing images", api.service.prune_images(names)).await.map(Json)
 }
 
-fn image_name(text: &str) -> Result<ImageName> {
-    text.parse().map_err(|e: crate::core::image::ImageNameError| ApiError::invalid(e.to_string()))
+/// What an imported image is called.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Import {
+    /// Its name, whatever the archive says
+    name: Option<ImageName>,
+    /// Its name, if the archive has none
+    fallback: Option<ImageName>,
 }
 
-/// The values of a query's keys. No name of an image has a character that would have to be escaped in one.
-fn values<'a, const N: usize>(query: Option<&'a str>, keys: [&str; N]) -> Result<[Option<&'a str>; N]> {
-    let mut found = [None; N];
-    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        let known = pair.split_once('=').and_then(|(key, value)| {
-            let index = keys.iter().position(|known| *known == key)?;
-            Some((index, value))
-        });
-        match known {
-            Some((index, value)) if found[index].is_none() => found[index] = Some(value),
-            _ => {
-                return Err(ApiError::invalid(format!(
-                    "'?{pair}' is not understood; the keys are {}",
-                    keys.join(", ")
-                )));
-            }
-        }
-    }
-    Ok(found)
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Named {
+    /// Which image
+    name: ImageName,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn queries_are_read_or_refused() {
-        assert_eq!(values(None, ["a"]).unwrap(), [None]);
-        assert_eq!(values(Some("b=x/y:1&a="), ["a", "b"]).unwrap(), [Some(""), Some("x/y:1")]);
-        for bad in ["c=1", "a", "a=1&a=2"] {
-            assert!(values(Some(bad), ["a", "b"]).is_err(), "{bad}");
-        }
-    }
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Prune {
+    /// Also the names of images that no function runs
+    #[serde(default)]
+    names: bool,
 }

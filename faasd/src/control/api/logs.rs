@@ -2,13 +2,15 @@
 
 use axum::Json;
 use axum::extract::{Extension, Path, State};
-use axum::http::{Uri, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::follow::{query, respond};
+use super::extract::Asked;
+use super::follow::respond;
 use super::handlers::{Result, parse_name, within};
 use super::serve::Stopping;
 use super::{Api, ApiError, QUICK};
@@ -18,38 +20,54 @@ use crate::control::events::Filter;
 use crate::core::name::FunctionName;
 use crate::runtime::logs;
 
-/// How much there is when nobody says how much.
-const LINES: usize = 100;
-
-#[derive(Debug, Deserialize)]
+/// Which part of a log.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct LogQuery {
-    lines: Option<usize>,
+pub(super) struct LogQuery {
+    /// The last lines, so many at most
+    #[schemars(range(min = 1, max = LOG_LINES_MAX))]
+    #[serde(default = "lines")]
+    lines: usize,
+    /// Those from then on: a time, or how long ago, like `10m`
     since: Option<String>,
+    /// Those of one instance
     instance: Option<String>,
+    /// And those that come, until the client hangs up or the function is removed. Blank lines only show whether it has
     #[serde(default)]
     follow: bool,
 }
 
-#[derive(Debug, Deserialize)]
+/// Which events.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct EventQuery {
+pub(super) struct EventQuery {
+    /// Those of one function, which may be gone by now
     function: Option<FunctionName>,
+    /// Those with a higher `id`
     after: Option<u64>,
+    /// Those from then on: a time, or how long ago, like `10m`
     since: Option<String>,
-    limit: Option<usize>,
+    /// The last ones, so many at most
+    #[schemars(range(min = 1, max = EVENTS_MAX))]
+    #[serde(default = "lines")]
+    limit: usize,
+    /// And those that come, a line for each, until the client hangs up
     #[serde(default)]
     follow: bool,
+}
+
+/// How much there is when nobody says how much.
+const fn lines() -> usize {
+    100
 }
 
 pub(super) async fn logs(
     State(api): State<Api>,
     Path(name): Path<String>,
     stopping: Option<Extension<Stopping>>,
-    uri: Uri,
+    Asked(asked): Asked<LogQuery>,
 ) -> Result<Response> {
     let name = parse_name(&name)?;
-    let asked: LogQuery = query(&uri, "lines, since, instance and follow")?;
     let wanted = logs::Query {
         lines: number("lines", asked.lines, LOG_LINES_MAX)?,
         since: moment(asked.since.as_deref())?,
@@ -73,9 +91,8 @@ pub(super) async fn logs(
 pub(super) async fn events(
     State(api): State<Api>,
     stopping: Option<Extension<Stopping>>,
-    uri: Uri,
+    Asked(asked): Asked<EventQuery>,
 ) -> Result<Response> {
-    let asked: EventQuery = query(&uri, "function, after, since, limit and follow")?;
     let limit = number("limit", asked.limit, EVENTS_MAX)?;
     let filter =
         Filter { function: asked.function, after: asked.after, since: moment(asked.since.as_deref())? };
@@ -95,8 +112,8 @@ fn json(line: &EventLine) -> String {
     serde_json::to_string(line).unwrap_or_default()
 }
 
-fn number(key: &str, number: Option<usize>, max: usize) -> Result<usize> {
-    match number.unwrap_or(LINES) {
+fn number(key: &str, number: usize, max: usize) -> Result<usize> {
+    match number {
         number if (1..=max).contains(&number) => Ok(number),
         number => Err(ApiError::invalid(format!("`{key}` is {number}; use 1 to {max}"))),
     }

@@ -3,19 +3,22 @@
 use axum::Json;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri};
+use axum::response::NoContent;
 use http_body_util::BodyExt;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::follow::query;
+use super::extract::Asked;
 use super::handlers::{Result, discard, within};
 use super::{Api, ApiError, QUICK};
 use crate::api::types::{SECRET_BYTES_MAX, Secret, Secrets};
 use crate::core::secret::{SecretBytes, SecretName, SecretNameError};
 
-#[derive(Debug, Deserialize)]
+/// How a secret is removed.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Removal {
+pub(super) struct Removal {
+    /// Also if functions read it, of which no instance starts any more then
     #[serde(default)]
     force: bool,
 }
@@ -38,11 +41,14 @@ pub(super) async fn set(
     within(QUICK, "keeping the secret", api.service.set_secret(&name, read?)).await.map(Json)
 }
 
-pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>, uri: Uri) -> Result<StatusCode> {
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Asked(Removal { force }): Asked<Removal>,
+) -> Result<NoContent> {
     let name = parse_name(&name)?;
-    let Removal { force } = query(&uri, "force")?;
     within(QUICK, "removing the secret", api.service.remove_secret(&name, force)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(NoContent)
 }
 
 /// A body into a buffer that is overwritten when it is dropped, and never grows: that would leave a copy behind.
