@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use faasd::api::types::{Function, Functions, Invited, Peers};
+use faasd::api::types::{Event, EventKind, Events, Function, Functions, Invited, Peers};
 use faasd::control::api::ApiError;
 use fake::Daemon;
 
@@ -104,6 +104,8 @@ fn help_is_grouped_and_has_examples() {
         "describe",
         "invoke",
         "logs",
+        "events",
+        "secret",
         "rm",
         "doctor",
         "version",
@@ -186,6 +188,71 @@ fn the_life_of_a_function() {
     assert_eq!(faas.ok(&["logs", "hello", "--lines", "2"]), "line 1\nline 2\n");
     faas.ok(&["rm", "hello"]);
     faas.fails(&["rm", "hello"], 1, "no function 'hello'");
+}
+
+#[test]
+fn logs_and_events_are_chosen_and_followed() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    faas.ok(&["new", "hello"]);
+    faas.ok(&["deploy", "./hello"]);
+    assert_eq!(faas.ok(&["logs", "hello", "--instance", "hello-1", "--since", "10m"]), "of hello-1, true\n");
+    // The fake's function is removed after these.
+    assert_eq!(faas.ok(&["logs", "hello", "-f", "-n", "2"]), "line 1\nline 2\n");
+    faas.fails(&["logs", "hello", "--since", "yesterday"], 64, "like 90s, 10m");
+    faas.fails(&["logs", "hello", "--instance", "a&b"], 64, "letters, digits");
+
+    let event = |id: u64, kind| Event {
+        id,
+        time: jiff::Timestamp::now(),
+        function: Some("hello".parse().unwrap()),
+        kind,
+        revision: Some(2),
+        instance: None,
+        message: "exit status 1; its last output:\n  \x1b[31mno such table".into(),
+    };
+    assert_eq!(faas.ok(&["events"]), "", "the remark about an empty list is no result");
+    daemon
+        .fake
+        .events
+        .lock()
+        .unwrap()
+        .extend([event(1, EventKind::Deployed), event(2, EventKind::InstanceFailed)]);
+    let listed = faas.ok(&["events", "hello"]);
+    for part in ["TIME", "deployed", "instance-failed", "^[[31mno such table"] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
+    let described = faas.ok(&["describe", "hello"]);
+    assert!(described.contains("Events\n") && described.contains("instance-failed"), "{described}");
+    assert_eq!(faas.ok(&["events", "other"]), "");
+    let json: Events = serde_json::from_str(&faas.ok(&["events", "-n", "1", "-o", "json"])).unwrap();
+    assert_eq!(json.events[0].id, 2);
+}
+
+#[test]
+fn secrets_come_from_files_and_pipes_alone() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    assert_eq!(faas.ok(&["secret", "ls"]), "");
+    let ran = faas.run_with_input(&["secret", "set", "piped"], b"a\0b");
+    assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{}", ran.err);
+    let ran = faas.run_with_input(&["secret", "set", "echoed"], b"value\n");
+    assert!(ran.err.contains("ends with a line feed"), "{}", ran.err);
+    faas.write("key", "two\nlines\n");
+    let ran = faas.run(&["secret", "set", "tls.key", "--from-file", "key"]);
+    assert!(ran.code == 0 && !ran.err.contains("line feed"), "{}", ran.err);
+    let kept = |name: &str| daemon.fake.secrets.lock().unwrap()[&name.parse().unwrap()].1.as_bytes().to_vec();
+    assert_eq!((kept("piped"), kept("tls.key")), (b"a\0b".to_vec(), b"two\nlines\n".to_vec()));
+    let large = faas.run_with_input(&["secret", "set", "x"], &vec![b'x'; (64 << 10) + 1]);
+    assert!(large.code == 65 && large.err.contains("65536 bytes at most"), "{}", large.err);
+    faas.fails(&["secret", "set", "x", "--from-file", "none"], 66, "none");
+    faas.fails(&["secret", "set", "x", "value"], 64, "value");
+    faas.fails(&["secret", "set", "../x"], 64, "is no name of a secret");
+    let listed = faas.ok(&["secret", "ls"]);
+    assert!(listed.contains("tls.key") && !listed.contains("lines"), "{listed}");
+    faas.fails(&["secret", "rm", "piped"], 1, "is read by hello");
+    faas.ok(&["secret", "rm", "piped", "--force"]);
+    faas.fails(&["secret"], 64, "set");
 }
 
 #[test]

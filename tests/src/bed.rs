@@ -290,6 +290,16 @@ impl Bed {
         run(Command::new(program("faas")).arg("--socket").arg(self.path("run/faasd.sock")).args(arguments))
     }
 
+    /// Starts `faas` on the server, its output in a pipe.
+    ///
+    /// # Errors
+    /// If it cannot be run.
+    pub fn faas_beside(&self, arguments: &[&str]) -> io::Result<Child> {
+        let mut command = Command::new(program("faas"));
+        command.arg("--socket").arg(self.path("run/faasd.sock")).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()
+    }
+
     /// What a verb prints as JSON.
     ///
     /// # Errors

@@ -19,7 +19,8 @@
 //! | `PUT /v1/functions/NAME/aliases/ALIAS` | [`AliasTarget`] | [`Function`] |
 //! | `DELETE /v1/functions/NAME/aliases/ALIAS` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
-//! | `GET /v1/functions/NAME/logs?lines=N` | | text |
+//! | `GET /v1/functions/NAME/logs?lines=N&since=TIME&instance=ID` | | text |
+//! | … with `follow=true` | | text, line by line as it comes |
 //! | `GET /v1/events?function=NAME&after=ID&since=TIME&limit=N` | | [`Events`] |
 //! | … with `follow=true` | | [`EventLine`]s, one a line, as they come |
 //! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
@@ -31,6 +32,9 @@
 //! | `DELETE /v1/peers/NAME` | | nothing (204) |
 //!
 //! On the tunnel's own address, for peers, there are `GET /metrics` and `POST /v1/join` ([`Join`], 204) alone.
+//!
+//! `TIME` is a time, or how long ago: `10m`. What is followed ends when the client hangs up; blank lines in it only show
+//! whether it has.
 //!
 //! Every error is a [`Problem`] with the media type `application/problem+json`.
 
@@ -60,6 +64,9 @@ pub const JSON_BYTES_MAX: usize = 64 << 10;
 
 /// The most lines of a log in one response.
 pub const LOG_LINES_MAX: usize = 10_000;
+
+/// The most events in one response.
+pub const EVENTS_MAX: usize = 10_000;
 
 /// How long an invitation may be good for: a minute to thirty days.
 pub const INVITE_MS: std::ops::RangeInclusive<u64> = 60_000..=30 * 86_400_000;
@@ -427,6 +434,32 @@ impl EventKind {
             Self::Relieved => "relieved",
             Self::DaemonStarted => "daemon-started",
         }
+    }
+}
+
+/// Which lines of a log are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogQuery {
+    /// The last ones, so many at most.
+    pub lines: usize,
+    pub since: Option<Timestamp>,
+    pub instance: Option<String>,
+}
+
+/// Which events are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventQuery {
+    pub function: Option<FunctionName>,
+    /// Those with a higher number.
+    pub after: Option<u64>,
+    pub since: Option<Timestamp>,
+    /// The last ones, so many at most.
+    pub limit: usize,
+}
+
+impl Default for EventQuery {
+    fn default() -> Self {
+        Self { function: None, after: None, since: None, limit: 100 }
     }
 }
 

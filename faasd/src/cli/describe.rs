@@ -8,9 +8,13 @@ use super::ago::relative;
 use super::traffic::shares;
 use super::ui::{printable, size, state_cell};
 use super::{Context, Failure, Format, Output};
-use crate::api::types::Function;
+use crate::api::types::{EventQuery, Function};
 use crate::core::name::FunctionName;
+use crate::core::secret::SecretName;
 use crate::core::spec::{Contract, Lane};
+
+/// How many events are shown.
+const EVENTS_SHOWN: usize = 10;
 
 /// Show everything about a function
 #[derive(Debug, Args)]
@@ -44,7 +48,8 @@ impl Describe {
         ])?;
         ui.print(&format!("\n{}\n", ui.bold("Instances")))?;
         if function.instances.is_empty() {
-            return ui.print("  none; the next connection starts one\n");
+            ui.print("  none; the next connection starts one\n")?;
+            return events(context, &self.name).await;
         }
         let rows = function.instances.iter().map(|instance| {
             vec![
@@ -57,8 +62,20 @@ impl Describe {
                 Cell::new(if instance.adopted { "yes" } else { "no" }),
             ]
         });
-        ui.table(["  ID", "PHASE", "PID", "REVISION", "IN FLIGHT", "STARTED", "ADOPTED"], rows)
+        ui.table(["  ID", "PHASE", "PID", "REVISION", "IN FLIGHT", "STARTED", "ADOPTED"], rows)?;
+        events(context, &self.name).await
     }
+}
+
+/// What happened to it last.
+async fn events(context: &Context, name: &FunctionName) -> Result<(), Failure> {
+    let query = EventQuery { function: Some(name.clone()), limit: EVENTS_SHOWN, ..EventQuery::default() };
+    let found = context.client.events(&query).await?;
+    if found.events.is_empty() {
+        return Ok(());
+    }
+    context.ui.print(&format!("\n{}\n", context.ui.bold("Events")))?;
+    super::events::table(context, &found.events, false)
 }
 
 fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
@@ -119,6 +136,10 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         // Values may be secret, and a screen is seen by others; `-o json` has them.
         let names: Vec<&str> = spec.env.keys().map(String::as_str).collect();
         pairs.push(("environment", Cell::new(printable(&names.join(", ")))));
+    }
+    if !spec.secrets.is_empty() {
+        let names: Vec<&str> = spec.secrets.iter().map(SecretName::as_str).collect();
+        pairs.push(("secrets", Cell::new(names.join(", "))));
     }
     if function.traffic.len() > 1 {
         pairs.insert(5, ("traffic", Cell::new(shares(&function.traffic))));

@@ -128,6 +128,9 @@ impl Dev {
         build(context, dir).await?;
         let Detected { spec, why, warning, .. } = detect(dir, None)?;
         context.ui.note(&printable(&why));
+        if !spec.secrets.is_empty() {
+            context.ui.warn("there are no secrets here: /run/secrets is in containers alone");
+        }
         if let Some(warning) = warning {
             context.ui.warn(&warning);
         }

@@ -8,6 +8,7 @@ mod describe;
 mod detect;
 mod dev;
 mod doctor;
+mod events;
 mod exit;
 mod image;
 mod invoke;
@@ -17,6 +18,7 @@ mod new;
 mod pack;
 mod revisions;
 mod rm;
+mod secret;
 mod traffic;
 mod tunnel;
 mod ui;
@@ -100,8 +102,10 @@ enum Command {
     Describe(describe::Describe),
     Invoke(invoke::Invoke),
     Logs(logs::Logs),
+    Events(events::Events),
     Rm(rm::Rm),
     Image(image::Image),
+    Secret(secret::Secret),
     Revisions(revisions::Revisions),
     Promote(traffic::Promote),
     Rollback(traffic::Rollback),
@@ -121,7 +125,10 @@ enum Command {
 
 /// The verbs as the help shows them.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Functions", &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
+    (
+        "Functions",
+        &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "events", "rm", "image", "secret"],
+    ),
     ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "completions"]),
@@ -172,6 +179,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Describe(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
+        Command::Events(verb) => block_on(verb.run(context)),
         Command::Revisions(verb) => block_on(verb.run(context)),
         Command::Promote(verb) => block_on(verb.run(context)),
         Command::Rollback(verb) => block_on(verb.run(context)),
@@ -179,6 +187,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Alias(verb) => block_on(verb.run(context)),
         Command::Rm(verb) => block_on(verb.run(context)),
         Command::Image(verb) => block_on(verb.run(context)),
+        Command::Secret(verb) => block_on(verb.run(context)),
         Command::Vpn(verb) => verb.run(context),
         Command::Doctor(verb) => block_on(verb.run(context)),
         Command::Version(verb) => block_on(verb.run(context)),
@@ -274,8 +283,9 @@ mod tests {
         let visible: Vec<&clap::Command> =
             command.get_subcommands().filter(|verb| !verb.is_hide_set()).collect();
         assert_eq!(grouped, visible.iter().map(|verb| verb.get_name()).collect::<Vec<_>>());
-        let nested =
-            ["vpn", "image"].iter().flat_map(|verb| command.find_subcommand(verb).unwrap().get_subcommands());
+        let nested = ["vpn", "image", "secret"]
+            .iter()
+            .flat_map(|verb| command.find_subcommand(verb).unwrap().get_subcommands());
         for verb in visible.iter().copied().chain(nested) {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "{} has no example", verb.get_name());

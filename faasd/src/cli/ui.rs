@@ -102,6 +102,12 @@ impl Ui {
         self.print(&text)
     }
 
+    /// Whether standard output takes colour.
+    #[must_use]
+    pub const fn color(&self) -> bool {
+        self.color
+    }
+
     /// Bold on standard output.
     #[must_use]
     pub fn bold(&self, text: &str) -> String {

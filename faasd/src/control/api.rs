@@ -7,8 +7,11 @@
 mod document;
 mod error;
 mod extract;
+mod follow;
 mod handlers;
 mod images;
+mod logs;
+mod secrets;
 mod serve;
 mod traffic;
 
@@ -27,6 +30,7 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::any;
+use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
 use tracing::debug;
 
@@ -34,16 +38,22 @@ pub use document::document;
 pub use error::{ApiError, nearest};
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
+use super::events::Filter;
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
-    Pruned, Revisions, Traffic, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join,
+    NamedImage, Peer, Pruned, Revisions, Secret, Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 use crate::core::revision::Alias;
+use crate::core::secret::{SecretBytes, SecretName};
+use crate::runtime::logs::Query;
 
 /// The most uploads at a time: each may hold [`ARCHIVE_BYTES_MAX`] of disk.
 pub const UPLOADS_MAX: usize = 4;
+
+/// The most clients that follow logs or events.
+pub const FOLLOWERS_MAX: usize = 64;
 
 /// How long a request may take that only looks something up or changes a record.
 pub const QUICK: Duration = Duration::from_secs(30);
@@ -109,8 +119,22 @@ pub trait Service: Send + Sync + 'static {
     ) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
-    /// The last `lines` lines, oldest first.
-    async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError>;
+    /// What a function has written last, oldest first.
+    async fn logs(&self, name: &FunctionName, query: Query) -> Result<Vec<String>, ApiError>;
+    /// The same, and what it writes from now on, until it is removed.
+    async fn follow_logs(
+        &self,
+        name: &FunctionName,
+        query: Query,
+    ) -> Result<BoxStream<'static, String>, ApiError>;
+    /// The last `limit` events, oldest first.
+    fn events(&self, filter: &Filter, limit: usize) -> Vec<Event>;
+    /// The same, and those that come. It ends for whoever does not keep up.
+    fn follow_events(&self, filter: Filter, limit: usize) -> BoxStream<'static, EventLine>;
+    async fn secrets(&self) -> Result<Vec<Secret>, ApiError>;
+    async fn set_secret(&self, name: &SecretName, value: SecretBytes) -> Result<Secret, ApiError>;
+    /// Unless `force`, one that a function reads stays.
+    async fn remove_secret(&self, name: &SecretName, force: bool) -> Result<(), ApiError>;
     /// Sends a request to the function. Its URI is the path and query that the function shall see.
     async fn invoke(&self, name: &FunctionName, request: Request) -> Result<Response, ApiError>;
     async fn peers(&self) -> Result<Vec<Peer>, ApiError>;
@@ -160,17 +184,19 @@ impl Spool {
 struct Api {
     service: Arc<dyn Service>,
     spool: Arc<Spool>,
+    followers: Arc<Semaphore>,
 }
 
 /// The routes of the unix socket.
 pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
-    finish(local_routes().into(), Api { service, spool: Arc::new(spool) })
+    let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
+    finish(local_routes().into(), Api { service, spool: Arc::new(spool), followers })
 }
 
 /// Every route with its description, from which [`document`] is made. One that is added by `route` instead of
 /// `api_route` is missing there, and a test says so.
 fn local_routes() -> ApiRouter<Api> {
-    use document::{any_json, archive, op, text};
+    use document::{any_json, archive, op};
     use {handlers as h, images as i};
     ApiRouter::new()
         .api_route(
@@ -205,10 +231,7 @@ fn local_routes() -> ApiRouter<Api> {
                 }),
         )
         .merge(traffic_routes())
-        .api_route(
-            "/v1/functions/{name}/logs",
-            get_with(h::logs, |o| text(op(o, "logs", "The last lines of a function's log"))),
-        )
+        .merge(observed_routes())
         // `any` takes methods that a document has no words for, so these are described apart.
         .route("/v1/functions/{name}/invoke", any(h::invoke))
         .route("/v1/functions/{name}/invoke/", any(h::invoke))
@@ -219,6 +242,30 @@ fn local_routes() -> ApiRouter<Api> {
                 .post_with(h::invite, |o| op(o, "invitePeer", "Invite a peer")),
         )
         .api_route("/v1/peers/{name}", delete_with(h::revoke, |o| op(o, "revokePeer", "Revoke a peer")))
+}
+
+/// What functions write, what happens to them, what they read.
+fn observed_routes() -> ApiRouter<Api> {
+    use document::{events, octets, op, text};
+    use {logs as l, secrets as s};
+    ApiRouter::new()
+        .api_route(
+            "/v1/functions/{name}/logs",
+            get_with(l::logs, |o| text(op(o, "logs", "What a function wrote, and writes from now on"))),
+        )
+        .api_route(
+            "/v1/events",
+            get_with(l::events, |o| events(op(o, "events", "What happened, and what happens from now on"))),
+        )
+        .api_route(
+            "/v1/secrets",
+            get_with(s::list, |o| op(o, "listSecrets", "The secrets, not what they are")),
+        )
+        .api_route(
+            "/v1/secrets/{secret}",
+            put_with(s::set, |o| octets(op(o, "setSecret", "Set a secret, or change it")))
+                .delete_with(s::remove, |o| op(o, "removeSecret", "Remove a secret")),
+        )
 }
 
 /// Who serves, and by what name.

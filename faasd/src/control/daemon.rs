@@ -167,7 +167,7 @@ async fn serve(
     let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
     let logs = Logs::new(paths.logs());
     let images = image::Store::new(paths.images());
-    let events = Events::open(paths.events())?;
+    let events = Events::open(paths.events()).context("cannot read the events of the last daemon")?;
     let version = env!("CARGO_PKG_VERSION");
     events.record_daemon(NewEvent::new(EventKind::DaemonStarted, format!("faasd {version}")));
     let secrets = Arc::new(Secrets::open(Arc::clone(&store), paths.secrets_key())?);
@@ -204,6 +204,8 @@ async fn serve(
         ingress,
         images,
         logs,
+        events: events.clone(),
+        secrets,
         dns: Arc::clone(dns.metrics()),
         runtime_version: format!("runc {}", runtime.version()),
         started_at: Timestamp::now(),
@@ -242,6 +244,7 @@ async fn serve(
     }
     owner.await?;
     zone_file.abort();
+    tokio::task::spawn_blocking(move || events.flush()).await?;
     dns.shutdown().await?;
     Ok(())
 }

@@ -13,10 +13,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream::{BoxStream, StreamExt, unfold};
 use jiff::Timestamp;
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
-use crate::api::types::{Event, EventKind};
+use crate::api::types::{Event, EventKind, EventLine, Problem};
 use crate::core::name::FunctionName;
 
 /// Events that are kept of one function: one that crashes all night does not drive out what happened to others.
@@ -178,15 +180,16 @@ impl Events {
         self.ring().last(filter, limit)
     }
 
-    /// The same, and those that come from now on: none is missed in between, and none comes twice.
+    /// The same, and those that come from now on: none is missed in between, and none comes twice. A reader that does not
+    /// keep up is told so by the last line.
     #[must_use]
-    pub fn follow(
-        &self,
-        filter: &Filter,
-        limit: usize,
-    ) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
-        let ring = self.ring();
-        (ring.last(filter, limit), self.shared.live.subscribe())
+    pub fn follow(&self, filter: Filter, limit: usize) -> BoxStream<'static, EventLine> {
+        let (ready, receiver) = {
+            let ring = self.ring();
+            (ring.last(&filter, limit).into(), self.shared.live.subscribe())
+        };
+        let reader = Reader { ready, receiver, filter };
+        unfold(Some(reader), |reader| async { reader?.next().await }).boxed()
     }
 
     /// Waits, but not for long, until everything recorded so far is written. Blocks.
@@ -211,6 +214,39 @@ impl Events {
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Events({})", self.ring().all.len())
+    }
+}
+
+/// Somebody who follows.
+struct Reader {
+    ready: VecDeque<Arc<Event>>,
+    receiver: broadcast::Receiver<Arc<Event>>,
+    filter: Filter,
+}
+
+impl Reader {
+    /// The next line, and whoever is to read on.
+    async fn next(mut self) -> Option<(EventLine, Option<Self>)> {
+        if let Some(event) = self.ready.pop_front() {
+            return Some((EventLine::Event(Arc::unwrap_or_clone(event)), Some(self)));
+        }
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) if self.filter.matches(&event) => {
+                    return Some((EventLine::Event(Arc::unwrap_or_clone(event)), Some(self)));
+                }
+                Ok(_) => {}
+                Err(RecvError::Lagged(missed)) => {
+                    let end = Problem {
+                        status: 503,
+                        title: format!("events came faster than they were read; {missed} were missed"),
+                        detail: Some("follow again, `after` the last one that was read".to_owned()),
+                    };
+                    return Some((EventLine::End(end), None));
+                }
+                Err(RecvError::Closed) => return None,
+            }
+        }
     }
 }
 
@@ -333,5 +369,121 @@ impl Sink {
             self.is_torn = last != *b"\n";
         }
         Ok(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(name: &str) -> FunctionName {
+        name.parse().unwrap()
+    }
+
+    fn event(message: &str) -> NewEvent {
+        NewEvent::new(EventKind::InstanceFailed, message).revision(1).instance("hello-1-abc")
+    }
+
+    fn messages(events: &[Arc<Event>]) -> Vec<&str> {
+        events.iter().map(|event| event.message.as_str()).collect()
+    }
+
+    fn of(function: &str) -> Filter {
+        Filter { function: Some(name(function)), ..Filter::default() }
+    }
+
+    #[test]
+    fn the_last_of_each_function_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = Events::open(dir.path().to_owned()).unwrap();
+        events.record(&name("quiet"), event("first"));
+        for n in 0..FUNCTION_EVENTS_MAX * 3 {
+            events.record(&name("loud"), event(&n.to_string()));
+        }
+        events.record_daemon(NewEvent::new(EventKind::DaemonStarted, "x".repeat(MESSAGE_BYTES_MAX * 2)));
+        let loud = events.last(&of("loud"), EVENTS_MAX);
+        assert_eq!((loud.len(), loud[0].message.as_str()), (FUNCTION_EVENTS_MAX, "200"));
+        assert!(loud.is_sorted_by_key(|event| event.id));
+        assert_eq!(messages(&events.last(&of("quiet"), 10)), ["first"]);
+        let all = events.last(&Filter::default(), 2);
+        assert_eq!((all[0].message.as_str(), all[1].message.len()), ("299", MESSAGE_BYTES_MAX));
+        let after = Filter { after: Some(all[0].id), ..Filter::default() };
+        assert_eq!(events.last(&after, 10).len(), 1);
+        let since = Filter { since: Some(Timestamp::now() + Duration::from_secs(1)), ..Filter::default() };
+        assert!(events.last(&since, 10).is_empty());
+    }
+
+    #[test]
+    fn all_together_are_bounded() {
+        let mut ring = Ring::default();
+        for id in 0..2 * EVENTS_MAX as u64 {
+            let function = Some(name(&format!("f{}", id / 50)));
+            let (time, kind) = (Timestamp::UNIX_EPOCH, EventKind::Deployed);
+            let event =
+                Event { id, time, function, kind, revision: None, instance: None, message: String::new() };
+            ring.keep(Arc::new(event));
+        }
+        assert_eq!(ring.all.len(), EVENTS_MAX);
+        assert_eq!(ring.by_function.len(), EVENTS_MAX / 50);
+        assert!(ring.by_function.values().flatten().all(|id| ring.all.contains_key(id)));
+    }
+
+    #[test]
+    fn the_next_daemon_knows_them_and_a_torn_line_costs_itself_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = Events::open(dir.path().to_owned()).unwrap();
+        events.record(&name("hello"), event("one\nand why"));
+        events.record(&name("hello"), event("two"));
+        events.flush();
+        let last = events.last(&of("hello"), 1)[0].id;
+        drop(events);
+        let file = dir.path().join(FILE);
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, [&whole[..], br#"{"id":99,"ti"#].concat()).unwrap();
+        let events = Events::open(dir.path().to_owned()).unwrap();
+        assert_eq!(messages(&events.last(&of("hello"), 10)), ["one\nand why", "two"]);
+        events.record(&name("hello"), event("three"));
+        events.flush();
+        assert!(events.last(&of("hello"), 1)[0].id > last);
+        drop(events);
+        let events = Events::open(dir.path().to_owned()).unwrap();
+        assert_eq!(messages(&events.last(&of("hello"), 10)), ["one\nand why", "two", "three"]);
+        assert_eq!(events.unwritten(), 0);
+    }
+
+    #[test]
+    fn files_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = Sink { dir: dir.path().to_owned(), file: None, bytes: 0, is_torn: false };
+        let text = [&vec![b'x'; (1 << 20) - 1][..], b"\n"].concat();
+        for _ in 0..10 {
+            sink.append(&text).unwrap();
+        }
+        let size = |file| fs::metadata(dir.path().join(file)).unwrap().len();
+        assert_eq!((size(FILE), size(FILE_OLD)), (2 << 20, FILE_BYTES_MAX));
+    }
+
+    #[tokio::test]
+    async fn they_are_followed_without_a_gap_until_somebody_sleeps() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = Events::open(dir.path().to_owned()).unwrap();
+        let message = |line: Option<EventLine>| match line {
+            Some(EventLine::Event(event)) => event.message,
+            other => panic!("{other:?}"),
+        };
+        events.record(&name("hello"), event("one"));
+        let mut lines = events.follow(of("hello"), 10);
+        events.record(&name("other"), event("not this"));
+        events.record(&name("hello"), event("two"));
+        assert_eq!(message(lines.next().await), "one");
+        assert_eq!(message(lines.next().await), "two");
+        for n in 0..BEHIND_MAX + 2 {
+            events.record(&name("hello"), event(&n.to_string()));
+        }
+        match lines.next().await {
+            Some(EventLine::End(problem)) => assert!(problem.title.contains("2 were missed"), "{problem:?}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(lines.next().await, None);
     }
 }

@@ -1,5 +1,6 @@
 //! The daemon as the API sees it: questions go to the owner or to the network, code to the image store.
 
+use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,25 +9,29 @@ use async_trait::async_trait;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use futures_util::stream::{BoxStream, StreamExt, unfold};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{ApiError, Service};
 use super::dns::DnsMetrics;
+use super::events::{Events, Filter};
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
 use super::network::Network;
 use super::owner::{Message, Wanted, images};
+use super::secrets::Secrets;
 use crate::api::types::{
-    Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Pruned, Revisions,
-    Traffic, Version,
+    Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
+    Pruned, Revisions, Secret, Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 use crate::core::revision::Alias;
+use crate::core::secret::{SecretBytes, SecretName};
 use crate::runtime::image::{self, UnpackError};
-use crate::runtime::logs::Logs;
+use crate::runtime::logs::{Logs, Query};
 
 /// The running daemon.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ pub struct Daemon {
     pub ingress: Arc<Ingress>,
     pub images: image::Store,
     pub logs: Logs,
+    pub events: Events,
+    pub secrets: Arc<Secrets>,
     pub dns: Arc<DnsMetrics>,
     pub runtime_version: String,
     pub started_at: Timestamp,
@@ -50,6 +57,32 @@ impl Daemon {
         let (reply, answer) = oneshot::channel();
         self.owner.send(message(reply)).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())
+    }
+
+    /// For each function, the secrets that its revisions read which serve or have a name.
+    async fn read_secrets(&self) -> Result<Vec<(FunctionName, BTreeSet<SecretName>)>, ApiError> {
+        let mut all = Vec::new();
+        for Function { name, revision, spec, traffic, aliases, .. } in self.functions().await? {
+            let mut secrets = BTreeSet::from_iter(spec.secrets);
+            let mut numbers = traffic.iter().map(|share| share.revision).chain(aliases.into_values());
+            if numbers.any(|number| number != revision) {
+                let others = match self.revisions(&name).await {
+                    Ok(all) => all.revisions,
+                    // Removed meanwhile.
+                    Err(ApiError::NotFound { .. }) => continue,
+                    Err(error) => return Err(error),
+                };
+                let used = others.into_iter().filter(|other| other.weight > 0 || !other.aliases.is_empty());
+                secrets.extend(used.flat_map(|revision| revision.spec.secrets));
+            }
+            all.push((name, secrets));
+        }
+        Ok(all)
+    }
+
+    async fn readers(&self, secret: &SecretName) -> Result<Vec<FunctionName>, ApiError> {
+        let all = self.read_secrets().await?;
+        Ok(all.into_iter().filter(|(_, read)| read.contains(secret)).map(|(name, _)| name).collect())
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
@@ -189,10 +222,69 @@ impl Service for Daemon {
         self.ask(|reply| Message::Remove { name, reply }).await?
     }
 
-    async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError> {
+    async fn logs(&self, name: &FunctionName, query: Query) -> Result<Vec<String>, ApiError> {
         self.function(name).await?;
         let (logs, name) = (self.logs.clone(), name.clone());
-        blocking(move || logs.tail(&name, lines).map_err(|e| ApiError::failed(&e))).await
+        blocking(move || logs.tail(&name, &query).map_err(|e| ApiError::failed(&e))).await
+    }
+
+    async fn follow_logs(
+        &self,
+        name: &FunctionName,
+        query: Query,
+    ) -> Result<BoxStream<'static, String>, ApiError> {
+        // First: a removal that comes after the question is seen.
+        let watch = self.logs.watch(name);
+        self.function(name).await?;
+        let logs = self.logs.clone();
+        let follow = blocking(move || watch.begin(&logs, &query).map_err(|e| ApiError::failed(&e))).await?;
+        Ok(unfold(follow, |mut follow| async { Some((follow.next().await?, follow)) }).boxed())
+    }
+
+    fn events(&self, filter: &Filter, limit: usize) -> Vec<Event> {
+        self.events.last(filter, limit).into_iter().map(Arc::unwrap_or_clone).collect()
+    }
+
+    fn follow_events(&self, filter: Filter, limit: usize) -> BoxStream<'static, EventLine> {
+        self.events.follow(filter, limit)
+    }
+
+    async fn secrets(&self) -> Result<Vec<Secret>, ApiError> {
+        let functions = self.read_secrets().await?;
+        let mut all = self.secrets.list();
+        for secret in &mut all {
+            let readers = functions.iter().filter(|(_, read)| read.contains(&secret.name));
+            secret.functions = readers.map(|(name, _)| name.clone()).collect();
+        }
+        Ok(all)
+    }
+
+    async fn set_secret(&self, name: &SecretName, value: SecretBytes) -> Result<Secret, ApiError> {
+        let (secrets, at) = (Arc::clone(&self.secrets), name.clone());
+        let mut secret = blocking(move || Ok(secrets.set(&at, &value)?)).await?;
+        tracing::info!(secret = %name, bytes = secret.bytes, "set");
+        secret.functions = self.readers(name).await?;
+        Ok(secret)
+    }
+
+    async fn remove_secret(&self, name: &SecretName, force: bool) -> Result<(), ApiError> {
+        let readers = self.readers(name).await?;
+        if !readers.is_empty() && !force {
+            let readers: Vec<_> = readers.iter().map(FunctionName::as_str).collect();
+            return Err(ApiError::Conflict {
+                title: format!("the secret '{name}' is read by {}", readers.join(", ")),
+                detail: Some(
+                    "deploy them without it first; with `--force` it goes, and no instance of theirs starts any more"
+                        .to_owned(),
+                ),
+            });
+        }
+        let (secrets, at) = (Arc::clone(&self.secrets), name.clone());
+        match blocking(move || Ok(secrets.remove(&at)?)).await? {
+            true => tracing::info!(secret = %name, "removed"),
+            false => return Err(self.secrets.not_found(name)),
+        }
+        Ok(())
     }
 
     async fn invoke(&self, name: &FunctionName, mut request: Request) -> Result<Response, ApiError> {

@@ -1,6 +1,10 @@
 //! What instances print: from a pipe into files, each line with its time. Files are limited in size and number, and a
 //! container never waits for the disk: what cannot be kept is dropped and counted.
 
+mod follow;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,6 +17,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 
+use self::follow::{Ends, Watchers};
+pub use self::follow::{Follow, Watch};
 use crate::core::name::FunctionName;
 
 /// An instance has two files of this size at most: the present one and the one before.
@@ -52,13 +58,41 @@ pub struct Logs {
     dir: PathBuf,
     /// The files that are being written, without suffix.
     live: Arc<Mutex<HashSet<PathBuf>>>,
+    watchers: Watchers,
+}
+
+/// Which lines of a function somebody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The last ones, so many at most.
+    pub lines: usize,
+    /// Only those from then on.
+    pub since: Option<Timestamp>,
+    /// Only those of one instance.
+    pub instance: Option<String>,
+}
+
+impl Query {
+    /// The last lines, whenever and wherever they were written.
+    #[must_use]
+    pub const fn last(lines: usize) -> Self {
+        Self { lines, since: None, instance: None }
+    }
+
+    fn wants_instance(&self, instance: &str) -> bool {
+        self.instance.as_ref().is_none_or(|wanted| wanted == instance)
+    }
+
+    fn wants_time(&self, time: Timestamp) -> bool {
+        self.since.is_none_or(|since| time >= since)
+    }
 }
 
 impl Logs {
     /// Log files below `dir`, a directory for each function.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, live: Arc::default() }
+        Self { dir, live: Arc::default(), watchers: Watchers::default() }
     }
 
     /// Copies what comes out of `read` to the instance's file until all its writers are gone. To take it over from an
@@ -77,7 +111,8 @@ impl Logs {
         let receiver = Receiver::from_owned_fd(read)?;
         self.lock().insert(base.clone());
         let live = Live { base, live: Arc::clone(&self.live) };
-        let (logs, function) = (self.clone(), function.clone());
+        let (logs, function, instance) = (self.clone(), function.clone(), instance.to_owned());
+        let sink = Passing { sink, watchers: self.watchers.clone(), function: function.clone(), instance };
         Ok(tokio::spawn(async move {
             let result = copy(receiver, sink).await;
             drop(live);
@@ -86,40 +121,59 @@ impl Logs {
         }))
     }
 
-    /// The last lines of a function, of all its instances in the order of time: `TIME INSTANCE: TEXT`. Reads files: not for
-    /// an asynchronous task's own thread.
+    /// The last lines of a function, in the order of time: `TIME INSTANCE: TEXT`. Reads files: not for an asynchronous
+    /// task's own thread.
     ///
     /// # Errors
     /// Those of the file system. A function that has printed nothing has no lines.
-    pub fn tail(&self, function: &FunctionName, lines: usize) -> io::Result<Vec<String>> {
-        let lines = lines.min(TAIL_LINES_MAX);
-        let mut all: Vec<String> = Vec::new();
+    pub fn tail(&self, function: &FunctionName, query: &Query) -> io::Result<Vec<String>> {
+        self.read(function, query).map(|(lines, _)| lines)
+    }
+
+    /// Watches a function from now on: [`Watch::begin`] reads what is there already.
+    #[must_use]
+    pub fn watch(&self, function: &FunctionName) -> Watch {
+        Watch::new(&self.watchers, function)
+    }
+
+    fn read(&self, function: &FunctionName, query: &Query) -> io::Result<(Vec<String>, Ends)> {
+        let lines = query.lines.min(TAIL_LINES_MAX);
+        let mut all: Vec<(Timestamp, String)> = Vec::new();
+        let mut ends = Ends::new();
         for file in files(&self.dir.join(function.as_str()))? {
-            let Some(instance) = instance(&file) else { continue };
+            let Some(instance) = instance(&file).filter(|instance| query.wants_instance(instance)) else {
+                continue;
+            };
             let text = match read_end(&file) {
                 Ok(text) => text,
                 // Rotated or pruned in between.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(e),
             };
-            let text = String::from_utf8_lossy(&text);
-            let here: Vec<_> = text.lines().rev().take(lines).collect();
-            all.extend(here.into_iter().rev().filter_map(|line| {
-                let (time, rest) = line.split_once(' ')?;
-                Some(format!("{time} {instance}: {rest}"))
-            }));
+            // What has no end is being written.
+            let end = text.iter().rposition(|b| *b == b'\n').map_or(0, |last| last + 1);
+            let text = String::from_utf8_lossy(&text[..end]);
+            let newest_first = || text.lines().rev().filter_map(split_time);
+            if let Some((last, _)) = newest_first().next() {
+                let count = newest_first().take_while(|(time, _)| *time == last).count();
+                ends.insert(instance.to_owned(), (last, count));
+            }
+            let here: Vec<_> =
+                newest_first().take_while(|(time, _)| query.wants_time(*time)).take(lines).collect();
+            all.extend(here.into_iter().rev().map(|(time, text)| (time, shown(time, instance, text))));
         }
-        // Times have a fixed width. The sort is stable: lines of one instant stay in the order they came in.
-        all.sort_by(|a, b| a.split(' ').next().cmp(&b.split(' ').next()));
+        // The sort is stable: lines of one instant stay in the order they came in.
+        all.sort_by_key(|(time, _)| *time);
         all.drain(..all.len().saturating_sub(lines));
-        Ok(all)
+        Ok((all.into_iter().map(|(_, line)| line).collect(), ends))
     }
 
-    /// Removes a function's files, once it is deleted.
+    /// Removes a function's files, once it is deleted. Whoever watches it has seen all.
     ///
     /// # Errors
     /// Those of the file system.
     pub fn remove(&self, function: &FunctionName) -> io::Result<()> {
+        self.watchers.end(function);
         match fs::remove_dir_all(self.dir.join(function.as_str())) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -168,11 +222,11 @@ impl Drop for Live {
 }
 
 /// Reads on while a write is under way, so that a slow disk costs lines and not the container's time.
-async fn copy(receiver: Receiver, sink: Sink) -> io::Result<()> {
+async fn copy(receiver: Receiver, sink: Passing) -> io::Result<()> {
     let mut lines = Lines::default();
     let mut buffer = vec![0; READ_BYTES];
     let mut idle = Some(sink);
-    let mut writing: Option<JoinHandle<Sink>> = None;
+    let mut writing: Option<JoinHandle<Passing>> = None;
     loop {
         if lines.has_some()
             && let Some(mut sink) = idle.take()
@@ -208,9 +262,33 @@ async fn copy(receiver: Receiver, sink: Sink) -> io::Result<()> {
     tokio::task::spawn_blocking(move || sink.write(&text, dropped)).await.map_err(io::Error::other)
 }
 
+/// Writes lines, and passes them on.
+struct Passing {
+    sink: Sink,
+    watchers: Watchers,
+    function: FunctionName,
+    instance: String,
+}
+
+impl Passing {
+    fn write(&mut self, text: &[u8], dropped: u64) {
+        self.sink.write(text, dropped);
+        if dropped > 0 {
+            self.watchers.pass(&self.function, &self.instance, marker(dropped).as_bytes());
+        }
+        self.watchers.pass(&self.function, &self.instance, text);
+    }
+}
+
+fn marker(dropped: u64) -> String {
+    format!("{:.6} [faasd dropped {dropped} lines here]\n", Timestamp::now())
+}
+
 /// Bytes into lines with a time before each.
 #[derive(Debug, Default)]
 struct Lines {
+    /// The last line's. Times do not fall, whatever the clock does.
+    last: Option<Timestamp>,
     /// Whole lines, ready to be written.
     ready: Vec<u8>,
     /// The beginning of a line.
@@ -241,6 +319,8 @@ impl Lines {
     }
 
     fn finish(&mut self, now: Timestamp) {
+        let now = self.last.map_or(now, |last| now.max(last));
+        self.last = Some(now);
         if self.ready.len() + self.partial.len() > PENDING_BYTES_MAX {
             self.dropped += 1;
         } else {
@@ -296,8 +376,7 @@ impl Sink {
 
     fn try_write(&mut self, text: &[u8]) -> io::Result<()> {
         if self.dropped > 0 {
-            let marker = format!("{:.6} [faasd dropped {} lines here]\n", Timestamp::now(), self.dropped);
-            self.append(marker.as_bytes())?;
+            self.append(marker(self.dropped).as_bytes())?;
             self.dropped = 0;
         }
         batches(text).try_for_each(|batch| self.append(batch))
@@ -364,6 +443,17 @@ fn instance(file: &Path) -> Option<&str> {
     name.strip_suffix(SUFFIX).or_else(|| name.strip_suffix(SUFFIX_OLD))
 }
 
+/// A line of a file, taken apart: its time, and what was written.
+fn split_time(line: &str) -> Option<(Timestamp, &str)> {
+    let (time, text) = line.split_once(' ')?;
+    Some((time.parse().ok()?, text))
+}
+
+/// A line as it is shown.
+fn shown(time: Timestamp, instance: &str, text: &str) -> String {
+    format!("{time:.6} {instance}: {text}")
+}
+
 /// A file's content, or the end of it if somebody has made it larger than we do.
 fn read_end(file: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::open(file)?;
@@ -401,119 +491,4 @@ fn prune(dir: &Path, live: &HashSet<PathBuf>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn function() -> FunctionName {
-        "hello".parse().unwrap()
-    }
-
-    async fn end(task: JoinHandle<io::Result<()>>) {
-        tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn lines_of_several_instances_come_in_the_order_of_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let logs = Logs::new(dir.path().to_owned());
-        for (instance, text) in [("a", "one\ntwo\n"), ("b", "three\nfo\u{fc}r without an end")] {
-            let (read, write) = pipe().unwrap();
-            let task = logs.capture(read, &function(), instance).unwrap();
-            File::from(write).write_all(text.as_bytes()).unwrap();
-            end(task).await;
-        }
-        let tail = logs.tail(&function(), 3).unwrap();
-        let text: Vec<_> = tail.iter().map(|line| line.split_once(' ').unwrap().1).collect();
-        assert_eq!(text, ["a: two", "b: three", "b: fo\u{fc}r without an end"]);
-        let time = tail[0].split(' ').next().unwrap();
-        assert!(
-            time.parse::<Timestamp>().is_ok() && time.len() == "2026-01-01T00:00:00.000000Z".len(),
-            "{time}"
-        );
-        logs.remove(&function()).unwrap();
-        assert!(logs.tail(&function(), 3).unwrap().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_flood_is_bounded_and_counted() {
-        let dir = tempfile::tempdir().unwrap();
-        let logs = Logs::new(dir.path().to_owned());
-        let (read, write) = pipe().unwrap();
-        let task = logs.capture(read, &function(), "a").unwrap();
-        let written = tokio::task::spawn_blocking(move || {
-            let mut write = File::from(write);
-            let line = [b'x'; 1000];
-            for _ in 0..20_000 {
-                write.write_all(&line).unwrap();
-                write.write_all(b"\n").unwrap();
-            }
-            write.write_all(b"last\n").unwrap();
-        });
-        written.await.unwrap();
-        end(task).await;
-        let sizes: Vec<_> =
-            files(&dir.path().join("hello")).unwrap().iter().map(|f| f.metadata().unwrap().len()).collect();
-        assert_eq!(sizes.len(), 2);
-        assert!(sizes.iter().all(|bytes| *bytes <= FILE_BYTES_MAX), "{sizes:?}");
-        assert!(logs.tail(&function(), 1).unwrap()[0].ends_with("a: last"));
-    }
-
-    #[test]
-    fn what_does_not_fit_is_told_of() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("a");
-        let mut sink = Sink::new(&base);
-        // Reading alone: every write fails, as on a full disk.
-        fs::write(with_suffix(&base, SUFFIX), "").unwrap();
-        sink.file = Some(File::open(with_suffix(&base, SUFFIX)).unwrap());
-        sink.write(b"1 lost\n2 lost\n", 3);
-        assert_eq!(sink.dropped, 5);
-        sink.file = None;
-        sink.write(b"3 kept\n", 0);
-        let text = fs::read_to_string(with_suffix(&base, SUFFIX)).unwrap();
-        let mut lines = text.lines();
-        assert!(lines.next().unwrap().ends_with("[faasd dropped 5 lines here]"));
-        assert_eq!(lines.next(), Some("3 kept"));
-    }
-
-    #[test]
-    fn lines_are_cut_and_dropped_at_the_limits() {
-        let now = Timestamp::UNIX_EPOCH;
-        let mut lines = Lines::default();
-        lines.push(&vec![b'x'; LINE_BYTES_MAX * 2 + 1], now);
-        lines.push(b"\n", now);
-        let (text, _) = lines.take();
-        let lengths: Vec<_> =
-            String::from_utf8(text).unwrap().lines().map(|l| l.split_once(' ').unwrap().1.len()).collect();
-        assert_eq!(lengths, [LINE_BYTES_MAX, LINE_BYTES_MAX, 1]);
-        for _ in 0..PENDING_BYTES_MAX / 1024 + 10 {
-            lines.push(&[&[b'y'; 1023][..], b"\n"].concat(), now);
-        }
-        let (text, dropped) = lines.take();
-        assert!(text.len() <= PENDING_BYTES_MAX + 64 * 1024 && dropped >= 10, "{} {dropped}", text.len());
-    }
-
-    #[test]
-    fn only_the_last_ended_instances_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut live = HashSet::new();
-        for n in 0..8 {
-            let base = dir.path().join(format!("i{n}"));
-            let file = File::create(with_suffix(&base, SUFFIX)).unwrap();
-            file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(n)).unwrap();
-            if n == 0 {
-                live.insert(base);
-            }
-        }
-        prune(dir.path(), &live).unwrap();
-        let mut left: Vec<_> =
-            files(dir.path()).unwrap().iter().map(|f| instance(f).unwrap().to_owned()).collect();
-        left.sort();
-        assert_eq!(left, ["i0", "i3", "i4", "i5", "i6", "i7"]);
-    }
 }

@@ -16,14 +16,19 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::Response;
 use faasd::api::types::{
-    Connections, Deploy, Function, Image, ImportedImage, Instance, Invite, Invited, Join, NamedImage,
-    PROBLEM_HEADER, Peer, Phase, Pruned, Revision, Revisions, State, Traffic, TrafficShare, Version,
+    Connections, Deploy, Event, EventLine, Function, Image, ImportedImage, Instance, Invite, Invited, Join,
+    NamedImage, PROBLEM_HEADER, Peer, Phase, Pruned, Revision, Revisions, Secret, State, Traffic,
+    TrafficShare, Version,
 };
 use faasd::control::api::{ApiError, Service, Spool, bind_unix, local, serve_tunnel, serve_unix, tunnel};
+use faasd::control::events::Filter;
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::core::image::ImageName;
 use faasd::core::name::FunctionName;
 use faasd::core::revision::{Alias, RevisionName, WantedShare};
+use faasd::core::secret::{SecretBytes, SecretName};
+use faasd::runtime::logs::Query;
+use futures_util::stream::{self, BoxStream, StreamExt};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, oneshot};
@@ -36,6 +41,8 @@ pub struct Fake {
     /// Digest and entries of every archive that came in.
     pub images: Mutex<BTreeMap<String, Vec<String>>>,
     pub roots: Mutex<BTreeMap<ImageName, NamedImage>>,
+    pub events: Mutex<Vec<Event>>,
+    pub secrets: Mutex<BTreeMap<SecretName, (Secret, SecretBytes)>>,
     pub joined: Mutex<Vec<(Ipv6Addr, String)>>,
     /// The next deploy fails with this.
     pub deploy_fails: Mutex<Option<ApiError>>,
@@ -230,9 +237,55 @@ impl Service for Fake {
         Ok(())
     }
 
-    async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError> {
+    async fn logs(&self, name: &FunctionName, query: Query) -> Result<Vec<String>, ApiError> {
         self.find(name)?;
-        Ok((1..=lines).map(|line| format!("line {line}")).collect())
+        if let Some(instance) = query.instance {
+            return Ok(vec![format!("of {instance}, {}", query.since.is_some())]);
+        }
+        Ok((1..=query.lines).map(|line| format!("line {line}")).collect())
+    }
+
+    /// Three lines; then the function is removed, unless it is called `endless`.
+    async fn follow_logs(
+        &self,
+        name: &FunctionName,
+        query: Query,
+    ) -> Result<BoxStream<'static, String>, ApiError> {
+        self.find(name)?;
+        let lines = stream::iter((1..=query.lines).map(|line| format!("line {line}")));
+        Ok(match name.as_str() {
+            "endless" => lines.chain(stream::pending()).boxed(),
+            _ => lines.boxed(),
+        })
+    }
+
+    fn events(&self, filter: &Filter, limit: usize) -> Vec<Event> {
+        let events = self.events.lock().unwrap();
+        let found: Vec<_> = events.iter().filter(|event| filter.matches(event)).cloned().collect();
+        found[found.len().saturating_sub(limit)..].to_vec()
+    }
+
+    fn follow_events(&self, filter: Filter, limit: usize) -> BoxStream<'static, EventLine> {
+        stream::iter(self.events(&filter, limit)).map(EventLine::Event).chain(stream::pending()).boxed()
+    }
+
+    async fn secrets(&self) -> Result<Vec<Secret>, ApiError> {
+        Ok(self.secrets.lock().unwrap().values().map(|(secret, _)| secret.clone()).collect())
+    }
+
+    async fn set_secret(&self, name: &SecretName, value: SecretBytes) -> Result<Secret, ApiError> {
+        let (bytes, set_at) = (value.as_bytes().len(), Timestamp::now());
+        let secret = Secret { name: name.clone(), bytes, set_at, functions: Vec::new() };
+        self.secrets.lock().unwrap().insert(name.clone(), (secret.clone(), value));
+        Ok(secret)
+    }
+
+    async fn remove_secret(&self, name: &SecretName, force: bool) -> Result<(), ApiError> {
+        if !force {
+            return Err(ApiError::conflict(format!("the secret '{name}' is read by hello")));
+        }
+        let removed = self.secrets.lock().unwrap().remove(name);
+        removed.map(drop).ok_or(ApiError::NotFound { what: format!("secret '{name}'"), suggestion: None })
     }
 
     /// Echoes; `/status/NNN` answers with that status, `/wait` when it is let go, `/forge` poses as the daemon.

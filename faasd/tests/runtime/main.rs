@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bed::{Bed, Instance};
 use faasd::core::name::FunctionName;
 use faasd::core::spec::{Contract, FunctionSpec};
-use faasd::runtime::logs::Logs;
+use faasd::runtime::logs::{Logs, Query};
 use faasd::runtime::{Runtime, StartError, bundle, runc};
 use faasd::sys::cgroup::Cgroups;
 use faasd::sys::pidfd::Exit;
@@ -311,7 +311,7 @@ async fn what_is_printed_is_kept_and_an_early_end_noticed() {
     let exit = tokio::time::timeout(DEADLINE, running.process.exited()).await.unwrap().unwrap();
     assert_eq!(exit, Exit::Code(7));
     tokio::time::timeout(DEADLINE, capture).await.unwrap().unwrap().unwrap();
-    let lines = logs.tail(&function, 10).unwrap();
+    let lines = logs.tail(&function, &Query::last(10)).unwrap();
     let text: Vec<_> = lines.iter().map(|l| l.split_once(": ").unwrap().1).collect();
     assert_eq!(text, ["to stdout", "to stderr", "opened anew"]);
     bed.runtime.stop(&running.id, &running.process, GRACE).await.unwrap();

@@ -15,6 +15,7 @@ fn main() {
     let trials = vec![
         trial("a_function_runs_in_its_image_and_sees_nothing_of_the_host", run::alone),
         trial("an_image_is_mounted_once_and_let_go_with_its_last_instance", run::mounts),
+        trial("a_function_in_an_image_has_its_secrets", run::secrets),
         trial("a_name_that_moves_changes_no_function", run::moved),
         trial("code_lies_over_an_image", run::code),
         trial("a_handler_and_a_server_run_in_images_with_python", run::handler),

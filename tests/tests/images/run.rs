@@ -24,6 +24,22 @@ pub fn deploy(bed: &Bed, name: &str, image: &str) -> Result<Output> {
     bed.deploy(name, &[("faas.toml", format!("contract = 'fd'\nimage = '{image}'\n").as_bytes())])
 }
 
+pub fn secrets() -> Result<()> {
+    let bed = Bed::joined()?;
+    import(&bed, "app:1", "one")?;
+    let file = bed.path("value");
+    fs::write(&file, "of the image's own user")?;
+    bed.faas(&["secret", "set", "token", "--from-file", &file.display().to_string()])?.ok()?;
+    let toml = "contract = 'fd'\nimage = 'app:1'\nsecrets = ['token']\n";
+    bed.deploy("web", &[("faas.toml", toml.as_bytes())])?.ok()?;
+    let secret = root(instance(&bed, "web")?).join("run/secrets/token");
+    ensure!(fs::read_to_string(&secret)? == "of the image's own user");
+    let meta = fs::metadata(&secret)?;
+    ensure!(meta.uid() % 65_536 == USER && meta.mode() & 0o7777 == 0o400, "{meta:?}");
+    ensure!(bed.client().curl("http://web.faas/")? == "hello from faasd\n");
+    bed.finish()
+}
+
 /// The process id of the one instance that is ready.
 fn instance(bed: &Bed, name: &str) -> Result<u64> {
     let function = bed.describe(name)?;

@@ -7,6 +7,8 @@ mod forward;
 mod handoff;
 mod languages;
 mod life;
+mod observed;
+mod secrets;
 mod volume;
 
 use std::net::TcpStream;
@@ -64,6 +66,11 @@ fn main() {
         shared("a_new_revision_takes_over_and_the_old_one_finishes", life::redeploy),
         shared("a_bad_revision_changes_nothing", life::bad_revision),
         shared("a_removed_function_takes_only_its_own_connections_along", life::removal),
+        shared("a_log_is_followed_across_instances", observed::logs),
+        shared("a_crash_and_its_cause_are_among_the_events", observed::crashes),
+        shared("events_outlive_the_daemon", observed::events),
+        shared("a_secret_is_read_by_its_function_alone", secrets::read),
+        shared("a_secret_that_is_gone_is_told", secrets::removed),
         alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

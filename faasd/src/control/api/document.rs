@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::handlers::Result;
 use super::{local_routes, tunnel_routes};
-use crate::api::types::PROBLEM_MEDIA_TYPE;
+use crate::api::types::{EventLine, Events, PROBLEM_MEDIA_TYPE};
 
 /// The methods of an invocation that OpenAPI has words for; the route takes any.
 const CALLS: [&str; 7] = ["get", "put", "post", "delete", "options", "head", "patch"];
@@ -50,6 +50,26 @@ pub(super) fn archive<'a>(mut operation: TransformOperation<'a>) -> TransformOpe
 /// Its answer is text.
 pub(super) fn text<'a>(mut operation: TransformOperation<'a>) -> TransformOperation<'a> {
     let answer = answer("Text", "text/plain; charset=utf-8", &json!({ "type": "string" }));
+    extend(&mut operation, "200", answer);
+    operation
+}
+
+/// Its request is bytes that are nobody else's business.
+pub(super) fn octets<'a>(mut operation: TransformOperation<'a>) -> TransformOperation<'a> {
+    operation
+        .inner_mut()
+        .extensions
+        .insert("requestBody".into(), body("application/octet-stream", &binary()));
+    operation
+}
+
+/// Its answer is events: a list, or a line for each.
+pub(super) fn events<'a>(mut operation: TransformOperation<'a>) -> TransformOperation<'a> {
+    let (list, line) = aide::generate::in_context(|context| {
+        (context.schema.subschema_for::<Events>(), context.schema.subschema_for::<EventLine>())
+    });
+    let mut answer = answer("A list, or with `follow` a line for each", "application/json", &json!(list));
+    answer["content"]["application/jsonl"] = json!({ "schema": line });
     extend(&mut operation, "200", answer);
     operation
 }
@@ -181,6 +201,7 @@ fn complete(path: &str, method: &str, operation: &mut Value, peers_only: bool) {
         }
         let schema = match name {
             "name" => json!({ "$ref": format!("{SCHEMAS}FunctionName") }),
+            "secret" => json!({ "$ref": format!("{SCHEMAS}SecretName") }),
             _ => json!({ "type": "string" }),
         };
         parameters.push(json!({ "name": name, "in": "path", "required": true, "schema": schema }));

@@ -9,16 +9,14 @@ use axum::extract::{Extension, OriginalUri, Path, Request, State};
 use axum::http::{Method, Uri, header, uri::PathAndQuery};
 use axum::response::{IntoResponse, NoContent, Response};
 use http_body_util::BodyExt;
-use schemars::JsonSchema;
-use serde::Deserialize;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
-use super::extract::{Asked, Sent};
+use super::extract::Sent;
 use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, Join, LOG_LINES_MAX,
-    PROBLEM_HEADER, Peers, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, Join, PROBLEM_HEADER,
+    Peers, Version,
 };
 use crate::core::name::FunctionName;
 
@@ -140,41 +138,6 @@ pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> 
     let name = parse_name(&name)?;
     within(REMOVE, "removing the function", api.service.remove(&name)).await?;
     Ok(NoContent)
-}
-
-pub(super) async fn logs(
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    Asked(LogQuery { lines }): Asked<LogQuery>,
-) -> Result<Response> {
-    let name = parse_name(&name)?;
-    if !(1..=LOG_LINES_MAX).contains(&lines) {
-        return Err(ApiError::invalid(format!(
-            "'lines={lines}' is too much or nothing; use 1 to {LOG_LINES_MAX}"
-        )));
-    }
-    let lines = within(QUICK, "reading the log", api.service.logs(&name, lines)).await?;
-    let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
-    for line in lines {
-        text.push_str(&line);
-        text.push('\n');
-    }
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
-}
-
-/// Which part of a log.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct LogQuery {
-    /// The most lines
-    #[schemars(range(min = 1, max = LOG_LINES_MAX))]
-    lines: usize,
-}
-
-impl Default for LogQuery {
-    fn default() -> Self {
-        Self { lines: 100 }
-    }
 }
 
 pub(super) async fn invoke(

@@ -176,12 +176,18 @@ async fn serve(listener: impl Accept, router: Router, stop: impl Future<Output =
     }
 }
 
+/// Tells a response that has no end of its own when the daemon stops.
+#[derive(Clone, Debug)]
+pub(super) struct Stopping(pub watch::Receiver<bool>);
+
 async fn connection<S>(stream: S, source: Option<Source>, router: Router, mut stopped: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let router = TowerToHyperService::new(router);
+    let stopping = Stopping(stopped.clone());
     let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(stopping.clone());
         if let Some(source) = source {
             request.extensions_mut().insert(source);
         }

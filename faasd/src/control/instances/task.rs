@@ -18,6 +18,7 @@ use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec, Ipv4, Lane, StopSignal};
 use crate::runtime::agent::{Agent, Asked, Listen};
 use crate::runtime::instance::{Created, Request};
+use crate::runtime::logs::Query;
 use crate::sys::pidfd::{Exit, Pidfd};
 use crate::sys::readiness::waits;
 use crate::sys::scm;
@@ -372,7 +373,8 @@ impl Task {
             why.push_str(" without saying that it is ready (does it speak the hand-off protocol?)");
         }
         let (logs, function, id) = (self.all.logs.clone(), self.function.clone(), format!(" {}: ", self.id));
-        let lines = tokio::task::spawn_blocking(move || logs.tail(&function, 100)).await;
+        let query = Query { instance: Some(self.id.clone()), ..Query::last(100) };
+        let lines = tokio::task::spawn_blocking(move || logs.tail(&function, &query)).await;
         let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
         let own: Vec<_> =
             lines.iter().filter_map(|line| line.split_once(&id).map(|(_, text)| text)).collect();
