@@ -172,6 +172,9 @@ impl World {
             ensure(!waits || !self.has_phase(number, |phase| phase == Phase::Withdrawn), || {
                 format!("somebody waits for v{number}, and an instance is withdrawn")
             })?;
+            ensure(self.waiting(number) == 0 || self.life.wants_load(), || {
+                format!("somebody waits for v{number}, and nobody looks")
+            })?;
             let is_started =
                 |a: &Action| matches!(a, Action::Start { revision, hold: false, .. } if *revision == number);
             let has_spare =
