@@ -172,9 +172,6 @@ impl World {
             ensure(!waits || !self.has_phase(number, |phase| phase == Phase::Withdrawn), || {
                 format!("somebody waits for v{number}, and an instance is withdrawn")
             })?;
-            ensure(self.waiting(number) == 0 || self.life.wants_load(), || {
-                format!("somebody waits for v{number}, and nobody looks")
-            })?;
             let is_started =
                 |a: &Action| matches!(a, Action::Start { revision, hold: false, .. } if *revision == number);
             let has_spare =
@@ -190,6 +187,13 @@ impl World {
             })?;
         }
         Ok(())
+    }
+
+    /// Before time passes: whoever waits is looked at.
+    pub fn check_wait(&self) -> Check {
+        let waits = self.routed.iter().find(|share| self.waiting(share.revision.number) > 0);
+        let is_seen = waits.is_none() || self.life.wants_load() || self.life.is_removed();
+        ensure(is_seen, || format!("somebody waits, and nobody looks: {waits:?}"))
     }
 
     /// After a sample: there are as many instances as it asks for.
