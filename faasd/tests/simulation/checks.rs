@@ -189,6 +189,13 @@ impl World {
         Ok(())
     }
 
+    /// Before time passes: whoever waits is looked at.
+    pub fn check_wait(&self) -> Check {
+        let waits = self.routed.iter().find(|share| self.waiting(share.revision.number) > 0);
+        let is_seen = waits.is_none() || self.life.wants_load() || self.life.is_removed();
+        ensure(is_seen, || format!("somebody waits, and nobody looks: {waits:?}"))
+    }
+
     /// After a sample: there are as many instances as it asks for.
     fn check_sampled(&self) -> Check {
         for share in &self.routed {

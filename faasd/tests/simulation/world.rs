@@ -290,6 +290,7 @@ impl World {
 
     /// Goes on to whatever is next: something that was to happen, a tick, a sample.
     pub fn advance(&mut self) -> Check {
+        self.check_wait()?;
         let due = self.due.keys().next().map(|(at, _)| *at);
         let tick = self.life.next_tick();
         let sample = self.life.wants_load().then_some(self.next_sample);
