@@ -16,6 +16,7 @@ mod ls;
 mod new;
 mod pack;
 mod rm;
+mod schema;
 mod tunnel;
 mod ui;
 mod version;
@@ -103,6 +104,7 @@ enum Command {
     Vpn(vpn::Vpn),
     Doctor(doctor::Doctor),
     Version(version::Version),
+    Schema(schema::Schema),
     Completions(completions::Completions),
     Tunnel(tunnel::Tunnel),
     /// Serves a script; `faas dev`'s program for them
@@ -116,7 +118,7 @@ enum Command {
 const GROUPS: [(&str, &[&str]); 3] = [
     ("Functions", &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
     ("Network", &["vpn"]),
-    ("Machine", &["doctor", "version", "completions"]),
+    ("Machine", &["doctor", "version", "schema", "completions"]),
 ];
 
 /// What a verb works with.
@@ -166,6 +168,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Logs(verb) => block_on(verb.run(context)),
         Command::Rm(verb) => block_on(verb.run(context)),
         Command::Image(verb) => block_on(verb.run(context)),
+        Command::Schema(verb) => verb.run(context),
         Command::Vpn(verb) => verb.run(context),
         Command::Doctor(verb) => block_on(verb.run(context)),
         Command::Version(verb) => block_on(verb.run(context)),
