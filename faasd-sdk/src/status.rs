@@ -22,7 +22,8 @@ const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlag
 #[repr(C)]
 struct Page {
     sent: AtomicU64,
-    _daemon: [u64; 7],
+    draining: AtomicU64,
+    _daemon: [u64; 6],
     received: AtomicU64,
     finished: AtomicU64,
     requests: AtomicU64,
@@ -35,6 +36,7 @@ struct Page {
 const _: () = {
     assert!(size_of::<Page>() == status::BYTES);
     assert!(offset_of!(Page, sent) == status::SENT);
+    assert!(offset_of!(Page, draining) == status::DRAINING);
     assert!(offset_of!(Page, received) == status::RECEIVED);
     assert!(offset_of!(Page, finished) == status::FINISHED);
     assert!(offset_of!(Page, requests) == status::REQUESTS);
@@ -133,6 +135,17 @@ impl StatusPage {
     /// The daemon takes back `count` that it could not send, or read back from a dead instance.
     pub fn sub_sent(&self, count: u64) {
         self.page().sent.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Whether the instance was asked to finish.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.page().draining.load(Ordering::Relaxed) != 0
+    }
+
+    /// The daemon asks the instance to finish.
+    pub fn set_draining(&self) {
+        self.page().draining.store(1, Ordering::Relaxed);
     }
 
     /// Connections that the instance has received.

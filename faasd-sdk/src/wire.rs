@@ -182,6 +182,8 @@ pub mod status {
     pub const BYTES: usize = 4096;
     /// u64, written by the daemon: connections handed to this instance.
     pub const SENT: usize = 0;
+    /// u64, written by the daemon: 1 once the instance was asked to finish, so that a new daemon does not ask again.
+    pub const DRAINING: usize = 8;
     /// u64, written by the instance: connections that it has received.
     pub const RECEIVED: usize = 64;
     /// u64, written by the instance: connections that it is done with. `SENT - FINISHED` are in flight.

@@ -312,6 +312,14 @@ impl Bed {
     /// # Errors
     /// If they cannot be written; that the deploy fails is told by the output.
     pub fn deploy(&self, name: &str, files: &[(&str, &[u8])]) -> Result<Output> {
+        self.deploy_with(name, files, &[])
+    }
+
+    /// The same, with flags for the command.
+    ///
+    /// # Errors
+    /// If they cannot be written; that the deploy fails is told by the output.
+    pub fn deploy_with(&self, name: &str, files: &[(&str, &[u8])], flags: &[&str]) -> Result<Output> {
         let dir = self.path("functions").join(name);
         fs::create_dir_all(&dir)?;
         for (file, content) in files {
@@ -320,7 +328,8 @@ impl Bed {
             let mode = if content.starts_with(b"\x7fELF") { 0o755 } else { 0o644 };
             fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
         }
-        self.faas(&["deploy", name, &dir.display().to_string()])
+        let dir = dir.display().to_string();
+        self.faas(&[&["deploy", name, &dir], flags].concat())
     }
 
     /// Deploys a compiled program that speaks the hand-off protocol. `more` is appended to its `faas.toml`.
@@ -523,6 +532,14 @@ impl Client<'_> {
 /// # Errors
 /// Those of the socket, and of an answer that is none.
 pub fn get(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>)> {
+    exchange(stream, path).map(|(status, body, _)| (status, body))
+}
+
+/// The same, and whether the answer says that it is the connection's last.
+///
+/// # Errors
+/// As [`get`].
+pub fn exchange(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>, bool)> {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")?;
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
     let mut head = Vec::new();
@@ -536,5 +553,6 @@ pub fn get(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>)> {
     let length = head.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
     let mut body = vec![0; length.ok_or_else(invalid)?];
     stream.read_exact(&mut body)?;
-    Ok((status, body))
+    let is_last = head.lines().any(|line| line.trim_end() == "connection: close");
+    Ok((status, body, is_last))
 }

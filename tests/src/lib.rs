@@ -10,7 +10,7 @@ mod load;
 mod process;
 mod view;
 
-pub use bed::{Bed, Client, Output, eventually, get, hello_program, program};
+pub use bed::{Bed, Client, Output, eventually, exchange, get, hello_program, program};
 pub use leaks::Traces;
 pub use load::Load;
 pub use process::{anonymous_bytes_of, descriptors_of, established, signal, sockets_of};

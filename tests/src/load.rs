@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::{Client, eventually, get};
+use crate::{Client, eventually, exchange, get};
 
 /// How long a client waits for a connection, and for an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +37,28 @@ impl Load {
         })
     }
 
+    /// Connects `clients` clients that keep their connections as HTTP has it: until an answer says that it is the last.
+    ///
+    /// # Errors
+    /// If there is no client's namespace.
+    pub fn keeping(client: &Client<'_>, address: Ipv6Addr, port: u16, clients: usize) -> Result<Self> {
+        let ns = client.netns()?;
+        Self::spawn(clients, move |stop, answered| {
+            ns.run(|| {
+                let mut kept = None;
+                ask(stop, answered, || {
+                    let mut stream = match kept.take() {
+                        Some(stream) => stream,
+                        None => connect(address, port)?,
+                    };
+                    let (status, body, is_last) = exchange(&mut stream, "/")?;
+                    kept = (!is_last).then_some(stream);
+                    Ok((status, body))
+                })
+            })
+        })
+    }
+
     /// Lets `clients` clients ask for `/`, each request by a connection of its own.
     ///
     /// # Errors
@@ -45,13 +67,7 @@ impl Load {
         let ns = client.netns()?;
         Self::spawn(clients, move |stop, answered| {
             // A thread of its own, in the namespace for good.
-            ns.run(|| {
-                ask(stop, answered, || {
-                    let mut stream = TcpStream::connect_timeout(&(address, port).into(), PATIENCE)?;
-                    stream.set_read_timeout(Some(PATIENCE))?;
-                    get(&mut stream, "/")
-                })
-            })
+            ns.run(|| ask(stop, answered, || get(&mut connect(address, port)?, "/")))
         })
     }
 
@@ -119,6 +135,13 @@ impl Load {
 
 fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
     value.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn connect(address: Ipv6Addr, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&(address, port).into(), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 fn ask(

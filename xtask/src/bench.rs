@@ -3,6 +3,7 @@
 //! A real daemon is started in a network namespace of its own, a real container serves the SDK's example in it, and the
 //! harness (`bench/`) measures it beside a bare server, nginx and three acceptors. docs/BENCHMARKS.md has the method.
 
+mod density;
 pub mod measure;
 mod platform;
 
@@ -21,6 +22,9 @@ pub struct Args {
     /// About three minutes instead of fifteen
     #[arg(long)]
     quick: bool,
+    /// What a thousand functions cost against one, instead
+    #[arg(long, conflicts_with = "quick")]
+    density: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -48,6 +52,10 @@ pub fn main(args: &Args) -> Result<()> {
     }
     interrupt::catch()?;
     let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
+    if args.density {
+        let measured = density::run(&platform.server(), args);
+        return measured.and(platform.end());
+    }
     let targets = step("bench", "deploying the functions", || measure::deploy(&platform.server()));
     let measured = targets.and_then(|targets| measure::run(&targets, &arguments(args)).map(drop));
     let ended = platform.end();
@@ -78,8 +86,10 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    if args.quick {
-        command.arg("--quick");
+    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density")] {
+        if wanted {
+            command.arg(flag);
+        }
     }
     if let Some(file) = &args.out {
         command.arg("--out").arg(file);

@@ -65,7 +65,7 @@ const NEEDS: &[Need] = &[
     apt("wireguard-tools", "wg", "reads the tunnel's state, as an operator would", &[Demo, Test]),
     apt("python3", "python3", "runs the functions written in Python", &[Demo, Test, Bench]),
     apt("curl", "curl", "is the client", &[Demo, Test]),
-    apt("dnsutils", "dig", "asks the name server", &[Demo, Test]),
+    apt("dnsutils", "dig", "asks the name server", &[Demo, Test, Bench]),
     apt("docker-registry", "docker-registry", "is the registry that images are fetched from", &[Test]),
     apt("apache2-utils", "htpasswd", "makes the registry's password", &[Test]),
     apt("nginx-light", "nginx", "is the server to compare with, and one of the examples", &[Test, Bench]),

@@ -24,11 +24,12 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, Image, Images, ImportedImage, Invite, Invited,
-    PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX, Version,
+    ARCHIVE_BYTES_MAX, AliasTarget, Deploy, Function, Functions, Image, Images, ImportedImage, Invite,
+    Invited, PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX, Revisions, Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
+use crate::core::revision::Alias;
 
 /// The default place of the daemon's socket.
 pub const SOCKET: &str = "/run/faasd/faasd.sock";
@@ -45,6 +46,7 @@ const UPLOAD: Duration = Duration::from_secs(600);
 const IMPORT: Duration = Duration::from_secs(3600);
 const INVOKE: Duration = Duration::from_secs(300);
 const REMOVE: Duration = Duration::from_secs(660);
+const TRAFFIC: Duration = Duration::from_secs(1260);
 const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
 
 /// Why there is no answer, or a bad one.
@@ -207,6 +209,43 @@ impl Client {
         let deadlines = &deploy.spec.deadlines;
         let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;
         self.ask(json(Method::PUT, &format!("/v1/functions/{name}"), deploy)?, limit).await
+    }
+
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn revisions(&self, name: &FunctionName) -> Result<Revisions> {
+        self.get(&format!("/v1/functions/{name}/revisions")).await
+    }
+
+    /// Has these revisions serve, and returns once they do.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn set_traffic(&self, name: &FunctionName, traffic: &Traffic) -> Result<Function> {
+        let request = json(Method::PUT, &format!("/v1/functions/{name}/traffic"), traffic)?;
+        self.ask(request, TRAFFIC).await
+    }
+
+    /// Goes back to who served before the last change.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn rollback(&self, name: &FunctionName) -> Result<Function> {
+        let request = build(Method::POST, &format!("/v1/functions/{name}/rollback")).body(empty())?;
+        self.ask(request, TRAFFIC).await
+    }
+
+    /// Names a revision, or without one takes the name away.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn alias(&self, name: &FunctionName, alias: &Alias, revision: Option<u64>) -> Result<Function> {
+        let path = format!("/v1/functions/{name}/aliases/{alias}");
+        let request = match revision {
+            Some(revision) => json(Method::PUT, &path, &AliasTarget { revision })?,
+            None => build(Method::DELETE, &path).body(empty())?,
+        };
+        self.ask(request, QUICK).await
     }
 
     /// # Errors

@@ -13,9 +13,19 @@
 //! | `GET /v1/images/DIGEST` | | nothing (204), if it is there |
 //! | `PUT /v1/functions/NAME` | [`Deploy`] | [`Function`], once an instance is ready |
 //! | `GET /v1/functions/NAME` | | [`Function`] |
+//! | `GET /v1/functions/NAME/revisions` | | [`Revisions`] |
+//! | `PUT /v1/functions/NAME/traffic` | [`Traffic`] | [`Function`], once it is in effect |
+//! | `POST /v1/functions/NAME/rollback` | | [`Function`], once it is in effect |
+//! | `PUT /v1/functions/NAME/aliases/ALIAS` | [`AliasTarget`] | [`Function`] |
+//! | `DELETE /v1/functions/NAME/aliases/ALIAS` | | [`Function`] |
 //! | `DELETE /v1/functions/NAME` | | nothing (204), once its instances are gone |
 //! | `GET /v1/functions/NAME/logs?lines=N` | | text |
+//! | `GET /v1/events?function=NAME&after=ID&since=TIME&limit=N` | | [`Events`] |
+//! | … with `follow=true` | | [`EventLine`]s, one a line, as they come |
 //! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
+//! | `GET /v1/secrets` | | [`Secrets`] |
+//! | `PUT /v1/secrets/NAME` | the secret itself | [`Secret`] |
+//! | `DELETE /v1/secrets/NAME?force=true` | | nothing (204) |
 //! | `GET /v1/peers` | | [`Peers`] |
 //! | `POST /v1/peers` | [`Invite`] | [`Invited`] |
 //! | `DELETE /v1/peers/NAME` | | nothing (204) |
@@ -24,6 +34,7 @@
 //!
 //! Every error is a [`Problem`] with the media type `application/problem+json`.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use jiff::Timestamp;
@@ -33,6 +44,9 @@ use serde::{Deserialize, Serialize};
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
+use crate::core::revision::{Alias, WantedShare};
+pub use crate::core::secret::SECRET_BYTES_MAX;
+use crate::core::secret::SecretName;
 use crate::core::spec::FunctionSpec;
 
 /// The most bytes of an uploaded archive. The client looks before it sends, the daemon while it receives.
@@ -132,6 +146,57 @@ pub struct Deploy {
     pub dependencies: Option<String>,
     #[serde(default)]
     pub spec: FunctionSpec,
+    /// Only shows that it becomes ready; what serves goes on serving.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_traffic: bool,
+}
+
+/// A revision's part of a function's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrafficShare {
+    pub revision: u64,
+    /// In percent.
+    pub weight: u32,
+}
+
+/// Who is to serve. The weights add up to 100.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    pub shares: Vec<WantedShare>,
+}
+
+/// What an alias is to stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasTarget {
+    pub revision: u64,
+}
+
+/// The revisions of a function that are kept, the newest first.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Revisions {
+    pub revisions: Vec<Revision>,
+}
+
+/// What was deployed once.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Revision {
+    pub revision: u64,
+    /// Its part of the traffic, in percent.
+    pub weight: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Alias>,
+    /// Instances that are given connections.
+    pub ready: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dependencies: Option<String>,
+    pub spec: FunctionSpec,
+    pub deployed_at: Timestamp,
 }
 
 /// A function, as declared and as it is.
@@ -152,10 +217,20 @@ pub struct Function {
     pub dependencies: Option<String>,
     pub spec: FunctionSpec,
     pub deployed_at: Timestamp,
+    /// Who serves. What stands above is of the revision with the largest share.
+    pub traffic: Vec<TrafficShare>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<Alias, u64>,
     pub state: State,
     /// Why the last instance failed, while there is no better news.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Failures in a row.
+    #[serde(default)]
+    pub failures: u32,
+    /// When the next try is due, after a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_in_ms: Option<u64>,
     pub instances: Vec<Instance>,
     pub connections: Connections,
 }
@@ -172,6 +247,8 @@ pub enum State {
     Starting,
     /// Instances keep failing; the next try waits.
     Failing,
+    /// More connections wait than may; new ones are refused.
+    Overloaded,
 }
 
 impl State {
@@ -182,6 +259,7 @@ impl State {
             Self::Cold => "cold",
             Self::Starting => "starting",
             Self::Failing => "failing",
+            Self::Overloaded => "overloaded",
         }
     }
 }
@@ -208,17 +286,25 @@ pub struct Instance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
+    /// Its container is created, or about to be, and held until it is needed.
+    Prepared,
     Starting,
     Ready,
+    /// It is not needed, and given no connections; it keeps those that it has.
+    Withdrawn,
     Draining,
 }
 
 impl Phase {
+    pub const ALL: [Self; 5] = [Self::Prepared, Self::Starting, Self::Ready, Self::Withdrawn, Self::Draining];
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Prepared => "prepared",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Withdrawn => "withdrawn",
             Self::Draining => "draining",
         }
     }
@@ -243,6 +329,103 @@ pub struct Connections {
     pub forwarded: u64,
     /// Closed for want of an instance before the deadline, or of room.
     pub refused: u64,
+    /// Accepted, and waiting for an instance now.
+    #[serde(default)]
+    pub waiting: u64,
+}
+
+/// A secret, without what it is: that does not come out again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Secret {
+    pub name: SecretName,
+    pub bytes: usize,
+    pub set_at: Timestamp,
+    /// Those that read it.
+    pub functions: Vec<FunctionName>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Secrets {
+    pub secrets: Vec<Secret>,
+}
+
+/// Something that happened to a function, or to the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Event {
+    /// Rises with time, over restarts as well. Not without gaps.
+    pub id: u64,
+    pub time: Timestamp,
+    /// None: the daemon itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub function: Option<FunctionName>,
+    pub kind: EventKind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// What happened and why, in a sentence.
+    pub message: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    Deployed,
+    DeployFailed,
+    TrafficChanged,
+    RolledBack,
+    Removed,
+    InstanceStarting,
+    InstanceReady,
+    /// It was told to, or ended by itself without an error.
+    InstanceEnded,
+    InstanceFailed,
+    ScaledOut,
+    ScaledIn,
+    /// Instances keep failing: the next try waits.
+    BackingOff,
+    /// Connections are refused for want of room.
+    Overloaded,
+    Relieved,
+    DaemonStarted,
+}
+
+impl EventKind {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployed => "deployed",
+            Self::DeployFailed => "deploy-failed",
+            Self::TrafficChanged => "traffic-changed",
+            Self::RolledBack => "rolled-back",
+            Self::Removed => "removed",
+            Self::InstanceStarting => "instance-starting",
+            Self::InstanceReady => "instance-ready",
+            Self::InstanceEnded => "instance-ended",
+            Self::InstanceFailed => "instance-failed",
+            Self::ScaledOut => "scaled-out",
+            Self::ScaledIn => "scaled-in",
+            Self::BackingOff => "backing-off",
+            Self::Overloaded => "overloaded",
+            Self::Relieved => "relieved",
+            Self::DaemonStarted => "daemon-started",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Events {
+    /// The oldest first.
+    pub events: Vec<Event>,
+}
+
+/// A line of the events that are followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum EventLine {
+    Event(Event),
+    /// The last line, if the stream ends for a reason of the daemon's.
+    End(Problem),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -41,6 +41,9 @@ pub struct Deploy {
     /// A directory of the image that may be written to; may be repeated
     #[arg(long, value_name = "DIR", requires = "image")]
     writable: Vec<String>,
+    /// Only see whether it becomes ready; what serves goes on serving, until `faas promote` or `faas traffic`
+    #[arg(long)]
+    no_traffic: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -94,7 +97,8 @@ impl Deploy {
         let uploaded = began.elapsed();
 
         let spinner = ui.spinner(format!("starting {name}"));
-        let function = context.client.deploy(&name, &types::Deploy { image, dependencies, spec }).await;
+        let deploy = types::Deploy { image, dependencies, spec, no_traffic: self.no_traffic };
+        let function = context.client.deploy(&name, &deploy).await;
         spinner.finish_and_clear();
         let function = function.map_err(|e| {
             let failure = Failure::from(e);

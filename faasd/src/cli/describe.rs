@@ -5,6 +5,7 @@ use comfy_table::Cell;
 use jiff::Timestamp;
 
 use super::ago::relative;
+use super::traffic::shares;
 use super::ui::{printable, size, state_cell};
 use super::{Context, Failure, Format, Output};
 use crate::api::types::Function;
@@ -39,6 +40,7 @@ impl Describe {
             ("  handed off", Cell::new(counts.handed_off)),
             ("  requeued", Cell::new(counts.requeued)),
             ("  refused", Cell::new(counts.refused)),
+            ("  waiting", Cell::new(counts.waiting)),
         ])?;
         ui.print(&format!("\n{}\n", ui.bold("Instances")))?;
         if function.instances.is_empty() {
@@ -97,7 +99,17 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         ("cpu", Cell::new(format!("{} cores", limits.cpu_cores))),
         ("processes", Cell::new(limits.pids_max)),
         ("files", Cell::new(limits.files_max)),
-        ("instances", Cell::new(format!("at least {}", spec.scale.min))),
+        (
+            "instances",
+            Cell::new(format!(
+                "{} to {}, for {} connections each; {} prepared",
+                spec.scale.min,
+                spec.scale.max(),
+                spec.scale.concurrency,
+                spec.scale.prepared
+            )),
+        ),
+        ("idle", Cell::new(format!("ends what is not needed for {} s", spec.scale.idle_ms / 1000))),
         (
             "deadlines",
             Cell::new(format!("start {} ms, drain {} ms", spec.deadlines.start_ms, spec.deadlines.drain_ms)),
@@ -107,6 +119,14 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         // Values may be secret, and a screen is seen by others; `-o json` has them.
         let names: Vec<&str> = spec.env.keys().map(String::as_str).collect();
         pairs.push(("environment", Cell::new(printable(&names.join(", ")))));
+    }
+    if function.traffic.len() > 1 {
+        pairs.insert(5, ("traffic", Cell::new(shares(&function.traffic))));
+    }
+    if let Some(retry) = function.retry_in_ms {
+        let text =
+            format!("{} in a row; the next try is due in {:.1} s", function.failures, retry as f64 / 1e3);
+        pairs.insert(2, ("failures", Cell::new(text)));
     }
     if let Some(reason) = &function.reason {
         pairs.insert(2, ("reason", Cell::new(printable(reason))));

@@ -15,8 +15,10 @@ mod logs;
 mod ls;
 mod new;
 mod pack;
+mod revisions;
 mod rm;
 mod schema;
+mod traffic;
 mod tunnel;
 mod ui;
 mod version;
@@ -101,6 +103,11 @@ enum Command {
     Logs(logs::Logs),
     Rm(rm::Rm),
     Image(image::Image),
+    Revisions(revisions::Revisions),
+    Promote(traffic::Promote),
+    Rollback(traffic::Rollback),
+    Traffic(traffic::Traffic),
+    Alias(traffic::Alias),
     Vpn(vpn::Vpn),
     Doctor(doctor::Doctor),
     Version(version::Version),
@@ -115,8 +122,9 @@ enum Command {
 }
 
 /// The verbs as the help shows them.
-const GROUPS: [(&str, &[&str]); 3] = [
+const GROUPS: [(&str, &[&str]); 4] = [
     ("Functions", &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
+    ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "schema", "completions"]),
 ];
@@ -166,6 +174,11 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Describe(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
+        Command::Revisions(verb) => block_on(verb.run(context)),
+        Command::Promote(verb) => block_on(verb.run(context)),
+        Command::Rollback(verb) => block_on(verb.run(context)),
+        Command::Traffic(verb) => block_on(verb.run(context)),
+        Command::Alias(verb) => block_on(verb.run(context)),
         Command::Rm(verb) => block_on(verb.run(context)),
         Command::Image(verb) => block_on(verb.run(context)),
         Command::Schema(verb) => verb.run(context),

@@ -172,8 +172,8 @@ pub fn state_cell(state: &str) -> Cell {
     let cell = Cell::new(state);
     match state {
         "warm" | "ready" | "ok" => cell.fg(Color::Green),
-        "starting" | "draining" | "warning" | "invited" => cell.fg(Color::Yellow),
-        "failing" | "failed" => cell.fg(Color::Red),
+        "starting" | "draining" | "withdrawn" | "prepared" | "warning" | "invited" => cell.fg(Color::Yellow),
+        "failing" | "failed" | "overloaded" => cell.fg(Color::Red),
         _ => cell,
     }
 }

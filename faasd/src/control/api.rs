@@ -10,6 +10,7 @@ mod extract;
 mod handlers;
 mod images;
 mod serve;
+mod traffic;
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aide::axum::ApiRouter;
-use aide::axum::routing::{delete_with, get_with, post_with};
+use aide::axum::routing::{delete_with, get_with, post_with, put_with};
 use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
@@ -35,10 +36,11 @@ pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
-    Pruned, Version,
+    Pruned, Revisions, Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
+use crate::core::revision::Alias;
 
 /// The most uploads at a time: each may hold [`ARCHIVE_BYTES_MAX`] of disk.
 pub const UPLOADS_MAX: usize = 4;
@@ -57,6 +59,9 @@ pub const INVOKE: Duration = Duration::from_secs(300);
 
 /// How long removing a function may take: its longest drain, and the rest.
 pub const REMOVE: Duration = Duration::from_secs(660);
+
+/// How long a change of who serves may take: revisions without an instance have to start, by their own deadlines.
+pub const TRAFFIC: Duration = Duration::from_secs(1260);
 
 /// What a deploy may take beyond the function's own deadlines.
 pub const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
@@ -89,6 +94,19 @@ pub trait Service: Send + Sync + 'static {
     async fn has_image(&self, digest: &str) -> bool;
     /// Returns once an instance is ready (or at once, for a function that keeps none).
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
+    /// The revisions that are kept, the newest first.
+    async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError>;
+    /// Returns once these revisions serve.
+    async fn set_traffic(&self, name: &FunctionName, traffic: Traffic) -> Result<Function, ApiError>;
+    /// Goes back to who served before the last change, and returns once they do.
+    async fn rollback(&self, name: &FunctionName) -> Result<Function, ApiError>;
+    /// Names a revision, or without one takes the name away.
+    async fn alias(
+        &self,
+        name: &FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
+    ) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
     /// The last `lines` lines, oldest first.
@@ -186,6 +204,7 @@ fn local_routes() -> ApiRouter<Api> {
                     op(o, "removeFunction", "Remove a function; answered once it is gone")
                 }),
         )
+        .merge(traffic_routes())
         .api_route(
             "/v1/functions/{name}/logs",
             get_with(h::logs, |o| text(op(o, "logs", "The last lines of a function's log"))),
@@ -200,6 +219,30 @@ fn local_routes() -> ApiRouter<Api> {
                 .post_with(h::invite, |o| op(o, "invitePeer", "Invite a peer")),
         )
         .api_route("/v1/peers/{name}", delete_with(h::revoke, |o| op(o, "revokePeer", "Revoke a peer")))
+}
+
+/// Who serves, and by what name.
+fn traffic_routes() -> ApiRouter<Api> {
+    use document::op;
+    use traffic as t;
+    ApiRouter::new()
+        .api_route(
+            "/v1/functions/{name}/revisions",
+            get_with(t::revisions, |o| op(o, "listRevisions", "The revisions that are kept, the newest first")),
+        )
+        .api_route(
+            "/v1/functions/{name}/traffic",
+            put_with(t::set_traffic, |o| op(o, "setTraffic", "Who serves; answered once it is in effect")),
+        )
+        .api_route(
+            "/v1/functions/{name}/rollback",
+            post_with(t::rollback, |o| op(o, "rollBack", "Go back to who served before the last change")),
+        )
+        .api_route(
+            "/v1/functions/{name}/aliases/{alias}",
+            put_with(t::set_alias, |o| op(o, "setAlias", "Name a revision"))
+                .delete_with(t::remove_alias, |o| op(o, "removeAlias", "Take a revision's name away")),
+        )
 }
 
 /// The routes of the tunnel's own address.

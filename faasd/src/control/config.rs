@@ -37,6 +37,8 @@ pub struct Config {
     pub acceptors: usize,
     /// Connections that may queue at one function while it has no instance, and between two sweeps.
     pub backlog: u32,
+    /// Containers kept created and not started, over all functions. Each takes some 2.4 MiB of memory.
+    pub prepared_max: usize,
 }
 
 impl Default for Config {
@@ -54,6 +56,7 @@ impl Default for Config {
             dns_negative_ttl_seconds: 1,
             acceptors: 1,
             backlog: 4096,
+            prepared_max: 64,
         }
     }
 }
@@ -107,6 +110,9 @@ impl Config {
         }
         if !(16..=65_535).contains(&config.backlog) {
             return value("backlog", &config.backlog, "use 16 to 65535");
+        }
+        if config.prepared_max > 4096 {
+            return value("prepared_max", &config.prepared_max, "use 0 to 4096");
         }
         if !(1280..=65_535).contains(&config.mtu_bytes) {
             return value("mtu_bytes", &config.mtu_bytes, "IPv6 needs 1280 at least");

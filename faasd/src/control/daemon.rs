@@ -21,13 +21,16 @@ use super::api::{self, Spool};
 use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
+use super::events::{Events, NewEvent};
 use super::fdstore::{self, FdStore};
 use super::ingress::Ingress;
 use super::instances::Instances;
 use super::network::{self, Network};
 use super::owner::{self, Message, Owner};
+use super::secrets::Secrets;
 use super::service::Daemon;
 use super::store::{Embedded, Store};
+use crate::api::types::EventKind;
 use crate::core::paths::Paths;
 use crate::core::zone::{self, Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
@@ -35,6 +38,7 @@ use crate::runtime::image;
 use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts;
+use crate::runtime::secrets as secret_files;
 use crate::sys::bpf::{Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
@@ -159,21 +163,31 @@ async fn serve(
         ZoneSettings { negative_ttl_seconds: config.dns_negative_ttl_seconds, ..ZoneSettings::new(server) };
     let zone = Arc::new(ArcSwap::from_pointee(Zone::new(settings, zone::serial(store.revision()?), [])));
     let zone_changed = Arc::new(Notify::new());
-    let (events, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
+    let (to_owner, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
     let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
     let logs = Logs::new(paths.logs());
     let images = image::Store::new(paths.images());
-    let instances =
-        Instances::new(Arc::clone(&runtime), logs.clone(), Arc::clone(&fdstore), messages.clone());
+    let events = Events::open(paths.events())?;
+    let version = env!("CARGO_PKG_VERSION");
+    events.record_daemon(NewEvent::new(EventKind::DaemonStarted, format!("faasd {version}")));
+    let secrets = Arc::new(Secrets::open(Arc::clone(&store), paths.secrets_key())?);
+    let instances = Instances::new(
+        Arc::clone(&runtime),
+        logs.clone(),
+        Arc::clone(&fdstore),
+        Arc::clone(&secrets),
+        messages.clone(),
+    );
     let owner = Owner::restore(owner::Parts {
         store: Arc::clone(&store),
         fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
         kernel,
-        acceptors: Acceptors::start(config.acceptors, &events)?,
+        acceptors: Acceptors::start(config.acceptors, &to_owner)?,
         instances,
         images: images.clone(),
         logs: logs.clone(),
+        events: events.clone(),
         zone: Arc::clone(&zone),
         zone_changed: Arc::clone(&zone_changed),
         config: config.clone(),
@@ -326,6 +340,7 @@ async fn clear(options: &Options) -> anyhow::Result<()> {
         quit.and_then(|store| Ok(store.map_or(Ok(()), fdstore::Connection::quit)?)),
     );
     tried("the root images' mounts", mounts::unmount_all(&paths.roots()).map_err(Into::into));
+    tried("the secrets' file system", secret_files::unmount_all(&paths.secrets()).map_err(Into::into));
     tried("the run directory", remove_dir(&paths.run));
     tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
     anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));

@@ -20,9 +20,11 @@ use tokio::sync::watch as orders;
 use self::task::Task;
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
-use super::records::FunctionRecord;
+use super::records::RevisionRecord;
+use super::secrets::Secrets;
 use crate::core::name::FunctionName;
-use crate::core::spec::{Contract, Lane};
+use crate::core::secret::{SecretBytes, SecretName};
+use crate::core::spec::{Contract, FunctionSpec, Lane};
 use crate::dataplane;
 use crate::runtime::agent::find_listener;
 use crate::runtime::image::RootImage;
@@ -118,6 +120,7 @@ pub struct Instances {
     runtime: Arc<Runtime>,
     logs: Logs,
     store: Arc<Mutex<FdStore>>,
+    secrets: Arc<Secrets>,
     owner: mpsc::Sender<Message>,
 }
 
@@ -146,14 +149,21 @@ impl Instances {
         self.runtime.mounts()
     }
 
+    /// What functions may be given to read.
+    #[must_use]
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
     #[must_use]
     pub fn new(
         runtime: Arc<Runtime>,
         logs: Logs,
         store: Arc<Mutex<FdStore>>,
+        secrets: Arc<Secrets>,
         owner: mpsc::Sender<Message>,
     ) -> Self {
-        Self { runtime, logs, store, owner }
+        Self { runtime, logs, store, secrets, owner }
     }
 
     /// Starts an instance. What becomes of it is told to the owner by its key. `listener` is for the warm lane: the
@@ -164,7 +174,7 @@ impl Instances {
     pub fn start(
         &self,
         key: u32,
-        record: &FunctionRecord,
+        record: &RevisionRecord,
         files: Files,
         listener: Option<OwnedFd>,
     ) -> io::Result<Live> {
@@ -190,6 +200,8 @@ impl Instances {
             image: files.code,
             root: files.root,
             dependencies: files.dependencies,
+            // They take a moment to be decrypted, which is not the owner's: the task does it.
+            secrets: Vec::new(),
             descriptors,
         };
         let parts = Parts { socket, receive_end: theirs, page, listener };
@@ -204,7 +216,7 @@ impl Instances {
     pub fn adopt(
         &self,
         key: u32,
-        record: &FunctionRecord,
+        record: &RevisionRecord,
         address: SocketAddr,
         found: Adopted,
         mut kept: Vec<OwnedFd>,
@@ -263,7 +275,7 @@ impl Instances {
         &self,
         key: u32,
         id: String,
-        record: &FunctionRecord,
+        record: &RevisionRecord,
         parts: Parts,
         adopted: bool,
     ) -> (Live, Task) {
@@ -300,6 +312,15 @@ impl Instances {
         (live, task)
     }
 
+    /// The secrets that a function is to find, as they are now.
+    async fn secrets_of(&self, spec: &FunctionSpec) -> anyhow::Result<Vec<(SecretName, SecretBytes)>> {
+        if spec.secrets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (secrets, names) = (Arc::clone(&self.secrets), spec.secrets.clone());
+        Ok(tokio::task::spawn_blocking(move || secrets.values(&names)).await??)
+    }
+
     fn with_store<T>(&self, work: impl FnOnce(&mut FdStore) -> T) -> T {
         work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -322,29 +343,25 @@ impl Instances {
     }
 }
 
-/// Keeps a function's listener open beyond the daemon's life.
+/// Keeps the listener of a slot open beyond the daemon's life.
 ///
 /// # Errors
 /// [`FdStoreError`].
-pub fn keep_listener(
-    store: &Mutex<FdStore>,
-    function: &FunctionName,
-    listener: &OwnedFd,
-) -> Result<(), FdStoreError> {
+pub fn keep_listener(store: &Mutex<FdStore>, slot: u32, listener: &OwnedFd) -> Result<(), FdStoreError> {
     let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-    store.put(&listener_entry(function), &[listener.as_fd()])
+    store.put(&listener_entry(slot), &[listener.as_fd()])
 }
 
-/// Lets a function's listener go.
+/// Lets the listener of a slot go.
 ///
 /// # Errors
 /// [`FdStoreError`].
-pub fn drop_listener(store: &Mutex<FdStore>, function: &FunctionName) -> Result<(), FdStoreError> {
-    store.lock().unwrap_or_else(PoisonError::into_inner).remove(&listener_entry(function))
+pub fn drop_listener(store: &Mutex<FdStore>, slot: u32) -> Result<(), FdStoreError> {
+    store.lock().unwrap_or_else(PoisonError::into_inner).remove(&listener_entry(slot))
 }
 
-/// The store's name for a function's listener.
+/// The store's name for the listener in a slot.
 #[must_use]
-pub fn listener_entry(function: &FunctionName) -> String {
-    format!("listener/{function}")
+pub fn listener_entry(slot: u32) -> String {
+    format!("listener/{slot}")
 }

@@ -14,7 +14,8 @@ use crate::telemetry::names::{self, Metric};
 /// What one scrape shows.
 #[derive(Debug)]
 pub struct Snapshot {
-    pub functions: Vec<(Function, Arc<Stats>, Lives)>,
+    /// With the counters of those who serve: one for each revision.
+    pub functions: Vec<(Function, Vec<Arc<Stats>>, Lives)>,
     pub decisions: [u64; Decision::COUNT as usize],
     pub dns: DnsCounts,
     pub peers: Vec<Peer>,
@@ -66,17 +67,17 @@ pub fn render(snapshot: &Snapshot) -> String {
         ] {
             count(names::CONNECTIONS, &[("function", name), ("lane", lane)], value);
         }
-        gauge(names::WAITING, &[("function", name)], stats.waiting() as f64);
+        gauge(names::WAITING, &[("function", name)], c.waiting as f64);
         // Instances write half of these numbers, and may write anything.
         let in_flight = function.instances.iter().fold(0, |sum: u64, i| sum.saturating_add(i.in_flight));
         gauge(names::IN_FLIGHT, &[("function", name)], in_flight as f64);
-        for phase in [Phase::Starting, Phase::Ready, Phase::Draining] {
+        for phase in Phase::ALL {
             let instances = function.instances.iter().filter(|i| i.phase == phase).count();
             gauge(names::INSTANCES, &[("function", name), ("phase", phase.as_str())], instances as f64);
         }
         count(names::STARTS, &[("function", name)], lives.starts);
         count(names::FAILURES, &[("function", name)], lives.failures);
-        let (sum_ns, buckets) = stats.latency();
+        let (sum_ns, buckets) = latency(stats);
         let mut below = 0;
         for (i, bucket) in buckets.iter().enumerate() {
             below += bucket;
@@ -109,6 +110,14 @@ pub fn render(snapshot: &Snapshot) -> String {
         count(names::DNS_QUERIES, &[("outcome", outcome)], value);
     }
     recorder.handle().render()
+}
+
+/// Of all branches together.
+fn latency(all: &[Arc<Stats>]) -> (u64, [u64; LATENCY_BOUNDS_NS.len() + 1]) {
+    all.iter().map(|stats| stats.latency()).fold((0, [0; _]), |(sum, mut counts), (more_sum, more)| {
+        counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+        (sum + more_sum, counts)
+    })
 }
 
 fn key(metric: Metric, labels: &[(&'static str, &str)]) -> Key {

@@ -1,6 +1,6 @@
 //! What the store holds, and the numbers that are handed out with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr};
 
 use jiff::Timestamp;
@@ -8,19 +8,73 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::address::Prefix;
 use crate::core::name::FunctionName;
+use crate::core::revision::Alias;
 use crate::core::spec::FunctionSpec;
 
 pub const FUNCTIONS: &str = "functions/";
+pub const REVISIONS: &str = "revisions/";
 pub const PEERS: &str = "peers/";
 
 /// The first host number of a peer; 1 is the server's.
 pub const PEER_HOST_MIN: u64 = 2;
 
-/// A declared function, under `functions/NAME`.
+/// The revisions of a function that are kept for a rollback, beside those that are in use.
+pub const REVISIONS_MAX: usize = 10;
+
+/// A declared function, under `functions/NAME`: who serves it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FunctionRecord {
     pub name: FunctionName,
-    /// Its place in the kernel program's maps, the same from the first deploy to the removal.
+    /// Its number among the functions, the same from the first deploy to the removal: its range of user ids, the mark on
+    /// its sockets, its key in the kernel program's map of splits.
+    pub slot: u32,
+    /// Of the newest revision. Numbers are not used again.
+    pub newest: u64,
+    /// Who serves. The weights add up to 100.
+    pub shares: Vec<ShareRecord>,
+    /// Who served before that, for a rollback: revisions and weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<(u64, u32)>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub aliases: BTreeMap<Alias, u64>,
+}
+
+/// A revision's part of a function's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareRecord {
+    pub revision: u64,
+    /// In percent.
+    pub weight: u32,
+    /// Its place in the kernel program's maps of listeners and pools, as long as it serves.
+    pub slot: u32,
+}
+
+impl FunctionRecord {
+    #[must_use]
+    pub fn key(name: &FunctionName) -> String {
+        format!("{FUNCTIONS}{name}")
+    }
+
+    /// The revision with the largest share, and of several the newest.
+    #[must_use]
+    pub fn primary(&self) -> Option<u64> {
+        self.shares.iter().max_by_key(|share| (share.weight, share.revision)).map(|share| share.revision)
+    }
+
+    /// Whether a revision is named by anything that a user may go by.
+    #[must_use]
+    pub fn names(&self, revision: u64) -> bool {
+        self.shares.iter().any(|share| share.revision == revision)
+            || self.previous.iter().any(|(previous, _)| *previous == revision)
+            || self.aliases.values().any(|aliased| *aliased == revision)
+    }
+}
+
+/// What was deployed once, under `revisions/NAME/NUMBER`. It is never changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RevisionRecord {
+    pub name: FunctionName,
+    /// The function's.
     pub slot: u32,
     /// Counts deploys, from 1.
     pub revision: u64,
@@ -37,10 +91,16 @@ pub struct FunctionRecord {
     pub deployed_at: Timestamp,
 }
 
-impl FunctionRecord {
+impl RevisionRecord {
     #[must_use]
-    pub fn key(name: &FunctionName) -> String {
-        format!("{FUNCTIONS}{name}")
+    pub fn key(&self) -> String {
+        Self::key_of(&self.name, self.revision)
+    }
+
+    /// Keys of one function are in the order of their numbers.
+    #[must_use]
+    pub fn key_of(name: &FunctionName, revision: u64) -> String {
+        format!("{REVISIONS}{name}/{revision:020}")
     }
 }
 
@@ -105,7 +165,7 @@ mod tests {
 
     #[test]
     fn records_are_read_as_they_were_written() {
-        let record = FunctionRecord {
+        let revision = RevisionRecord {
             name: "hello".parse().unwrap(),
             slot: 3,
             revision: 2,
@@ -115,9 +175,24 @@ mod tests {
             spec: FunctionSpec::default(),
             deployed_at: "2026-01-02T03:04:05.000000006Z".parse().unwrap(),
         };
-        let text = serde_json::to_string(&record).unwrap();
-        assert_eq!(serde_json::from_str::<FunctionRecord>(&text).unwrap(), record);
-        assert_eq!(FunctionRecord::key(&record.name), "functions/hello");
+        let text = serde_json::to_string(&revision).unwrap();
+        assert_eq!(serde_json::from_str::<RevisionRecord>(&text).unwrap(), revision);
+        assert_eq!(revision.key(), "revisions/hello/00000000000000000002");
+
+        let share = |revision, weight| ShareRecord { revision, weight, slot: 1 };
+        let function = FunctionRecord {
+            name: revision.name.clone(),
+            slot: 3,
+            newest: 4,
+            shares: vec![share(2, 50), share(3, 50)],
+            previous: vec![(1, 100)],
+            aliases: [("canary".parse().unwrap(), 4)].into(),
+        };
+        let text = serde_json::to_string(&function).unwrap();
+        assert_eq!(serde_json::from_str::<FunctionRecord>(&text).unwrap(), function);
+        assert_eq!(FunctionRecord::key(&function.name), "functions/hello");
+        assert_eq!(function.primary(), Some(3));
+        assert_eq!([1, 2, 3, 4, 5].map(|n| function.names(n)), [true, true, true, true, false]);
 
         let peer: PeerRecord =
             serde_json::from_str(r#"{"name":"anna","address":"fd00:faa5:0:100::2","public_key":"k"}"#)

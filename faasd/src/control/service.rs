@@ -17,12 +17,14 @@ use super::dns::DnsMetrics;
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
 use super::network::Network;
-use super::owner::{Message, images};
+use super::owner::{Message, Wanted, images};
 use crate::api::types::{
-    Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Pruned, Version,
+    Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Pruned, Revisions,
+    Traffic, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
+use crate::core::revision::Alias;
 use crate::runtime::image::{self, UnpackError};
 use crate::runtime::logs::Logs;
 
@@ -152,9 +154,34 @@ impl Service for Daemon {
     }
 
     async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
-        let Deploy { image, dependencies, spec } = deploy;
-        let spec = Box::new(spec);
-        self.ask(|reply| Message::Deploy { name, image, dependencies, spec, reply }).await?
+        let Deploy { image, dependencies, spec, no_traffic } = deploy;
+        let wanted = Wanted::Deploy { image, dependencies, spec: Box::new(spec), serve: !no_traffic };
+        self.ask(|reply| Message::Change { name, wanted, reply }).await?
+    }
+
+    async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Revisions { name, reply }).await?
+    }
+
+    async fn set_traffic(&self, name: &FunctionName, traffic: Traffic) -> Result<Function, ApiError> {
+        let (name, wanted) = (name.clone(), Wanted::Traffic(traffic.shares));
+        self.ask(|reply| Message::Change { name, wanted, reply }).await?
+    }
+
+    async fn rollback(&self, name: &FunctionName) -> Result<Function, ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Change { name, wanted: Wanted::Rollback, reply }).await?
+    }
+
+    async fn alias(
+        &self,
+        name: &FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
+    ) -> Result<Function, ApiError> {
+        let name = name.clone();
+        self.ask(|reply| Message::Alias { name, alias, revision, reply }).await?
     }
 
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {

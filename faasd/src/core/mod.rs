@@ -8,5 +8,7 @@ pub mod life;
 pub mod lifecycle;
 pub mod name;
 pub mod paths;
+pub mod revision;
+pub mod secret;
 pub mod spec;
 pub mod zone;

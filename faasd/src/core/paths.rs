@@ -85,6 +85,24 @@ impl Paths {
         self.run.join("agents")
     }
 
+    /// Instances' secrets: a file system in memory.
+    #[must_use]
+    pub fn secrets(&self) -> PathBuf {
+        self.run.join("secrets")
+    }
+
+    /// What secrets are encrypted with at rest.
+    #[must_use]
+    pub fn secrets_key(&self) -> PathBuf {
+        self.state.join("secrets.key")
+    }
+
+    /// What happened to functions.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.state.join("events")
+    }
+
     /// The cgroup above all containers, absolute within each hierarchy.
     #[must_use]
     pub fn cgroup(&self) -> String {

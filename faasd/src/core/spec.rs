@@ -16,6 +16,7 @@ pub use self::schema::{SCHEMA_URL, file_schema, merge};
 pub use self::settings::{Deadlines, Limits, Scale};
 use super::image::ImageName;
 use super::name::FunctionName;
+use super::secret::SecretName;
 
 /// The file's name in a function's directory.
 pub const FILE_NAME: &str = "faas.toml";
@@ -65,6 +66,9 @@ pub struct FunctionSpec {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = ENV_MAX))]
     pub env: BTreeMap<String, String>,
+    /// Secrets that it may read, each as a file in `/run/secrets`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
     pub limits: Limits,
     pub scale: Scale,
     pub deadlines: Deadlines,
@@ -214,6 +218,7 @@ impl Default for FunctionSpec {
             stop_signal: None,
             forward: Vec::new(),
             env: BTreeMap::new(),
+            secrets: Vec::new(),
             limits: Limits::default(),
             scale: Scale::default(),
             deadlines: Deadlines::default(),
@@ -248,6 +253,9 @@ const BUILD_BYTES_MAX: usize = 4096;
 
 /// The most functions that one may pass connections on to.
 const FORWARD_MAX: usize = 64;
+
+/// The most secrets that one function may read.
+const SPEC_SECRETS_MAX: usize = 64;
 
 /// The port of a `port` function that names none.
 const LISTEN_PORT: u16 = 8080;
@@ -323,6 +331,13 @@ impl FunctionSpec {
         }
         if self.forward.len() > FORWARD_MAX {
             return value("forward", &self.forward.len(), "at most 64 functions are named");
+        }
+        if self.secrets.len() > SPEC_SECRETS_MAX {
+            return value("secrets", &self.secrets.len(), "at most 64 secrets are named");
+        }
+        if let Some(twice) = (1..self.secrets.len()).find(|n| self.secrets[..*n].contains(&self.secrets[*n]))
+        {
+            return value("secrets", &self.secrets[twice], "and it is named twice; once is enough");
         }
         if self.listen_port == Some(0) {
             return value("listen_port", &0, "use 1 to 65535");

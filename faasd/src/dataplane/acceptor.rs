@@ -230,6 +230,7 @@ impl Acceptor {
                 Command::Refuse { slot } => {
                     self.with(slot, ring, |function, ring| function.refuse(ring).map(|()| Then::Nothing))?;
                 }
+                Command::Yield { slot } => self.give_up(slot),
                 Command::Stop => {
                     stop = true;
                     for slot in 0..self.functions.len() as u32 {
@@ -240,6 +241,17 @@ impl Acceptor {
             ring.flush()?;
         }
         Ok(stop)
+    }
+
+    /// Sends back what waits at a slot. Dropped, if the control plane does not keep up: that closes it.
+    fn give_up(&mut self, slot: u32) {
+        let Some(function) = self.functions.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+        let connections = function.give_up();
+        if !connections.is_empty()
+            && let Err(error) = self.events.try_send(Event::Yielded { slot, connections })
+        {
+            tracing::warn!(slot, %error, "connections that waited for a revision that left are lost");
+        }
     }
 
     /// Takes a function out. Its listener stays with us until no accept can complete any more.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasd_sdk::wire::{self, Record};
+use faasd_sdk::wire::{self, FORWARDED, Record};
 use rustix::net::{RecvFlags, sockopt};
 
 use super::{Instance, Stats};
@@ -121,8 +121,13 @@ impl Function {
     }
 
     pub(super) fn add(&mut self, instance: Instance, ring: &mut Ring) -> io::Result<Then> {
-        self.receivers.push(Receiver { instance, blocked: false, draining: false });
-        self.open.push(None);
+        match self.receivers.iter_mut().find(|r| r.instance.key == instance.key) {
+            Some(receiver) => receiver.draining = false,
+            None => {
+                self.receivers.push(Receiver { instance, blocked: false, draining: false });
+                self.open.push(None);
+            }
+        }
         self.deliver(ring, 0)
     }
 
@@ -199,7 +204,13 @@ impl Function {
         self.hold(record, connection);
     }
 
-    /// Another function passed a connection on.
+    /// Gives up what waits, so that it can be served elsewhere.
+    pub(super) fn give_up(&mut self) -> Vec<(Record, OwnedFd)> {
+        self.stats.set_waiting(0);
+        self.waiting.drain(..).collect()
+    }
+
+    /// Another function passed a connection on, or another slot yielded it.
     pub(super) fn adopt(
         &mut self,
         record: Record,
@@ -207,7 +218,11 @@ impl Function {
         ring: &mut Ring,
         now: u64,
     ) -> io::Result<Then> {
-        self.stats.forward();
+        if record.flags & FORWARDED == 0 {
+            self.stats.requeue(1);
+        } else {
+            self.stats.forward();
+        }
         self.hold(record, connection);
         self.deliver(ring, now)
     }

@@ -38,7 +38,7 @@ pub enum Command {
     AddFunction { slot: u32, listener: Arc<OwnedFd>, stats: Arc<Stats> },
     /// The function is gone: what waits is refused.
     RemoveFunction { slot: u32 },
-    /// An instance takes connections from now on.
+    /// An instance takes connections from now on; also one that was drained.
     AddInstance { slot: u32, instance: Instance },
     /// An instance gets no further connections. It keeps those that it was given.
     DrainInstance { slot: u32, key: u32 },
@@ -46,12 +46,14 @@ pub enum Command {
     RemoveInstance { slot: u32, key: u32 },
     /// An instance that was at its limit of connections has room again.
     Room { slot: u32 },
-    /// Another function passed this connection on.
+    /// A connection that another function passed on, or another slot yielded.
     Adopt { slot: u32, record: Record, connection: OwnedFd },
     /// What waited was served in another way: watch for the next.
     Watch { slot: u32 },
     /// No instance will come: what waits is refused.
     Refuse { slot: u32 },
+    /// What waits is to be served elsewhere: it comes back by [`Event::Yielded`].
+    Yield { slot: u32 },
     /// Accept nothing further, finish what is under way, end.
     Stop,
 }
@@ -67,6 +69,7 @@ impl Command {
             | Self::Room { slot }
             | Self::Adopt { slot, .. }
             | Self::Watch { slot }
+            | Self::Yield { slot }
             | Self::Refuse { slot } => *slot,
             Self::Stop => 0,
         }
@@ -86,12 +89,14 @@ pub struct Instance {
 }
 
 /// What an acceptor tells the control plane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event {
     /// Connections wait, and no instance can take them. Told once, until an instance comes or they are refused.
     Waiting { slot: u32 },
     /// An instance has shut its socket for good, and is to be replaced.
     Deaf { key: u32 },
+    /// What waited when [`Command::Yield`] came.
+    Yielded { slot: u32, connections: Vec<(Record, OwnedFd)> },
 }
 
 /// The running acceptors.

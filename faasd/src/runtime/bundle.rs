@@ -22,6 +22,7 @@ use oci_spec::runtime::{
 use super::image::Process;
 use super::seccomp;
 use crate::core::name::FunctionName;
+use crate::core::secret;
 use crate::core::spec::{Contract, FunctionSpec, Language};
 
 /// The user and group that code runs as, inside.
@@ -106,6 +107,8 @@ pub struct Parameters<'a> {
     pub program: Option<&'a Path>,
     /// What the code depends on, for handlers.
     pub dependencies: Option<&'a Path>,
+    /// The directory of its secrets, if it has any.
+    pub secrets: Option<&'a Path>,
     /// What [`skeleton`] made, or a root image.
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
@@ -341,6 +344,9 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
         let inside = dependencies(language(p));
         mounts.push(mount(inside, "none", dir, &["bind", "ro", "nosuid", "nodev"])?);
     }
+    if let Some(dir) = p.secrets {
+        mounts.push(mount(secret::DIRECTORY, "none", dir, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
+    }
     Ok(mounts)
 }
 
@@ -360,6 +366,7 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
         ("proc", 0o555),
         ("run", 0o755),
         ("run/faasd", 0o755),
+        ("run/secrets", 0o755),
         ("tmp", 0o1777),
         ("usr", 0o755),
     ] {
@@ -412,6 +419,7 @@ mod tests {
             runner: Some(Path::new("/runners/x")),
             program: Some(Path::new("/usr/bin/faasd")),
             dependencies: Some(Path::new("/images/y")),
+            secrets: Some(Path::new("/run/faasd/secrets/hello-1-3f9a")),
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
             agent: None,

@@ -24,8 +24,10 @@ use super::mounts::{MountError, Mounts};
 use super::relay;
 use super::runc::{Runc, RuncError, State, Status, Version};
 use super::runners::{self, HexDigest, RunnerError};
+use super::secrets::{SecretFiles, SecretFilesError};
 use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
+use crate::core::secret::{SecretBytes, SecretName};
 use crate::core::spec::{Contract, FunctionSpec, Language};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::pidfd::{self, Exit, Pidfd};
@@ -53,6 +55,7 @@ pub struct Runtime {
     program: PathBuf,
     host: Host,
     mounts: Arc<Mounts>,
+    secrets: Arc<SecretFiles>,
 }
 
 /// Why the runtime cannot be used on this machine.
@@ -95,6 +98,8 @@ pub struct Request {
     pub root: Option<RootImage>,
     /// What it depends on, likewise.
     pub dependencies: Option<PathBuf>,
+    /// What it finds in `/run/secrets`.
+    pub secrets: Vec<(SecretName, SecretBytes)>,
     /// Descriptors 3, 4, … inside, as the contract has them.
     pub descriptors: Vec<OwnedFd>,
 }
@@ -134,6 +139,8 @@ pub enum StartError {
     Runner(#[from] RunnerError),
     #[error(transparent)]
     Mount(#[from] MountError),
+    #[error(transparent)]
+    Secrets(#[from] SecretFilesError),
     #[error("function number {0} is past the {max} that there are user ids for", max = bundle::SLOTS_MAX)]
     Slot(u32),
     #[error("cannot make the bundle of {id}")]
@@ -203,7 +210,8 @@ impl Runtime {
             usr_local: Path::new("/usr/local").is_dir(),
         };
         let mounts = Arc::new(Mounts::new(&paths.roots())?);
-        Ok(Self { paths, runc, cgroups, root, runner, program, host, mounts })
+        let secrets = Arc::new(SecretFiles::new(paths.secrets()));
+        Ok(Self { paths, runc, cgroups, root, runner, program, host, mounts, secrets })
     }
 
     /// The root images that instances run from.
@@ -273,7 +281,8 @@ impl Runtime {
         let (log, output_end) = logs::pipe().map_err(output)?;
         // A program may open /dev/stdout anew, for which its user must own what is behind it.
         let base = bundle::uid_base(request.slot);
-        let (uid, gid) = (Uid::from_raw(base + made.owner.0), Gid::from_raw(base + made.owner.1));
+        let owner = (base + made.owner.0, base + made.owner.1);
+        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
         rustix::fs::fchown(&output_end, Some(uid), Some(gid)).map_err(|e| output(e.into()))?;
         let begin = Instant::now();
         let pid = self.runc.create(&made.bundle, id, request.descriptors, output_end).await.map_err(runc)?;
@@ -287,6 +296,8 @@ impl Runtime {
         // The process is a child of ours, so its number is not given away before we reap it.
         let pidfd = Arc::new(Pidfd::open(pid).map_err(process)?);
         let created = Instant::now();
+        // Only now: a container that waits has nothing in it that could be out of date when it starts.
+        self.place_secrets(id, owner, request.secrets).await?;
         self.runc.start(id, &pidfd).await.map_err(runc)?;
         Ok(Running {
             id: id.to_owned(),
@@ -401,6 +412,9 @@ impl Runtime {
                 Ok(()) => tracing::info!(id, "removed what was left of an instance"),
                 Err(e) => tracing::warn!(id, error = %e, "an instance of an earlier daemon stays"),
             }
+        }
+        if let Err(error) = self.secrets.sweep(&kept) {
+            tracing::warn!(%error, "secrets of an instance that is gone stay in memory");
         }
         if let Err(error) = self.mounts.sweep() {
             tracing::warn!(%error, "a root image that nobody uses stays mounted");

@@ -11,5 +11,6 @@ pub mod relay;
 pub mod runc;
 pub mod runners;
 pub mod seccomp;
+pub mod secrets;
 
 pub use instance::{Adopted, Request, Running, Runtime, RuntimeError, StartError, new_id};

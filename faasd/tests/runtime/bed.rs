@@ -87,6 +87,7 @@ impl Bed {
                 image,
                 root: None,
                 dependencies: None,
+                secrets: Vec::new(),
                 descriptors,
             },
             ours,

@@ -244,7 +244,7 @@ pub(super) async fn no_method(method: Method, uri: Uri) -> ApiError {
     ApiError::Method { method: method.to_string(), path: uri.path().to_owned() }
 }
 
-fn parse_name(name: &str) -> Result<FunctionName> {
+pub(super) fn parse_name(name: &str) -> Result<FunctionName> {
     name.parse().map_err(|e: crate::core::name::NameError| ApiError::invalid(e.to_string()))
 }
 

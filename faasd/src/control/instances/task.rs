@@ -51,11 +51,15 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) async fn start(self, request: Request, page_fd: OwnedFd) {
+    pub(super) async fn start(self, mut request: Request, page_fd: OwnedFd) {
         let (all, key) = (self.all.clone(), self.key);
-        let why = match all.runtime.start(request).await {
+        let started = async {
+            request.secrets = all.secrets_of(&request.spec).await?;
+            Ok::<_, anyhow::Error>(all.runtime.start(request).await?)
+        };
+        let why = match started.await {
             Ok(running) => self.run(running, &page_fd).await,
-            Err(error) => format!("{:#}", anyhow::Error::from(error)),
+            Err(error) => format!("{error:#}"),
         };
         all.tell(Message::Exited { key, why }).await;
     }
@@ -205,7 +209,10 @@ impl Task {
                 }
                 order = wanted(&mut self.orders) => match order {
                     Order::Run => {}
+                    // An earlier daemon did, and a second signal to stop may mean to stop at once.
+                    Order::Drain if self.page.draining() => {}
                     Order::Drain if self.spec.lane() == Lane::Warm => {
+                        self.page.set_draining();
                         if let Some(listener) = self.listener.take() {
                             taken(&listener).await;
                         }
@@ -216,6 +223,7 @@ impl Task {
                     }
                     // A protocol message: it comes after every connection that the instance was given.
                     Order::Drain => {
+                        self.page.set_draining();
                         let drain = wire::header(Kind::Drain, 0);
                         if let Err(error) = scm::send(&*self.socket, &drain, &[]) {
                             tracing::debug!(id = self.id, %error, "an instance cannot be asked to finish");

@@ -47,27 +47,24 @@ impl Owner {
         connection: &OwnedFd,
     ) -> Result<u32, Refusal> {
         let sender = self.functions.get(from).ok_or(Refusal::NotIts)?;
-        if self.parts.kernel.owner_of(connection)? != Some(sender.slot) {
+        if self.parts.kernel.owner_of(connection)?.map(|mark| mark.slot) != Some(sender.slot) {
             return Err(Refusal::NotIts);
         }
-        // By the declaration of the instance's own revision, which need not be the current one.
-        let revision = sender.live.get(&key).map(|live| live.revision);
-        let mut records = sender.candidate.as_ref().map(|c| &c.record).into_iter().chain(&sender.record);
-        let is_declared = match records.find(|r| Some(r.revision) == revision) {
-            Some(record) => record.spec.forward.contains(to),
-            // One that is draining, whose declaration is gone: it finishes as it began.
-            None => sender.record.as_ref().is_some_and(|r| r.spec.forward.contains(to)),
-        };
-        if !is_declared {
+        // By the declaration of the instance's own revision, which need not be one that serves.
+        let revision = sender.live.get(&key).and_then(|live| sender.revisions.get(&live.revision));
+        if !revision.is_some_and(|record| record.spec.forward.contains(to)) {
             return Err(Refusal::NotDeclared);
         }
         let target = self.functions.get(to).ok_or(Refusal::Unknown)?;
-        let record = target.record.as_ref().ok_or(Refusal::Unknown)?;
+        // As the kernel program would choose, but without chance: the largest share.
+        let largest = target.branches.iter().max_by_key(|(number, branch)| (branch.weight, **number));
+        let (number, branch) = largest.ok_or(Refusal::Unknown)?;
+        let record = target.revisions.get(number).ok_or(Refusal::Unknown)?;
         if record.spec.lane() == Lane::Warm {
             return Err(Refusal::Warm);
         }
-        let slot = target.slot;
-        self.parts.kernel.mark(slot, connection)?;
+        let (owner, slot) = (target.slot, branch.slot);
+        self.parts.kernel.mark(owner, connection)?;
         Ok(slot)
     }
 }

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::*;
 use crate::control::instances::Files;
+use crate::core::spec::FunctionSpec;
 use crate::core::spec::{Contract, Lane};
 use crate::runtime::image::{ImportError, Store};
 use crate::runtime::runners;
 
 /// What a record's instances are made from.
-pub(super) fn files(store: &Store, record: &FunctionRecord) -> Result<Files, String> {
+pub(super) fn files(store: &Store, record: &RevisionRecord) -> Result<Files, String> {
     let gone = |what: &str| format!("its image {what} is gone; deploy it again");
     let code = record.image.as_ref().map(|digest| store.directory(digest).ok_or_else(|| gone(digest)));
     let root = record.root.as_ref().map(|digest| store.roots().image(digest).ok_or_else(|| gone(digest)));
@@ -85,14 +86,6 @@ fn no_image(store: &Store, name: &str) -> ApiError {
 }
 
 impl Owner {
-    /// Every function's record, and that of the deploy under way.
-    pub(super) fn records(&self) -> impl Iterator<Item = (&FunctionName, &FunctionRecord)> {
-        self.functions.iter().flat_map(|(name, entry)| {
-            let records = entry.record.iter().chain(entry.candidate.as_ref().map(|c| &c.record));
-            records.map(move |record| (name, record))
-        })
-    }
-
     /// Tells of an image, by the digits of its digest, whether it has to stay: a function is declared with it, or an
     /// instance of an earlier revision still runs.
     pub(super) fn root_keeper(&self) -> impl Fn(&str) -> bool + Send + 'static {

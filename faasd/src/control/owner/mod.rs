@@ -1,13 +1,17 @@
 //! The owner: the one task that holds the functions' state. Everyone else sends it messages.
 
-mod deploy;
+mod branches;
+mod change;
 mod forward;
 pub(super) mod images;
+mod load;
+mod records;
+mod remove;
 mod restore;
-mod routes;
 mod seats;
+mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::Ipv6Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -15,25 +19,29 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use faasd_common::{Route, SLOTS_MAX};
+use faasd_common::SLOTS_MAX;
 use faasd_sdk::wire::Record;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use self::branches::Branch;
+use self::change::Change;
+pub use self::change::Wanted;
 use self::seats::Seats;
 use super::api::ApiError;
 use super::config::Config;
+use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
 use super::ingress::Ingress;
 use super::instances::{Instances, Live, Order, drop_listener, keep_listener, listener_entry};
 use super::metrics::Lives;
-use super::records::{FUNCTIONS, FunctionRecord, free_slot};
+use super::records::{FunctionRecord, RevisionRecord, ShareRecord, free_slot};
 use super::store::{Expect, Store, list_json, put_json};
-use crate::api::types::{Connections, Function, Instance, NamedImage, Phase, Pruned, State};
+use crate::api::types::{Connections, EventKind, Function, NamedImage, Pruned, Revisions};
 use crate::core::image::ImageName;
-use crate::core::lifecycle::{Action, Event, Lifecycle, Outlook, Revision};
+use crate::core::life::{Action, Event, Lifecycle, Machine, Phase, Plan};
 use crate::core::name::FunctionName;
-use crate::core::spec::FunctionSpec;
+use crate::core::revision::Alias;
 use crate::core::zone::{self, Zone};
 use crate::dataplane::{self, Acceptors, Command, Stats};
 use crate::runtime::image;
@@ -53,11 +61,21 @@ pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 /// What the owner is told.
 #[derive(Debug)]
 pub enum Message {
-    Deploy {
+    /// Answered when it is in effect, or when it failed.
+    Change {
         name: FunctionName,
-        image: Option<String>,
-        dependencies: Option<String>,
-        spec: Box<FunctionSpec>,
+        wanted: Wanted,
+        reply: Reply<Function>,
+    },
+    Revisions {
+        name: FunctionName,
+        reply: Reply<Revisions>,
+    },
+    /// Names a revision, or without one takes the name away.
+    Alias {
+        name: FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
         reply: Reply<Function>,
     },
     Remove {
@@ -69,7 +87,7 @@ pub enum Message {
         reply: Reply<Function>,
     },
     List {
-        reply: oneshot::Sender<Vec<(Function, Arc<Stats>, Lives)>>,
+        reply: oneshot::Sender<Vec<(Function, Vec<Arc<Stats>>, Lives)>>,
     },
     /// Every root image that has a name, with the functions that run from it.
     Images {
@@ -87,6 +105,10 @@ pub enum Message {
     /// The kernel program's decisions, by their index.
     Decisions {
         reply: Reply<[u64; faasd_common::Decision::COUNT as usize]>,
+    },
+    /// An instance's container is created, and held.
+    Prepared {
+        key: u32,
     },
     /// An instance's container runs.
     Started {
@@ -136,6 +158,7 @@ pub struct Parts {
     pub instances: Instances,
     pub images: image::Store,
     pub logs: Logs,
+    pub events: Events,
     pub zone: Arc<ArcSwap<Zone>>,
     /// Told whenever the zone has changed.
     pub zone_changed: Arc<Notify>,
@@ -143,27 +166,31 @@ pub struct Parts {
 
 /// One function.
 struct Entry {
+    /// Its number among the functions.
     slot: u32,
     address: Ipv6Addr,
     lifecycle: Lifecycle,
-    /// As stored. `None` until the first deploy is promoted.
+    /// As stored. `None` until the first deploy is on record.
     record: Option<FunctionRecord>,
-    candidate: Option<Candidate>,
+    /// Those that are kept, and those of changes under way.
+    revisions: BTreeMap<u64, RevisionRecord>,
+    /// Of the newest revision that was ever tried.
+    newest: u64,
+    /// Under way, by their plans.
+    changes: BTreeMap<u64, Change>,
+    /// Who serves, by revision.
+    branches: BTreeMap<u64, Branch>,
+    /// Those that served, as long as their instances finish.
+    leaving: Vec<Branch>,
     /// The port that is routed, once it is.
     routed: Option<u16>,
-    /// The listener in the function's slot.
-    listener: Option<Arc<OwnedFd>>,
-    stats: Arc<Stats>,
     live: BTreeMap<u32, Live>,
+    /// The slots whose connections instances are given.
+    placed: BTreeMap<u32, u32>,
+    /// The counts of branches that are gone.
+    past: Connections,
     removals: Vec<Reply<()>>,
     lives: Lives,
-}
-
-struct Candidate {
-    record: FunctionRecord,
-    reply: Reply<Function>,
-    /// Why it cannot be promoted though it is ready.
-    error: Option<ApiError>,
 }
 
 /// The owner's state.
@@ -173,10 +200,34 @@ pub struct Owner {
     by_slot: HashMap<u32, FunctionName>,
     by_key: HashMap<u32, FunctionName>,
     seats: Seats,
+    /// Instances whose containers are prepared, of all functions.
+    prepared: HashSet<u32>,
     /// When each function's clock is to be looked at.
     ticks: BTreeMap<FunctionName, Duration>,
     began: Instant,
     next_key: u32,
+    next_plan: u64,
+}
+
+/// What one function's policy may ask for.
+struct Supply<'a> {
+    next_key: &'a mut u32,
+    /// Containers that may still be prepared.
+    room: usize,
+}
+
+impl Machine for Supply<'_> {
+    fn fresh_key(&mut self) -> u32 {
+        // Even numbers: an acceptor's own keys are odd.
+        *self.next_key = self.next_key.wrapping_add(2);
+        *self.next_key
+    }
+
+    fn may_prepare(&mut self) -> bool {
+        let may = self.room > 0;
+        self.room = self.room.saturating_sub(1);
+        may
+    }
 }
 
 impl Owner {
@@ -186,6 +237,8 @@ impl Owner {
         mut messages: mpsc::Receiver<Message>,
         mut events: mpsc::Receiver<dataplane::Event>,
     ) {
+        let mut sampling = tokio::time::interval(load::INTERVAL);
+        sampling.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let tick = self.ticks.values().min().copied();
             let due = tick.map(|at| tokio::time::Instant::from_std(self.began + at));
@@ -201,16 +254,11 @@ impl Owner {
                     None => return,
                 },
                 Some(event) = events.recv() => match event {
-                    dataplane::Event::Waiting { slot } => {
-                        if let Some(name) = self.by_slot.get(&slot).cloned() {
-                            // With a seat taken, these only missed it: an instance ended just then.
-                            if !self.move_to_seats(&name) {
-                                self.step(&name, Event::Waiting).await;
-                            }
-                        }
-                    }
+                    dataplane::Event::Waiting { slot } => self.waiting(slot).await,
                     dataplane::Event::Deaf { key } => self.order(key, Order::Kill),
+                    dataplane::Event::Yielded { slot, connections } => self.yielded(slot, connections),
                 },
+                _ = sampling.tick() => self.sample().await,
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)).await },
                     if due.is_some() =>
                 {
@@ -227,8 +275,11 @@ impl Owner {
 
     async fn handle(&mut self, message: Message) {
         match message {
-            Message::Deploy { name, image, dependencies, spec, reply } => {
-                self.deploy(name, (image, dependencies), *spec, reply).await;
+            Message::Change { name, wanted, reply } => self.change(name, wanted, reply).await,
+            Message::Revisions { name, reply } => drop(reply.send(self.revisions(&name))),
+            Message::Alias { name, alias, revision, reply } => {
+                let done = self.alias(&name, alias, revision).await;
+                drop(reply.send(done));
             }
             Message::Remove { name, reply } => match self.functions.get_mut(&name) {
                 None => drop(reply.send(Err(self.no_function(&name)))),
@@ -242,8 +293,10 @@ impl Owner {
                 drop(reply.send(view.ok_or_else(|| self.no_function(&name))));
             }
             Message::List { reply } => {
-                let view =
-                    |(name, entry)| Some((self.view(name, entry)?, Arc::clone(&entry.stats), entry.lives));
+                let view = |(name, entry): (&FunctionName, &Entry)| {
+                    let stats = entry.branches.values().map(|branch| Arc::clone(&branch.stats)).collect();
+                    Some((self.view(name, entry)?, stats, entry.lives))
+                };
                 drop(reply.send(self.functions.iter().filter_map(view).collect()));
             }
             Message::Decisions { reply } => {
@@ -259,7 +312,7 @@ impl Owner {
             }
             Message::Room { key } => {
                 let entry = self.by_key.get(&key).and_then(|name| self.functions.get(name));
-                if let Some(slot) = entry.map(|entry| entry.slot) {
+                if let Some(&slot) = entry.and_then(|entry| entry.placed.get(&key)) {
                     self.tell(Command::Room { slot });
                 }
             }
@@ -269,8 +322,16 @@ impl Owner {
                     live.relayed = true;
                 }
             }
+            Message::Prepared { key } => {
+                if let Some(name) = self.by_key.get(&key).cloned() {
+                    self.step(&name, Event::Prepared(key)).await;
+                }
+            }
             Message::Ready { key, acted } => {
-                self.ready(key).await;
+                if let Some(name) = self.by_key.get(&key).cloned() {
+                    self.note(&name, key, EventKind::InstanceReady, "it takes connections");
+                    self.step(&name, Event::Ready(key)).await;
+                }
                 drop(acted);
             }
             Message::Exited { key, why } => self.exited(key, why).await,
@@ -280,105 +341,147 @@ impl Owner {
 
     async fn exited(&mut self, key: u32, why: String) {
         let Some(name) = self.by_key.remove(&key) else { return };
+        self.prepared.remove(&key);
         let Some(entry) = self.functions.get_mut(&name) else { return };
-        let slot = entry.slot;
-        let seat = entry.live.get(&key).and_then(|live| live.seat);
-        if !entry.lifecycle.is_leaving(key) {
+        let is_leaving = matches!(entry.lifecycle.phase(key), Some(Phase::Draining { .. } | Phase::Killed));
+        if !is_leaving {
             entry.lives.failures += 1;
             tracing::warn!(function = %name, why, "an instance ended");
         }
-        match seat {
-            Some(seat) => self.leave_seat(&name, key, seat),
-            None => self.tell(Command::RemoveInstance { slot, key }),
+        if let Some(live) = entry.live.get(&key) {
+            let kind = if is_leaving { EventKind::InstanceEnded } else { EventKind::InstanceFailed };
+            let event = NewEvent::new(kind, &*why).revision(live.revision).instance(&*live.id);
+            self.parts.events.record(&name, event);
         }
-        if let Some(entry) = self.functions.get_mut(&name) {
-            entry.live.remove(&key);
+        let slot = entry.placed.remove(&key);
+        let seat = entry.live.remove(&key).and_then(|live| live.seat);
+        if let Some(seat) = seat {
+            self.leave_seat(&name, slot, seat);
+        } else if let Some(slot) = slot {
+            self.tell(Command::RemoveInstance { slot, key });
         }
+        self.sweep_branches(&name);
         self.step(&name, Event::Exited { key, why }).await;
+        let Some(entry) = self.functions.get(&name).filter(|_| !is_leaving) else { return };
+        let pause = entry.lifecycle.retry_at().and_then(|at| at.checked_sub(self.began.elapsed()));
+        if let Some(pause) = pause {
+            let failures = entry.lifecycle.failures();
+            let text =
+                format!("{failures} failed in a row; the next one is started in {} ms", pause.as_millis());
+            self.parts.events.record(&name, NewEvent::new(EventKind::BackingOff, text));
+        }
     }
 
     /// Lets the policy decide, and does what it says.
     async fn step(&mut self, name: &FunctionName, event: Event) {
+        let mut events = VecDeque::from([event]);
+        let mut applied = Vec::new();
+        while let Some(event) = events.pop_front() {
+            for action in self.decide(name, event) {
+                match action {
+                    Action::Start { key, revision, hold } => self.start(name, key, revision, hold),
+                    Action::Release { key } => {
+                        self.note(name, key, EventKind::InstanceStarting, "from a prepared container");
+                        self.prepared.remove(&key);
+                        self.order(key, Order::Run);
+                    }
+                    Action::Admit { key } => self.admit(name, key),
+                    Action::Withdraw { key } => self.withdraw(name, key),
+                    Action::Drain { key } => {
+                        self.withdraw(name, key);
+                        self.let_go(name, key);
+                        self.order(key, Order::Drain);
+                    }
+                    Action::Kill { key } => self.order(key, Order::Kill),
+                    Action::Commit { plan } => events.push_back(self.commit(name, plan).await),
+                    Action::Apply { plan } => {
+                        self.apply(name, plan);
+                        applied.push(plan);
+                    }
+                    Action::Abandon { plan, why } => self.abandon(name, plan, why),
+                    Action::Refuse { revision } => self.refuse(name, revision),
+                    Action::Shed { revision, on } => self.shed(name, revision, on),
+                    Action::Gone => self.gone(name).await,
+                }
+            }
+        }
+        for plan in applied {
+            self.applied(name, plan).await;
+        }
+    }
+
+    /// Records an event of an instance.
+    fn note(&self, name: &FunctionName, key: u32, kind: EventKind, text: &str) {
+        if let Some(live) = self.functions.get(name).and_then(|entry| entry.live.get(&key)) {
+            let event = NewEvent::new(kind, text).revision(live.revision).instance(&*live.id);
+            self.parts.events.record(name, event);
+        }
+    }
+
+    fn decide(&mut self, name: &FunctionName, event: Event) -> Vec<Action> {
         let now = self.began.elapsed();
-        let Some(entry) = self.functions.get_mut(name) else { return };
-        let next_key = &mut self.next_key;
-        let actions = entry.lifecycle.step(event, now, &mut || {
-            // Even numbers: an acceptor's own keys are odd.
-            *next_key = next_key.wrapping_add(2);
-            *next_key
-        });
+        let room = self.parts.config.prepared_max.saturating_sub(self.prepared.len());
+        let Some(entry) = self.functions.get_mut(name) else { return Vec::new() };
+        let actions = entry.lifecycle.step(event, now, &mut Supply { next_key: &mut self.next_key, room });
         match entry.lifecycle.next_tick() {
             Some(at) => drop(self.ticks.insert(name.clone(), at)),
             None => drop(self.ticks.remove(name)),
         }
-        let mut promoted = false;
-        for action in actions {
-            match action {
-                Action::Start { key, revision } => self.start(name, key, revision),
-                Action::Admit { key } => self.admit(name, key),
-                Action::Drain { key } => {
-                    self.withdraw(name, key);
-                    self.order(key, Order::Drain);
-                }
-                Action::Kill { key } => self.order(key, Order::Kill),
-                Action::Promote { .. } => promoted = true,
-                Action::Abandon { revision, why } => self.abandon(name, revision, why),
-                Action::Refuse => {
-                    let slot = self.functions[name].slot;
-                    self.tell(Command::Refuse { slot });
-                }
-                Action::Gone => self.gone(name),
-            }
-        }
-        if promoted {
-            self.promoted(name);
-        }
+        actions
     }
 
-    fn start(&mut self, name: &FunctionName, key: u32, revision: u64) {
+    fn start(&mut self, name: &FunctionName, key: u32, revision: u64, hold: bool) {
         let Some(entry) = self.functions.get(name) else { return };
-        let records = entry.candidate.as_ref().map(|c| &c.record).into_iter().chain(&entry.record);
-        let record = records.into_iter().find(|r| r.revision == revision).cloned();
+        let record = entry.revisions.get(&revision).cloned();
         self.by_key.insert(key, name.clone());
         let started = match record {
             None => Err("its record is gone".to_owned()),
-            Some(record) => self.launch(key, &record).map_err(|e| format!("{e:#}")),
+            Some(record) => self.launch(key, &record, hold).map_err(|e| format!("{e:#}")),
         };
         let Some(entry) = self.functions.get_mut(name) else { return };
         match started {
             Ok(live) => {
                 entry.lives.starts += 1;
                 entry.live.insert(key, live);
+                if hold {
+                    self.prepared.insert(key);
+                } else {
+                    self.note(name, key, EventKind::InstanceStarting, "from nothing");
+                }
             }
             Err(why) => self.parts.instances.report(Message::Exited { key, why }),
         }
     }
 
-    fn launch(&mut self, key: u32, record: &FunctionRecord) -> anyhow::Result<Live> {
+    fn launch(&mut self, key: u32, record: &RevisionRecord, hold: bool) -> anyhow::Result<Live> {
         let files = images::files(&self.parts.images, record).map_err(anyhow::Error::msg)?;
         let listener = self.instance_listener(record)?;
-        Ok(self.parts.instances.start(key, record, files, listener)?)
+        Ok(self.parts.instances.start(key, record, files, listener, hold)?)
     }
 
-    fn entry(&self, record: &FunctionRecord) -> Entry {
+    fn entry(&self, name: &FunctionName, slot: u32) -> Entry {
         Entry {
-            slot: record.slot,
-            address: self.parts.config.function_prefix.function(&record.name),
-            lifecycle: Lifecycle::default(),
+            slot,
+            address: self.parts.config.function_prefix.function(name),
+            // Any number that differs from one function to the next will do.
+            lifecycle: Lifecycle::new(u64::from(slot)),
             record: None,
-            candidate: None,
+            revisions: BTreeMap::new(),
+            newest: 0,
+            changes: BTreeMap::new(),
+            branches: BTreeMap::new(),
+            leaving: Vec::new(),
             routed: None,
-            listener: None,
-            stats: Arc::default(),
             live: BTreeMap::new(),
+            placed: BTreeMap::new(),
+            past: Connections::default(),
             removals: Vec::new(),
             lives: Lives::default(),
         }
     }
 
     fn fresh_key(&mut self) -> u32 {
-        self.next_key = self.next_key.wrapping_add(2);
-        self.next_key
+        Supply { next_key: &mut self.next_key, room: 0 }.fresh_key()
     }
 
     fn live(&mut self, key: u32) -> Option<&mut Live> {
@@ -402,58 +505,6 @@ impl Owner {
         let deployed = self.functions.iter().filter(|(_, entry)| entry.record.is_some());
         ApiError::no_function(name, deployed.map(|(name, _)| name.as_str()))
     }
-
-    /// The function as callers see it. One that was never deployed with success is none.
-    fn view(&self, name: &FunctionName, entry: &Entry) -> Option<Function> {
-        let record = entry.record.as_ref()?;
-        let instances = entry
-            .live
-            .iter()
-            .map(|(key, live)| Instance {
-                id: live.id.clone(),
-                revision: live.revision,
-                pid: live.pid,
-                phase: if entry.lifecycle.is_ready(*key) {
-                    Phase::Ready
-                } else if entry.lifecycle.is_leaving(*key) {
-                    Phase::Draining
-                } else {
-                    Phase::Starting
-                },
-                started_at: live.started_at,
-                in_flight: live.page.in_flight(),
-                adopted: live.adopted,
-                relayed: live.relayed,
-            })
-            .collect();
-        Some(Function {
-            name: name.clone(),
-            revision: record.revision,
-            address: entry.address,
-            image: record.image.clone(),
-            root: record.root.clone(),
-            dependencies: record.dependencies.clone(),
-            spec: record.spec.clone(),
-            deployed_at: record.deployed_at,
-            state: match entry.lifecycle.outlook() {
-                Outlook::Warm => State::Warm,
-                Outlook::Cold => State::Cold,
-                Outlook::Starting => State::Starting,
-                Outlook::Failing => State::Failing,
-            },
-            reason: entry.lifecycle.reason().map(str::to_owned),
-            instances,
-            connections: Connections {
-                steered: self.parts.kernel.steered(entry.slot).unwrap_or_default(),
-                warm: self.parts.kernel.warm(entry.slot).unwrap_or_default(),
-                accepted: entry.stats.accepted(),
-                handed_off: entry.stats.handed_off(),
-                requeued: entry.stats.requeued(),
-                forwarded: entry.stats.forwarded(),
-                refused: entry.stats.refused(),
-            },
-        })
-    }
 }
 
 impl std::fmt::Debug for Owner {
@@ -462,11 +513,8 @@ impl std::fmt::Debug for Owner {
     }
 }
 
-fn revision(record: &FunctionRecord) -> Revision {
-    Revision {
-        number: record.revision,
-        min: record.spec.scale.min,
-        start_deadline: record.spec.deadlines.start(),
-        drain_deadline: record.spec.deadlines.drain(),
-    }
+/// An error with its causes, for the API.
+fn failure(error: &anyhow::Error) -> ApiError {
+    let error: &(dyn std::error::Error + 'static) = error.as_ref();
+    ApiError::failed(error)
 }

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 
 use super::*;
+use crate::control::records::{FUNCTIONS, REVISIONS};
+use crate::control::store::StoreError;
+use crate::core::life::Share;
 
 impl Owner {
     /// An owner with what is on record and what runs already.
@@ -16,18 +19,19 @@ impl Owner {
             by_slot: HashMap::new(),
             by_key: HashMap::new(),
             seats: Seats::default(),
+            prepared: HashSet::new(),
             ticks: BTreeMap::new(),
             began: Instant::now(),
             next_key: 0,
+            next_plan: 0,
         };
-        let records: Vec<FunctionRecord> =
-            list_json(&*owner.parts.store, FUNCTIONS)?.into_iter().map(|(_, stored)| stored.record).collect();
+        let (records, mut revisions) = on_record(&*owner.parts.store)?;
         let mut listeners = {
             let store = owner.parts.fdstore.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             store.list()?
         };
         let mut found = owner.parts.instances.found().await?;
-        owner.forget_stale_routes(&records)?;
+        owner.forget_stale_routes(&records, &revisions)?;
         let pools = owner.parts.kernel.pools()?;
         owner.seats = Seats::beside(pools.iter().flat_map(|(_, seats)| seats).copied());
         if let Err(error) = owner.parts.logs.retain(|name| records.iter().any(|r| r.name.as_str() == name)) {
@@ -35,12 +39,16 @@ impl Owner {
         }
         for record in records {
             let name = record.name.clone();
-            let listener = listeners.remove(&listener_entry(&name)).and_then(|mut kept| kept.pop());
-            let (own, others): (Vec<_>, Vec<_>) = found
-                .into_iter()
-                .partition(|(one, _)| one.function == name && one.revision == record.revision);
+            let mut kept = BTreeMap::new();
+            for share in &record.shares {
+                let listener = listeners.remove(&listener_entry(share.slot)).and_then(|mut all| all.pop());
+                kept.extend(listener.map(|listener| (share.slot, listener)));
+            }
+            let (own, others): (Vec<_>, Vec<_>) =
+                found.into_iter().partition(|(one, _)| one.function == name);
             found = others;
-            if let Err(error) = owner.restore_function(record, listener, own).await {
+            let revisions = revisions.remove(&name).unwrap_or_default();
+            if let Err(error) = owner.restore_function(record, revisions, kept, own).await {
                 tracing::error!(function = %name, error = format!("{error:#}"), "a function could not be restored");
             }
         }
@@ -49,64 +57,132 @@ impl Owner {
             tracing::info!(id = one.id, "ending an instance that nothing declares");
             owner.parts.instances.discard(one, &kept).await;
         }
-        for name in listeners.into_keys().filter_map(|n| n.strip_prefix("listener/")?.parse().ok()) {
-            drop_listener(&owner.parts.fdstore, &name)?;
+        for slot in listeners.into_keys().filter_map(|n| n.strip_prefix("listener/")?.parse().ok()) {
+            drop_listener(&owner.parts.fdstore, slot)?;
         }
         Ok(owner)
     }
 
-    pub(super) async fn restore_function(
+    async fn restore_function(
         &mut self,
         record: FunctionRecord,
-        listener: Option<OwnedFd>,
+        revisions: BTreeMap<u64, RevisionRecord>,
+        mut kept: BTreeMap<u32, OwnedFd>,
         found: Vec<(Adopted, Vec<OwnedFd>)>,
     ) -> anyhow::Result<()> {
         let name = record.name.clone();
-        let mut entry = self.entry(&record);
-        let listener = match listener.filter(|l| is_bound_to(l, entry.address, record.spec.port)) {
-            Some(listener) => listener,
-            None => self.listener(&record, entry.address)?,
-        };
-        let address = SocketAddr::from((entry.address, record.spec.port));
+        let mut entry = self.entry(&name, record.slot);
+        let mut shares = Vec::new();
+        for share in &record.shares {
+            let revision = revisions.get(&share.revision);
+            let revision =
+                revision.with_context(|| format!("revision {} is not on record", share.revision))?;
+            shares.push(Share { revision: change::policy(revision), weight: share.weight });
+            let port = revision.spec.port;
+            if kept.get(&share.slot).is_none_or(|listener| !is_bound_to(listener, entry.address, port)) {
+                kept.insert(share.slot, self.listener(entry.address, port)?);
+            }
+        }
         for (one, kept) in found {
-            let key = self.fresh_key();
             // A discarded one needs its own process and socket; an adopted one takes them.
             let spare = one.clone();
             let socket: Vec<_> =
                 kept.first().and_then(|socket| socket.try_clone().ok()).into_iter().collect();
-            match self.parts.instances.adopt(key, &record, address, one, kept) {
-                Some(live) => {
+            let key = self.fresh_key();
+            let adopted = revisions.get(&one.revision).and_then(|record| {
+                let address = SocketAddr::from((entry.address, record.spec.port));
+                self.parts.instances.adopt(key, record, address, one, kept)
+            });
+            match adopted {
+                Some(mut live) => {
+                    // Its connections are counted by the seat that it had when it accepted them.
+                    let mark = live.listener().and_then(|l| self.parts.kernel.owner_of(l).ok().flatten());
+                    live.seat = mark.and_then(|mark| mark.seat());
+                    live.seat.inspect(|seat| self.seats.keep(*seat));
                     self.by_key.insert(key, name.clone());
                     entry.live.insert(key, live);
                 }
                 None => self.parts.instances.discard(spare, &socket).await,
             }
         }
-        entry.lifecycle = Lifecycle::adopted(revision(&record), entry.live.keys().copied());
+        let running = entry.live.iter().map(|(key, live)| (*key, live.revision)).collect::<Vec<_>>();
+        let of = |(key, number): (u32, u64)| Some((key, change::policy(revisions.get(&number)?)));
+        entry.lifecycle = Lifecycle::adopted(
+            u64::from(record.slot),
+            shares,
+            running.into_iter().filter_map(of),
+            self.began.elapsed(),
+        );
+        // What is on its way out is with no branch: it gets nothing, and finishes.
+        for (key, live) in &entry.live {
+            let share = record.shares.iter().find(|share| share.revision == live.revision);
+            if let Some(share) = share {
+                entry.placed.insert(*key, share.slot);
+            } else {
+                live.order(Order::Drain);
+            }
+        }
+        entry.newest = record.newest;
         entry.record = Some(record);
+        entry.revisions = revisions;
         self.functions.insert(name.clone(), entry);
-        self.install(&name, &Arc::new(listener))?;
-        self.set_pool(&name)?;
+        self.serve_by_record(&name, kept)?;
         // What is missing is started.
         self.step(&name, Event::Tick).await;
         Ok(())
     }
 
-    /// Removes routes of functions that are no longer declared.
-    pub(super) fn forget_stale_routes(&mut self, records: &[FunctionRecord]) -> anyhow::Result<()> {
+    /// Removes routes of functions that are no longer declared, and of shares that are no longer.
+    fn forget_stale_routes(&mut self, records: &[FunctionRecord], revisions: &Kept) -> anyhow::Result<()> {
         let prefix = self.parts.config.function_prefix;
+        let port = |record: &FunctionRecord| {
+            let of_function = revisions.get(&record.name)?;
+            Some(of_function.get(&record.primary()?)?.spec.port)
+        };
         let declared: HashMap<_, _> =
-            records.iter().map(|r| (prefix.function(&r.name), r.spec.port)).collect();
-        for (address, port, route) in self.parts.kernel.routes()? {
-            if route != Route::SERVICE && declared.get(&address) != Some(&port) {
-                self.parts.kernel.clear_route(address, port)?;
-                if !declared.contains_key(&address) {
-                    self.parts.kernel.clear_listener(route.slot)?;
+            records.iter().filter_map(|r| Some((prefix.function(&r.name), port(r)?))).collect();
+        let slots: HashSet<u32> = records.iter().flat_map(|r| &r.shares).map(|share| share.slot).collect();
+        let kernel = &mut self.parts.kernel;
+        for (address, port, route) in kernel.routes()? {
+            if !route.is_service() && declared.get(&address) != Some(&port) {
+                kernel.clear_route(address, port)?;
+                if !route.is_split() && !slots.contains(&route.slot) {
+                    kernel.clear_listener(route.slot)?;
                 }
+            }
+        }
+        for (slot, branches) in kernel.splits()? {
+            for branch in branches.into_iter().filter(|branch| !slots.contains(branch)) {
+                kernel.clear_listener(branch)?;
+            }
+            if !records.iter().any(|record| record.slot == slot && record.shares.len() > 1) {
+                kernel.clear_split(slot)?;
             }
         }
         Ok(())
     }
+}
+
+/// By function and number.
+type Kept = HashMap<FunctionName, BTreeMap<u64, RevisionRecord>>;
+
+/// The functions and their revisions. A revision that belongs to no function is one whose deploy was cut short, or whose
+/// function's removal was; it is deleted.
+fn on_record(store: &dyn Store) -> Result<(Vec<FunctionRecord>, Kept), StoreError> {
+    let functions: Vec<FunctionRecord> =
+        list_json(store, FUNCTIONS)?.into_iter().map(|(_, stored)| stored.record).collect();
+    let newest: HashMap<_, _> = functions.iter().map(|record| (&record.name, record.newest)).collect();
+    let mut revisions = Kept::new();
+    for (key, stored) in list_json::<RevisionRecord>(store, REVISIONS)? {
+        let record: RevisionRecord = stored.record;
+        match newest.get(&record.name) {
+            Some(newest) if record.revision <= *newest => {
+                revisions.entry(record.name.clone()).or_default().insert(record.revision, record);
+            }
+            _ => drop(store.delete(&key, Expect::Any)?),
+        }
+    }
+    Ok((functions, revisions))
 }
 
 /// Whether a listener that was kept is the one that the function needs now.

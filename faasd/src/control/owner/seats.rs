@@ -1,6 +1,6 @@
 //! The warm lane: instances that accept connections themselves, each with a listener of its own that the kernel program
 //! steers to. All listeners of a function share its address and port, so that whatever waits at one that closes goes to
-//! another (`net.ipv4.tcp_migrate_req`); the one in the function's slot, which nobody accepts from, takes what comes
+//! another (`net.ipv4.tcp_migrate_req`); the one in the branch's slot, which nobody accepts from, takes what comes
 //! while no instance is there.
 
 use std::collections::BTreeSet;
@@ -37,6 +37,11 @@ impl Seats {
         Some(seat)
     }
 
+    /// A seat that an instance has from an earlier daemon.
+    pub(super) fn keep(&mut self, seat: u32) {
+        self.earlier.insert(seat);
+    }
+
     pub(super) fn release(&mut self, seat: u32) {
         // What is not below `next` is found there.
         if !self.earlier.remove(&seat) || seat < self.next {
@@ -47,7 +52,7 @@ impl Seats {
 
 impl Owner {
     /// The listener that a new instance of the warm lane gets.
-    pub(super) fn instance_listener(&mut self, record: &FunctionRecord) -> anyhow::Result<Option<OwnedFd>> {
+    pub(super) fn instance_listener(&mut self, record: &RevisionRecord) -> anyhow::Result<Option<OwnedFd>> {
         let Some(entry) = self.functions.get(&record.name) else { return Ok(None) };
         let (slot, address, port) = (entry.slot, entry.address, record.spec.port);
         let ingress = &self.parts.ingress;
@@ -61,74 +66,62 @@ impl Owner {
         Ok(Some(listener))
     }
 
-    /// Seats an instance: connections go to it from now on, and those that waited go first.
-    pub(super) fn take_seat(&mut self, name: &FunctionName, key: u32) -> anyhow::Result<()> {
-        let Some(live) = self.functions.get_mut(name).and_then(|entry| entry.live.get_mut(&key)) else {
-            return Ok(());
-        };
+    /// Seats an instance in its revision's branch: connections go to it from now on, and those that waited go first.
+    pub(super) fn take_seat(&mut self, name: &FunctionName, key: u32, slot: u32) -> anyhow::Result<()> {
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
+        let owner = entry.slot;
+        let Some(live) = entry.live.get_mut(&key) else { return Ok(()) };
         let Some(listener) = live.listener() else { return Ok(()) };
         let seat = match live.seat {
             Some(seat) => seat,
             None => self.seats.take().context("every seat is taken")?,
         };
-        self.parts.kernel.set_seat(seat, listener)?;
+        self.parts.kernel.set_seat(seat, owner, listener)?;
         live.seat = Some(seat);
-        self.set_pool(name)?;
-        self.move_to_seats(name);
+        self.set_pool(name, slot)?;
+        self.move_to_seats(name, slot);
         Ok(())
     }
 
-    /// An instance gets no connection any more. It keeps those that it has.
-    pub(super) fn withdraw(&mut self, name: &FunctionName, key: u32) {
-        let Some(entry) = self.functions.get_mut(name) else { return };
-        let slot = entry.slot;
-        let Some(live) = entry.live.get_mut(&key).filter(|live| live.seat.is_some()) else {
-            return self.tell(Command::DrainInstance { slot, key });
-        };
-        live.release_listener();
-        if let Err(error) = self.set_pool(name) {
-            tracing::error!(function = %name, %error, "an instance that ends is still given connections");
+    /// Lets go of an instance's listener: from now on it is the instance's alone, and closing it is heard.
+    pub(super) fn let_go(&mut self, name: &FunctionName, key: u32) {
+        if let Some(live) = self.functions.get_mut(name).and_then(|entry| entry.live.get_mut(&key)) {
+            live.release_listener();
         }
     }
 
-    /// An instance has ended.
-    pub(super) fn leave_seat(&mut self, name: &FunctionName, key: u32, seat: u32) {
-        if let Some(live) = self.functions.get_mut(name).and_then(|entry| entry.live.get_mut(&key)) {
-            live.seat = None;
-        }
-        for error in
-            [self.set_pool(name), self.parts.kernel.clear_seat(seat)].into_iter().filter_map(Result::err)
-        {
+    /// An instance that had a seat has ended.
+    pub(super) fn leave_seat(&mut self, name: &FunctionName, slot: Option<u32>, seat: u32) {
+        let pool = slot.map_or(Ok(()), |slot| self.set_pool(name, slot));
+        for error in [pool, self.parts.kernel.clear_seat(seat)].into_iter().filter_map(Result::err) {
             tracing::error!(function = %name, %error, "an instance that ended leaves a trace in the kernel's maps");
         }
         self.seats.release(seat);
     }
 
-    /// Tells the kernel program who sits where.
-    pub(super) fn set_pool(&mut self, name: &FunctionName) -> Result<(), BpfError> {
+    /// Tells the kernel program who sits in a branch.
+    pub(super) fn set_pool(&mut self, name: &FunctionName, slot: u32) -> Result<(), BpfError> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
-        let ready = entry.live.iter().filter(|(key, _)| entry.lifecycle.is_ready(**key));
-        let seats: Vec<u32> = ready.filter_map(|(_, live)| live.seat).collect();
-        self.parts.kernel.set_pool(entry.slot, &seats)
+        let seats: Vec<u32> = seated(entry, slot).filter_map(|live| live.seat).collect();
+        self.parts.kernel.set_pool(slot, &seats)
     }
 
-    /// Moves what waits in the function's own queue to those that are seated. False if nobody is.
+    /// Moves what waits in a branch's own queue to those that are seated. False if nobody is.
     ///
     /// A listener that stops listening leaves its queue to the others of its port. It listens again at once, for the
     /// next time that nobody is there.
-    pub(super) fn move_to_seats(&mut self, name: &FunctionName) -> bool {
+    pub(super) fn move_to_seats(&mut self, name: &FunctionName, slot: u32) -> bool {
         let Some(entry) = self.functions.get(name) else { return false };
-        let is_seated = |(key, live): (&u32, &Live)| live.seat.is_some() && entry.lifecycle.is_ready(*key);
-        if !entry.live.iter().any(is_seated) {
+        if seated(entry, slot).next().is_none() {
             return false;
         }
-        let Some(listener) = entry.listener.as_ref() else { return true };
-        let (slot, backlog) = (entry.slot, self.parts.config.backlog);
+        let Some(branch) = entry.branches.values().find(|branch| branch.slot == slot) else { return true };
+        let (owner, listener, backlog) = (entry.slot, &branch.listener, self.parts.config.backlog);
         if waits(listener) {
             let moved = rustix::net::shutdown(&**listener, Shutdown::Read)
                 .and_then(|()| rustix::net::listen(&**listener, i32::try_from(backlog).unwrap_or(i32::MAX)))
                 .map_err(anyhow::Error::from)
-                .and_then(|()| Ok(self.parts.kernel.set_listener(slot, &**listener)?));
+                .and_then(|()| Ok(self.parts.kernel.set_listener(slot, owner, &**listener)?));
             if let Err(error) = moved {
                 tracing::error!(function = %name, %error, "connections that wait were not moved");
             }
@@ -137,19 +130,35 @@ impl Owner {
         true
     }
 
-    /// Frees the seats that an earlier daemon gave, once everybody has a new one.
+    /// Frees the seats that an earlier daemon gave, apart from those that are still taken.
     pub(super) fn forget_stale_seats(&mut self, pools: Vec<(u32, Vec<u32>)>) -> anyhow::Result<()> {
+        let taken: HashSet<u32> = self
+            .functions
+            .values()
+            .flat_map(|entry| entry.live.values())
+            .filter_map(|live| live.seat)
+            .collect();
         for (slot, seats) in pools {
             if !self.by_slot.contains_key(&slot) {
                 self.parts.kernel.set_pool(slot, &[])?;
             }
-            for seat in seats {
+            for seat in seats.into_iter().filter(|seat| !taken.contains(seat)) {
                 self.parts.kernel.clear_seat(seat)?;
                 self.seats.release(seat);
             }
         }
         Ok(())
     }
+}
+
+/// The instances with a seat in a branch that are to be given connections.
+fn seated(entry: &Entry, slot: u32) -> impl Iterator<Item = &Live> {
+    entry
+        .live
+        .iter()
+        .filter(move |(key, _)| entry.placed.get(key) == Some(&slot))
+        .filter(|(key, live)| live.seat.is_some() && entry.lifecycle.takes_connections(**key))
+        .map(|(_, live)| live)
 }
 
 #[cfg(test)]

@@ -80,6 +80,8 @@ fn bad_declarations_name_the_key_and_the_remedy() {
         ("handler = '/x.js'", "FILE.py:FUNCTION"),
         ("handler = ''", "FILE.py:FUNCTION"),
         ("handler = '../x.py:f'", "FILE.py:FUNCTION"),
+        ("secrets = ['.x']", "no '.' at its beginning"),
+        ("secrets = ['a', 'b', 'a']", "named twice"),
         ("build = ''", "cargo build"),
         ("port = 0", "1 to 65535"),
         ("port = 70000", "70000"),

@@ -22,8 +22,27 @@ impl Runtime {
         Ok(mounted.map_err(error)??)
     }
 
-    /// Says that an instance does not need its root image any longer.
+    /// Writes an instance's secrets, for its program to find them. `owner` is as the host counts.
+    pub(super) async fn place_secrets(
+        &self,
+        id: &str,
+        owner: (u32, u32),
+        secrets: Vec<(SecretName, SecretBytes)>,
+    ) -> Result<(), StartError> {
+        if secrets.is_empty() {
+            return Ok(());
+        }
+        let (files, instance) = (Arc::clone(&self.secrets), id.to_owned());
+        let placed = tokio::task::spawn_blocking(move || files.place(&instance, owner, &secrets)).await;
+        let error = |e| StartError::Bundle { id: id.to_owned(), source: io::Error::other(e) };
+        Ok(placed.map_err(error)??)
+    }
+
+    /// Says that an instance does not need its root image any longer, nor its secrets.
     pub(super) async fn release(&self, id: &str) {
+        if let Err(error) = self.secrets.remove(id) {
+            tracing::warn!(id, %error, "an instance's secrets stay in memory");
+        }
         let (mounts, instance) = (Arc::clone(&self.mounts), id.to_owned());
         match tokio::task::spawn_blocking(move || mounts.release(&instance)).await {
             Ok(Err(error)) => tracing::warn!(id, %error, "a root image stays mounted"),
@@ -64,6 +83,13 @@ impl Runtime {
         };
         let runner = is_handler.then_some(self.runner.as_path());
         let owner = inside.as_ref().map_or((bundle::USER, bundle::USER), |inside| (inside.uid, inside.gid));
+        let secrets = match spec.secrets.is_empty() {
+            true => None,
+            false => {
+                let base = bundle::uid_base(request.slot);
+                Some(self.secrets.prepare(&request.id, (base + owner.0, base + owner.1))?)
+            }
+        };
         let dir = self.paths.bundles().join(&request.id);
         let error = |source| StartError::Bundle { id: request.id.clone(), source };
         let config = bundle::config(&Parameters {
@@ -78,6 +104,7 @@ impl Runtime {
             runner,
             program: (is_handler && language == Language::Script).then_some(self.program.as_path()),
             dependencies: request.dependencies.as_deref(),
+            secrets: secrets.as_deref(),
             root,
             cgroup: &self.cgroup(&request.id),
             agent,

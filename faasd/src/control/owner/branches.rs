@@ -1,0 +1,272 @@
+//! How connections reach the revisions that serve: listener, slot, route, name.
+//!
+//! Each revision with a share of the traffic is a branch: a listener of its own at the function's address and port, a
+//! slot in the kernel program's maps, a place in an acceptor. The kernel program chooses the branch for each connection.
+
+use faasd_common::Route;
+use rustix::net::{Shutdown, shutdown};
+
+use super::*;
+use crate::api::types::Connections;
+use crate::dataplane::Stats;
+
+/// A revision that serves.
+#[derive(Debug)]
+pub(super) struct Branch {
+    pub slot: u32,
+    /// The listener in its slot.
+    pub listener: Arc<OwnedFd>,
+    pub stats: Arc<Stats>,
+    /// In percent.
+    pub weight: u32,
+    /// New connections are refused.
+    pub shed: bool,
+}
+
+impl Owner {
+    /// Brings branches, routes and name in line with the function's record: what is new is there before it is steered
+    /// to, and what goes is steered to no longer before it is taken away. `fresh` are listeners for slots that have
+    /// none, or one of another port.
+    pub(super) fn serve_by_record(
+        &mut self,
+        name: &FunctionName,
+        mut fresh: BTreeMap<u32, OwnedFd>,
+    ) -> anyhow::Result<()> {
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
+        let Some(record) = entry.record.clone() else { return Ok(()) };
+        let port = record.shares.first().and_then(|share| entry.revisions.get(&share.revision));
+        let Some(port) = port.map(|record| record.spec.port) else { return Ok(()) };
+        let mut before = std::mem::take(&mut entry.branches);
+        for share in &record.shares {
+            // Its own, or that of a revision that leaves: what waits there waits for it now.
+            let mut takes_over = before.iter().filter(|(_, branch)| branch.slot == share.slot);
+            let taken = takes_over.next().map(|(revision, _)| *revision).and_then(|r| before.remove(&r));
+            let listener = fresh.remove(&share.slot).map(Arc::new);
+            let is_new = taken.is_none() || listener.is_some();
+            let stats = taken.as_ref().map_or_else(Arc::default, |branch| Arc::clone(&branch.stats));
+            let shed = taken.as_ref().is_some_and(|branch| branch.shed);
+            let Some(listener) = listener.or(taken.map(|branch| branch.listener)) else {
+                anyhow::bail!("revision {} has no listener", share.revision);
+            };
+            let branch = Branch { slot: share.slot, listener, stats, weight: share.weight, shed };
+            if is_new {
+                self.open_branch(name, &branch)?;
+            }
+            if let Some(entry) = self.functions.get_mut(name) {
+                entry.branches.insert(share.revision, branch);
+            }
+        }
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
+        let (address, routed) = (entry.address, entry.routed.replace(port));
+        entry.leaving.extend(before.into_values());
+        let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
+        self.set_routes(name)?;
+        match routed {
+            Some(old) if old != port => self.parts.kernel.clear_route(address, old)?,
+            None => self.publish(|zone, serial| zone.with(name, address, serial)),
+            Some(_) => {}
+        }
+        for slot in leaving {
+            self.parts.kernel.clear_listener(slot)?;
+            self.parts.kernel.set_pool(slot, &[])?;
+        }
+        // Instances that were with a slot's former listener.
+        let entry = &self.functions[name];
+        let placed = |key: &u32| entry.placed.contains_key(key) && entry.lifecycle.takes_connections(*key);
+        for key in entry.live.keys().copied().filter(placed).collect::<Vec<_>>() {
+            self.admit(name, key);
+        }
+        Ok(())
+    }
+
+    fn open_branch(&mut self, name: &FunctionName, branch: &Branch) -> anyhow::Result<()> {
+        let Branch { slot, listener, stats, .. } = branch;
+        let owner = self.functions[name].slot;
+        keep_listener(&self.parts.fdstore, *slot, listener)?;
+        self.parts.acceptors.send(Command::AddFunction {
+            slot: *slot,
+            listener: Arc::clone(listener),
+            stats: Arc::clone(stats),
+        })?;
+        self.parts.kernel.set_listener(*slot, owner, &**listener)?;
+        self.by_slot.insert(*slot, name.clone());
+        Ok(())
+    }
+
+    /// Tells the kernel program who serves by which weight.
+    pub(super) fn set_routes(&mut self, name: &FunctionName) -> Result<(), BpfError> {
+        let Some(entry) = self.functions.get(name) else { return Ok(()) };
+        let Some(port) = entry.routed else { return Ok(()) };
+        let (slot, address) = (entry.slot, entry.address);
+        let branches: Vec<_> = entry.branches.values().map(|b| (b.slot, b.weight, b.shed)).collect();
+        let kernel = &mut self.parts.kernel;
+        match branches[..] {
+            [] => Ok(()),
+            [(slot, _, shed)] => {
+                let flags = if shed { Route::SHED } else { 0 };
+                kernel.set_route(address, port, Route { slot, flags })?;
+                kernel.clear_split(self.functions[name].slot)
+            }
+            _ => {
+                kernel.set_split(slot, &branches)?;
+                kernel.set_route(address, port, Route { slot, flags: Route::SPLIT })
+            }
+        }
+    }
+
+    /// Closes the listeners of branches that no longer serve, which leaves what waits in their queues to the function's
+    /// other listeners. To be called when their instances are given nothing more.
+    pub(super) fn close_leaving(&mut self, name: &FunctionName) {
+        let Some(entry) = self.functions.get(name) else { return };
+        for branch in &entry.leaving {
+            // Not listening any more: closed before.
+            let _ = shutdown(&*branch.listener, Shutdown::Read);
+            self.tell(Command::Yield { slot: branch.slot });
+        }
+        self.sweep_branches(name);
+    }
+
+    /// Removes branches that have left, once the last of their instances has ended: until then what these had not
+    /// received is read back from them.
+    pub(super) fn sweep_branches(&mut self, name: &FunctionName) {
+        let Some(entry) = self.functions.get_mut(name) else { return };
+        let placed: HashSet<u32> = entry.placed.values().copied().collect();
+        let gone: Vec<Branch> = entry.leaving.extract_if(.., |b| !placed.contains(&b.slot)).collect();
+        let mut past = entry.past;
+        for branch in &gone {
+            self.add_counts(&mut past, branch);
+            self.remove_branch(name, branch.slot);
+        }
+        if let Some(entry) = self.functions.get_mut(name) {
+            // A function's counts never fall.
+            entry.past = Connections { waiting: 0, ..past };
+        }
+    }
+
+    fn remove_branch(&mut self, name: &FunctionName, slot: u32) {
+        let kernel = &mut self.parts.kernel;
+        for error in [kernel.clear_listener(slot), kernel.set_pool(slot, &[]), kernel.reset_steered(slot)]
+            .into_iter()
+            .filter_map(Result::err)
+        {
+            tracing::error!(function = %name, %error, "a branch that left stays in the kernel's maps");
+        }
+        self.tell(Command::Yield { slot });
+        self.tell(Command::RemoveFunction { slot });
+        self.by_slot.remove(&slot);
+        if let Err(error) = drop_listener(&self.parts.fdstore, slot) {
+            tracing::error!(function = %name, %error, "a listener that is not needed stays open");
+        }
+    }
+
+    /// Takes a function out of reach: name, route, branches. Each step is tried.
+    pub(super) fn uninstall(&mut self, name: &FunctionName) {
+        let Some(entry) = self.functions.get_mut(name) else { return };
+        let (slot, address) = (entry.slot, entry.address);
+        let branches: Vec<_> = std::mem::take(&mut entry.branches).into_values().collect();
+        let leaving = std::mem::take(&mut entry.leaving);
+        if let Some(port) = entry.routed.take() {
+            self.publish(|zone, serial| zone.without(name, serial));
+            let cleared = [self.parts.kernel.clear_route(address, port), self.parts.kernel.clear_split(slot)];
+            for error in cleared.into_iter().filter_map(Result::err) {
+                tracing::error!(function = %name, %error, "a removed function stays in the kernel's maps");
+            }
+        }
+        for branch in branches.iter().chain(&leaving) {
+            self.tell(Command::Refuse { slot: branch.slot });
+            self.remove_branch(name, branch.slot);
+        }
+    }
+
+    pub(super) fn publish(&self, change: impl FnOnce(&Zone, u32) -> Zone) {
+        let serial = self.parts.store.revision().map_or(0, zone::serial);
+        let old = self.parts.zone.load_full();
+        self.parts.zone.store(Arc::new(change(&old, serial)));
+        self.parts.zone_changed.notify_one();
+    }
+
+    /// A listener of a function's own.
+    pub(super) fn listener(&self, address: Ipv6Addr, port: u16) -> anyhow::Result<OwnedFd> {
+        Ok(self.parts.ingress.listen(address, port, self.parts.config.backlog)?)
+    }
+
+    /// Connections wait in a slot, and no instance of its acceptor can take them.
+    pub(super) async fn waiting(&mut self, slot: u32) {
+        let Some(name) = self.by_slot.get(&slot).cloned() else { return };
+        let serving = self.functions.get(&name).and_then(|e| e.branches.iter().find(|(_, b)| b.slot == slot));
+        match serving.map(|(revision, _)| *revision) {
+            // With a seat taken, these only missed it: an instance ended just then.
+            Some(revision) => {
+                if !self.move_to_seats(&name, slot) {
+                    self.step(&name, Event::Waiting { revision }).await;
+                }
+            }
+            None => self.tell(Command::Yield { slot }),
+        }
+    }
+
+    /// What waited for a revision that has left is for those that serve now.
+    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Record, OwnedFd)>) {
+        let entry = self.by_slot.get(&slot).and_then(|name| self.functions.get(name));
+        let heir = entry.and_then(|e| e.branches.values().max_by_key(|branch| branch.weight));
+        let Some(slot) = heir.map(|branch| branch.slot) else { return };
+        for (record, connection) in connections {
+            self.tell(Command::Adopt { slot, record, connection });
+        }
+    }
+
+    /// Gives an instance connections: those of its revision's branch.
+    pub(super) fn admit(&mut self, name: &FunctionName, key: u32) {
+        let Some(entry) = self.functions.get_mut(name) else { return };
+        let Some(live) = entry.live.get(&key) else { return };
+        let Some(slot) = entry.branches.get(&live.revision).map(|branch| branch.slot) else { return };
+        entry.placed.insert(key, slot);
+        let admitted = match live.listener() {
+            Some(_) => self.take_seat(name, key, slot),
+            None => live.for_acceptor(key).map_err(Into::into).map(|instance| {
+                self.tell(Command::AddInstance { slot, instance });
+            }),
+        };
+        if let Err(error) = admitted {
+            tracing::error!(function = %name, error = format!("{error:#}"), "an instance cannot be given connections");
+            self.order(key, Order::Kill);
+        }
+    }
+
+    /// An instance gets no connection any more. It keeps those that it has.
+    pub(super) fn withdraw(&mut self, name: &FunctionName, key: u32) {
+        let Some(entry) = self.functions.get(name) else { return };
+        let Some(&slot) = entry.placed.get(&key) else { return };
+        let is_seated = entry.live.get(&key).is_some_and(|live| live.seat.is_some());
+        if !is_seated {
+            return self.tell(Command::DrainInstance { slot, key });
+        }
+        if let Err(error) = self.set_pool(name, slot) {
+            tracing::error!(function = %name, %error, "an instance that is withdrawn is still given connections");
+        }
+    }
+
+    /// Refuses what waits for a revision.
+    pub(super) fn refuse(&self, name: &FunctionName, revision: u64) {
+        let branch = self.functions.get(name).and_then(|entry| entry.branches.get(&revision));
+        if let Some(slot) = branch.map(|branch| branch.slot) {
+            self.tell(Command::Refuse { slot });
+        }
+    }
+
+    /// Has new connections to a revision refused by the kernel program, or no longer.
+    pub(super) fn shed(&mut self, name: &FunctionName, revision: u64, on: bool) {
+        let branch = self.functions.get_mut(name).and_then(|entry| entry.branches.get_mut(&revision));
+        let Some(branch) = branch else { return };
+        branch.shed = on;
+        let (kind, text) = match on {
+            true => (EventKind::Overloaded, "more connections wait than may: new ones are refused"),
+            false => (EventKind::Relieved, "new connections are taken again"),
+        };
+        tracing::warn!(function = %name, revision, text);
+        self.parts.events.record(name, NewEvent::new(kind, text).revision(revision));
+        if let Err(error) = self.set_routes(name) {
+            tracing::error!(function = %name, %error, "the kernel program was not told to refuse connections");
+        }
+    }
+}

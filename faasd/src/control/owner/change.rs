@@ -1,0 +1,413 @@
+//! Changes of who serves: a deploy, a rollback, other shares. Each becomes a plan of the policy's, goes on record when the
+//! policy says so, and is then in effect.
+
+use super::*;
+use crate::core::life::{Revision, Share};
+use crate::core::revision::{ALIASES_MAX, RevisionName, WantedShare, check_shares};
+use crate::core::spec::FunctionSpec;
+
+/// What somebody wants changed.
+#[derive(Debug)]
+pub enum Wanted {
+    /// A new revision.
+    Deploy {
+        image: Option<String>,
+        dependencies: Option<String>,
+        spec: Box<FunctionSpec>,
+        /// Whether it is to serve at once, and alone. Otherwise it only has to show that it can.
+        serve: bool,
+    },
+    /// Revisions that there are.
+    Traffic(Vec<WantedShare>),
+    /// Who served before the last change.
+    Rollback,
+}
+
+/// A change under way.
+pub(super) struct Change {
+    /// Revisions and weights.
+    shares: Vec<(u64, u32)>,
+    /// The revision that is deployed by it.
+    new: Option<u64>,
+    is_rollback: bool,
+    reply: Reply<Function>,
+    /// Why it could not go on record.
+    error: Option<ApiError>,
+    /// Listeners for slots that have none, by slot.
+    listeners: BTreeMap<u32, OwnedFd>,
+}
+
+impl Change {
+    /// What to tell of it when it is in effect.
+    fn event(&self) -> NewEvent {
+        let shares: Vec<_> =
+            self.shares.iter().map(|(number, weight)| format!("v{number} {weight}%")).collect();
+        let shares = shares.join(", ");
+        match (self.new, self.is_rollback) {
+            (Some(new), _) => NewEvent::new(EventKind::Deployed, shares).revision(new),
+            (None, true) => NewEvent::new(EventKind::RolledBack, shares),
+            (None, false) => NewEvent::new(EventKind::TrafficChanged, shares),
+        }
+    }
+
+    /// Whether it is this revision's deploy.
+    pub(super) fn deploys(&self, revision: u64) -> bool {
+        self.new == Some(revision)
+    }
+}
+
+impl Owner {
+    pub(super) async fn change(&mut self, name: FunctionName, wanted: Wanted, reply: Reply<Function>) {
+        let is_rollback = matches!(wanted, Wanted::Rollback);
+        let checked = match wanted {
+            Wanted::Deploy { image, dependencies, spec, serve } => {
+                self.prepare(&name, (image, dependencies), *spec).and_then(|record| {
+                    let new = record.revision;
+                    let shares = if serve { vec![(new, 100)] } else { self.present(&name)? };
+                    Ok((shares, Some(record)))
+                })
+            }
+            Wanted::Traffic(shares) => self.resolve(&name, &shares).map(|shares| (shares, None)),
+            Wanted::Rollback => self.previous(&name).map(|shares| (shares, None)),
+        };
+        let (shares, new) = match checked.and_then(|(shares, new)| {
+            self.check_ports(&name, &shares, new.as_ref())?;
+            Ok((shares, new))
+        }) {
+            Ok(checked) => checked,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        if let Some(record) = &new
+            && !self.functions.contains_key(&name)
+        {
+            let entry = self.entry(&name, record.slot);
+            self.functions.insert(name.clone(), entry);
+        }
+        self.next_plan += 1;
+        let id = self.next_plan;
+        let Some(entry) = self.functions.get_mut(&name) else { return };
+        let number = new.as_ref().map(|record| record.revision);
+        if let Some(record) = new {
+            entry.newest = record.revision;
+            entry.revisions.insert(record.revision, record);
+        }
+        let of = |number: u64| entry.revisions.get(&number).map(policy);
+        let plan = Plan {
+            id,
+            shares: shares
+                .iter()
+                .filter_map(|&(number, weight)| Some(Share { revision: of(number)?, weight }))
+                .collect(),
+            prove: number.filter(|new| shares.iter().all(|(number, _)| number != new)).and_then(of),
+        };
+        let change =
+            Change { shares, new: number, is_rollback, reply, error: None, listeners: BTreeMap::new() };
+        entry.changes.insert(id, change);
+        self.step(&name, Event::Plan(plan)).await;
+    }
+
+    /// Everything about a deploy that can be refused before anything is started.
+    fn prepare(
+        &self,
+        name: &FunctionName,
+        (image, dependencies): (Option<String>, Option<String>),
+        mut spec: FunctionSpec,
+    ) -> Result<RevisionRecord, ApiError> {
+        spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
+        self.parts.instances.secrets().check(&spec.secrets)?;
+        let root = images::check(&self.parts.images, image.as_deref(), dependencies.as_deref(), &mut spec)?;
+        let existing = self.functions.get(name);
+        if existing.is_some_and(|entry| entry.lifecycle.is_removed()) {
+            return Err(ApiError::conflict(format!(
+                "'{name}' is being removed; deploy it again in a moment"
+            )));
+        }
+        let address = self.parts.config.function_prefix.function(name);
+        if let Some((other, _)) = self.functions.iter().find(|(n, e)| *n != name && e.address == address) {
+            return Err(ApiError::conflict(format!(
+                "'{name}' has the same address as '{other}'; choose another name"
+            )));
+        }
+        let slot = match existing {
+            Some(entry) => entry.slot,
+            None => free_slot(
+                self.functions.values().map(|e| e.slot),
+                SLOTS_MAX.min(crate::runtime::bundle::SLOTS_MAX),
+            )
+            .ok_or_else(|| ApiError::conflict("there is no room for another function"))?,
+        };
+        Ok(RevisionRecord {
+            name: name.clone(),
+            slot,
+            revision: existing.map_or(0, |entry| entry.newest) + 1,
+            image,
+            root,
+            dependencies,
+            spec,
+            deployed_at: Timestamp::now(),
+        })
+    }
+
+    fn record_of(&self, name: &FunctionName) -> Result<(&Entry, &FunctionRecord), ApiError> {
+        let entry = self.functions.get(name);
+        let found = entry.and_then(|entry| Some((entry, entry.record.as_ref()?)));
+        found.ok_or_else(|| self.no_function(name))
+    }
+
+    /// Who serves.
+    fn present(&self, name: &FunctionName) -> Result<Vec<(u64, u32)>, ApiError> {
+        let (_, record) = self.record_of(name).map_err(|_| ApiError::Conflict {
+            title: format!("'{name}' has no revision that serves"),
+            detail: Some("deploy the first one with traffic".to_owned()),
+        })?;
+        Ok(record.shares.iter().map(|share| (share.revision, share.weight)).collect())
+    }
+
+    /// Who served before the last change.
+    fn previous(&self, name: &FunctionName) -> Result<Vec<(u64, u32)>, ApiError> {
+        let (entry, record) = self.record_of(name)?;
+        if record.previous.is_empty() {
+            return Err(ApiError::Conflict {
+                title: format!("'{name}' has nothing to go back to"),
+                detail: Some(format!("its revisions are listed by `faas revisions {name}`")),
+            });
+        }
+        record.previous.iter().try_for_each(|(number, _)| known(entry, name, *number))?;
+        Ok(record.previous.clone())
+    }
+
+    /// The revisions that a user named.
+    fn resolve(&self, name: &FunctionName, wanted: &[WantedShare]) -> Result<Vec<(u64, u32)>, ApiError> {
+        let (entry, record) = self.record_of(name)?;
+        let shares = check_shares(wanted).map_err(|e| ApiError::invalid(e.to_string()))?;
+        let mut found: Vec<(u64, u32)> = Vec::new();
+        for share in shares {
+            let number = match &share.revision {
+                RevisionName::Number(number) => *number,
+                RevisionName::Alias(alias) => *record.aliases.get(alias).ok_or_else(|| {
+                    let known = record.aliases.keys().map(Alias::as_str);
+                    let near = super::super::api::nearest(alias.as_str(), known).map(str::to_owned);
+                    ApiError::NotFound { what: format!("alias '{alias}' of '{name}'"), suggestion: near }
+                })?,
+            };
+            known(entry, name, number)?;
+            if found.iter().any(|(other, _)| *other == number) {
+                return Err(ApiError::invalid(format!("revision v{number} is named twice")));
+            }
+            found.push((number, share.weight));
+        }
+        Ok(found)
+    }
+
+    /// Revisions that serve together do so at one port.
+    fn check_ports(
+        &self,
+        name: &FunctionName,
+        shares: &[(u64, u32)],
+        new: Option<&RevisionRecord>,
+    ) -> Result<(), ApiError> {
+        let entry = self.functions.get(name);
+        let port = |number: u64| {
+            let kept = entry.and_then(|entry| entry.revisions.get(&number));
+            new.filter(|record| record.revision == number).or(kept).map(|record| record.spec.port)
+        };
+        let mut ports = shares.iter().filter_map(|(number, _)| Some((number, port(*number)?)));
+        let Some((first, port)) = ports.next() else { return Ok(()) };
+        match ports.find(|(_, other)| *other != port) {
+            None => Ok(()),
+            Some((other, at)) => Err(ApiError::Conflict {
+                title: format!("v{first} is at port {port} and v{other} at port {at}"),
+                detail: Some("revisions that share the traffic have the same port".to_owned()),
+            }),
+        }
+    }
+
+    /// Puts a plan on record, with all that can fail: once it is there, it only has to be put into effect.
+    pub(super) async fn commit(&mut self, name: &FunctionName, plan: u64) -> Event {
+        match self.put_on_record(name, plan).await {
+            Ok(()) => Event::Committed { plan },
+            Err(error) => {
+                let why = error.to_string();
+                let change = self.functions.get_mut(name).and_then(|entry| entry.changes.get_mut(&plan));
+                if let Some(change) = change {
+                    change.error = Some(error);
+                }
+                Event::NotCommitted { plan, why }
+            }
+        }
+    }
+
+    async fn put_on_record(&mut self, name: &FunctionName, plan: u64) -> Result<(), ApiError> {
+        let overtaken = || ApiError::conflict(format!("another change of '{name}' overtook this one"));
+        let used: Vec<u32> = self.by_slot.keys().copied().collect();
+        let entry = self.functions.get(name).ok_or_else(overtaken)?;
+        let change = entry.changes.get(&plan).ok_or_else(overtaken)?;
+        let slots = slots(entry, &change.shares, used)
+            .ok_or_else(|| ApiError::conflict("there is no room for another revision with traffic"))?;
+        let port = change.shares.first().and_then(|(number, _)| entry.revisions.get(number));
+        let port = port.map(|record| record.spec.port).ok_or_else(overtaken)?;
+        let keeps = |slot: u32| entry.routed == Some(port) && entry.branches.values().any(|b| b.slot == slot);
+        let mut listeners = BTreeMap::new();
+        for &slot in slots.iter().filter(|slot| !keeps(**slot)) {
+            listeners.insert(slot, self.listener(entry.address, port).map_err(|e| failure(&e))?);
+        }
+        let shares: Vec<ShareRecord> = change
+            .shares
+            .iter()
+            .zip(slots)
+            .map(|(&(revision, weight), slot)| ShareRecord { revision, weight, slot })
+            .collect();
+        let old = entry.record.as_ref();
+        let was: Vec<(u64, u32)> =
+            old.into_iter().flat_map(|r| &r.shares).map(|share| (share.revision, share.weight)).collect();
+        let record = FunctionRecord {
+            name: name.clone(),
+            slot: entry.slot,
+            newest: change.new.into_iter().chain(old.map(|r| r.newest)).max().unwrap_or_default(),
+            shares,
+            previous: if was == change.shares {
+                old.map(|r| r.previous.clone()).unwrap_or_default()
+            } else {
+                was
+            },
+            aliases: old.map(|r| r.aliases.clone()).unwrap_or_default(),
+        };
+        let new = change.new.and_then(|number| entry.revisions.get(&number)).cloned();
+        self.put(&record, new.as_ref()).await?;
+        if let Some(entry) = self.functions.get_mut(name) {
+            entry.record = Some(record);
+            if let Some(change) = entry.changes.get_mut(&plan) {
+                change.listeners = listeners;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a plan that is on record into effect.
+    pub(super) fn apply(&mut self, name: &FunctionName, plan: u64) {
+        let change = self.functions.get_mut(name).and_then(|entry| entry.changes.get_mut(&plan));
+        let listeners = change.map(|change| std::mem::take(&mut change.listeners)).unwrap_or_default();
+        if let Err(error) = self.serve_by_record(name, listeners) {
+            tracing::error!(function = %name, error = format!("{error:#}"), "a change is on record and not in effect");
+            let change = self.functions.get_mut(name).and_then(|entry| entry.changes.get_mut(&plan));
+            if let Some(change) = change {
+                change.error = Some(failure(&error));
+            }
+        }
+    }
+
+    /// A plan is in effect, and all that follows from it has been said.
+    pub(super) async fn applied(&mut self, name: &FunctionName, plan: u64) {
+        self.close_leaving(name);
+        self.forget_revisions(name).await;
+        let Some(entry) = self.functions.get_mut(name) else { return };
+        let Some(change) = entry.changes.remove(&plan) else { return };
+        let Some(entry) = self.functions.get(name) else { return };
+        tracing::info!(function = %name, shares = ?change.shares, new = change.new, "changed");
+        self.parts.events.record(name, change.event());
+        let answer = match change.error {
+            Some(error) => Err(error),
+            None => self.view(name, entry).ok_or_else(|| self.no_function(name)),
+        };
+        drop(change.reply.send(answer));
+        self.collect_images();
+    }
+
+    pub(super) fn abandon(&mut self, name: &FunctionName, plan: u64, why: String) {
+        let Some(entry) = self.functions.get_mut(name) else { return };
+        let Some(change) = entry.changes.remove(&plan) else { return };
+        if let Some(new) = change.new {
+            entry.revisions.remove(&new);
+        }
+        tracing::warn!(function = %name, shares = ?change.shares, new = change.new, why, "a change failed");
+        let event = NewEvent { revision: change.new, ..NewEvent::new(EventKind::DeployFailed, &*why) };
+        self.parts.events.record(name, event);
+        let error = change.error.unwrap_or_else(|| ApiError::Failed {
+            title: match change.new {
+                Some(_) => format!("'{name}' was not deployed: its instance did not become ready"),
+                None => format!("the traffic of '{name}' stays as it was"),
+            },
+            detail: Some(why),
+        });
+        drop(change.reply.send(Err(error)));
+    }
+
+    /// Names a revision, or takes the name away.
+    pub(super) async fn alias(
+        &mut self,
+        name: &FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
+    ) -> Result<Function, ApiError> {
+        let (entry, record) = self.record_of(name)?;
+        let mut record = record.clone();
+        match revision {
+            Some(number) => {
+                known(entry, name, number)?;
+                record.aliases.insert(alias, number);
+            }
+            None => {
+                record.aliases.remove(&alias).ok_or_else(|| ApiError::NotFound {
+                    what: format!("alias '{alias}' of '{name}'"),
+                    suggestion: None,
+                })?;
+            }
+        }
+        if record.aliases.len() > ALIASES_MAX {
+            return Err(ApiError::conflict(format!("a function has at most {ALIASES_MAX} aliases")));
+        }
+        self.put(&record, None).await?;
+        if let Some(entry) = self.functions.get_mut(name) {
+            entry.record = Some(record);
+        }
+        let (entry, _) = self.record_of(name)?;
+        self.view(name, entry).ok_or_else(|| self.no_function(name))
+    }
+}
+
+/// A slot for each share: its own, or that of a revision that leaves, or a free one.
+fn slots(entry: &Entry, shares: &[(u64, u32)], used: Vec<u32>) -> Option<Vec<u32>> {
+    let own = |number: u64| entry.branches.get(&number).map(|branch| branch.slot);
+    let mut leaving: Vec<&Branch> = entry
+        .branches
+        .iter()
+        .filter(|(number, _)| shares.iter().all(|(other, _)| other != *number))
+        .map(|(_, branch)| branch)
+        .collect();
+    leaving.sort_by_key(|branch| branch.weight);
+    let mut taken: HashSet<u32> = used.into_iter().collect();
+    let mut slot_of = |number: u64| {
+        let slot = own(number)
+            .or_else(|| leaving.pop().map(|branch| branch.slot))
+            .or_else(|| free_slot(taken.iter().copied(), SLOTS_MAX))?;
+        taken.insert(slot);
+        Some(slot)
+    };
+    shares.iter().map(|(number, _)| slot_of(*number)).collect()
+}
+
+fn known(entry: &Entry, name: &FunctionName, number: u64) -> Result<(), ApiError> {
+    match entry.revisions.contains_key(&number) {
+        true => Ok(()),
+        false => Err(ApiError::NotFound {
+            what: format!("revision v{number} of '{name}'"),
+            suggestion: entry.revisions.keys().next_back().map(|newest| format!("v{newest}")),
+        }),
+    }
+}
+
+/// What the policy goes by.
+pub(super) fn policy(record: &RevisionRecord) -> Revision {
+    let RevisionRecord { spec, revision, .. } = record;
+    Revision {
+        number: *revision,
+        min: spec.scale.min,
+        max: spec.scale.max(),
+        concurrency: spec.scale.concurrency,
+        idle: spec.scale.idle(),
+        prepared: spec.scale.prepared,
+        queue: spec.scale.queue,
+        start_deadline: spec.deadlines.start(),
+        drain_deadline: spec.deadlines.drain(),
+    }
+}

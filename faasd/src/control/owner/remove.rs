@@ -1,0 +1,58 @@
+//! The end of a function.
+
+use super::*;
+
+impl Owner {
+    pub(super) async fn remove(&mut self, name: &FunctionName) {
+        // The record goes first: whatever happens from here on, it does not come back.
+        let Some(entry) = self.functions.get(name) else { return };
+        let mut keys = vec![FunctionRecord::key(name)];
+        keys.extend(entry.revisions.keys().map(|number| RevisionRecord::key_of(name, *number)));
+        let deleted = self.write(move |store| records::delete(store, &keys)).await;
+        if let (Err(error), Some(entry)) = (deleted, self.functions.get_mut(name)) {
+            for reply in entry.removals.drain(..) {
+                drop(reply.send(Err(error.clone())));
+            }
+            return;
+        }
+        self.uninstall(name);
+        self.step(name, Event::Remove).await;
+    }
+
+    pub(super) async fn gone(&mut self, name: &FunctionName) {
+        self.uninstall(name);
+        let Some(entry) = self.functions.remove(name) else { return };
+        self.ticks.remove(name);
+        let (logs, function) = (self.parts.logs.clone(), name.clone());
+        let removed = tokio::task::spawn_blocking(move || logs.remove(&function)).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(function = %name, %error, "its logs stay");
+        }
+        for reply in entry.removals {
+            drop(reply.send(Ok(())));
+        }
+        tracing::info!(function = %name, "removed");
+        // One that never was is not.
+        if entry.record.is_some() {
+            self.parts
+                .events
+                .record(name, NewEvent::new(EventKind::Removed, "it and its instances are gone"));
+        }
+        self.collect_images();
+    }
+
+    /// Removes images that no function uses, some time after the last one did.
+    pub(super) fn collect_images(&self) {
+        let images = self.parts.images.clone();
+        let used = self.records().flat_map(|(_, r)| r.image.iter().chain(&r.dependencies).cloned()).collect();
+        let keeps = self.root_keeper();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = images.gc(&used, IMAGE_AGE_MIN) {
+                tracing::warn!(%error, "an image that is not used stays");
+            }
+            if let Err(error) = images.roots().gc(keeps, IMAGE_AGE_MIN) {
+                tracing::warn!(%error, "a root image that is not used stays");
+            }
+        });
+    }
+}

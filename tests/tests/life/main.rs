@@ -1,0 +1,50 @@
+//! The life of functions under load: changed, split, rolled back, scaled, overloaded, and all of it while the daemon is
+//! killed at random moments.
+
+mod chaos;
+mod code;
+mod scale;
+mod traffic;
+
+use std::sync::{PoisonError, RwLock};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Held alone by a test that loads the machine, and shared by all others.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+fn main() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    let outcome = |result: Result<()>| result.map_err(|e| Failed::from(format!("{e:#}")));
+    let shared = |name: &str, test: fn() -> Result<()>| {
+        Trial::test(name, move || {
+            let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+            outcome(test())
+        })
+    };
+    let alone = |name: &str, test: fn() -> Result<()>| {
+        Trial::test(name, move || {
+            let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+            outcome(test())
+        })
+    };
+    let trials = vec![
+        shared("connections_are_given_by_weight", traffic::split),
+        shared("a_revision_without_traffic_only_shows_that_it_can", traffic::canary),
+        shared("a_rollback_goes_back_and_forth", traffic::rollback),
+        shared("what_names_no_revision_is_refused", traffic::refusals),
+        shared("only_some_revisions_are_kept", traffic::kept),
+        shared("instances_come_and_go_with_the_load", scale::handlers),
+        shared("servers_come_and_go_with_the_load", scale::servers),
+        shared("an_open_connection_keeps_its_instance", scale::kept_alive),
+        shared("a_prepared_container_takes_the_first_connection", scale::prepared),
+        shared("a_crash_loop_backs_off_and_says_so", scale::crash_loop),
+        shared("too_many_connections_are_refused_at_once", scale::overload),
+        alone("a_deploy_a_rollback_and_a_scale_in_cost_no_request", traffic::under_load),
+        alone("kills_at_random_moments_cost_nothing", chaos::kills),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+}
