@@ -5,16 +5,19 @@
 #![no_std]
 
 /// The layout of the pinned maps.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
-/// The most functions, and the most routes. One slot each in [`maps::LISTENERS`].
+/// The most revisions that serve, over all functions, and the most routes. One slot each in [`maps::LISTENERS`].
 pub const SLOTS_MAX: u32 = 65_536;
 
 /// The most instances that have a listener of their own, over all functions. One seat each in [`maps::SEATS`].
 pub const SEATS_MAX: u32 = 65_536;
 
-/// The most of them for one function.
+/// The most of them for one slot.
 pub const POOL_SEATS_MAX: usize = 64;
+
+/// The most slots that one route's connections are shared out to.
+pub const BRANCHES_MAX: usize = 8;
 
 /// The mark (`SO_MARK`) of the daemon's own connections in the ingress namespace. Functions cannot set one: that
 /// takes `CAP_NET_ADMIN` over the namespace.
@@ -31,6 +34,8 @@ pub mod maps {
     pub const SEATS: &str = "SEATS";
     pub const WARM: &str = "WARM";
     pub const OWNER: &str = "OWNER";
+    pub const SPLITS: &str = "SPLITS";
+    pub const LIVE: &str = "LIVE";
 }
 
 /// The programs' names.
@@ -41,6 +46,7 @@ pub mod programs {
     pub const DENY_BIND4: &str = "deny_bind4";
     pub const DENY_BIND6: &str = "deny_bind6";
     pub const GUARD_EGRESS: &str = "guard_egress";
+    pub const COUNT_LIVE: &str = "count_live";
 }
 
 /// The one entry of [`maps::CONFIG`].
@@ -67,16 +73,78 @@ pub struct RouteKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// The function's slot in [`maps::LISTENERS`], or [`Route::SERVICE`].
+    /// A slot in [`maps::LISTENERS`], or that of [`Route::SERVICE`].
     pub slot: u32,
+    /// [`Route::SPLIT`] and [`Route::SHED`]. With none, nothing else is looked up.
+    pub flags: u32,
 }
 
 impl Route {
     /// A service of the daemon's own (DNS, metrics): the socket is found as usual.
-    pub const SERVICE: Self = Self { slot: u32::MAX };
+    pub const SERVICE: Self = Self { slot: u32::MAX, flags: 0 };
+
+    /// Connections are shared out by what stands at `slot` in [`maps::SPLITS`]; all go to `slot` if nothing does.
+    pub const SPLIT: u32 = 1;
+
+    /// Connections are refused.
+    pub const SHED: u32 = 2;
+
+    /// All connections to one slot.
+    #[must_use]
+    pub const fn to(slot: u32) -> Self {
+        Self { slot, flags: 0 }
+    }
 }
 
-/// A function's instances that accept connections themselves, by its slot. Replaced whole.
+/// How a route's connections are shared out, by the slot of the route. Replaced whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// How many of `upto` and `slots` count.
+    pub len: u32,
+    /// The sum of the weights.
+    pub total: u32,
+    /// Bit i: connections that fall to branch i are refused.
+    pub shed: u32,
+    /// The sum of the weights up to and including branch i: a number drawn below `total` falls to the first branch
+    /// whose sum is above it.
+    pub upto: [u32; BRANCHES_MAX],
+    /// The branches' slots in [`maps::POOLS`] and [`maps::LISTENERS`].
+    pub slots: [u32; BRANCHES_MAX],
+}
+
+/// Whose a socket is: the value of [`maps::OWNER`]. A connection starts with a copy of its listener's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The function's slot.
+    pub slot: u32,
+    /// Where in [`maps::LIVE`] the connections of this listener are counted, or [`Owner::NO_SEAT`].
+    pub seat: u32,
+    /// How far this connection is counted: 0, [`Owner::OPENED`] or [`Owner::CLOSED`]. Each step is taken once, also
+    /// while two programs are attached, and however often a socket is closed.
+    pub counted: u32,
+}
+
+impl Owner {
+    /// Not counted.
+    pub const NO_SEAT: u32 = u32::MAX;
+    /// It is among the [`Live::opened`].
+    pub const OPENED: u32 = 1;
+    /// It is among the [`Live::closed`], too.
+    pub const CLOSED: u32 = 2;
+}
+
+/// The connections of the listeners that carry a seat, since the map was made. Per CPU. Never set back: what a seat's
+/// last holder left half closed ends at a time of its own, and would be taken from what its next holder opened.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Live {
+    pub opened: u64,
+    pub closed: u64,
+}
+
+/// The instances that accept a slot's connections themselves. Replaced whole.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pool {
@@ -108,11 +176,13 @@ pub enum Decision {
     DroppedSyn = 7,
     /// A connection was given to the listener of an instance.
     Warm = 8,
+    /// Connections to the function, or to the branch that it fell to, are refused for now.
+    Shed = 9,
 }
 
 impl Decision {
     /// How many there are.
-    pub const COUNT: u32 = 9;
+    pub const COUNT: u32 = 10;
 
     /// All of them, by index, with the name that metrics use.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -125,6 +195,7 @@ impl Decision {
         "denied_bind",
         "dropped_syn",
         "warm",
+        "shed",
     ];
 }
 
@@ -132,5 +203,8 @@ const _: () = {
     assert!(size_of::<Config>() == 8 && align_of::<Config>() == 4);
     assert!(size_of::<RouteKey>() == 20 && align_of::<RouteKey>() == 4);
     assert!(size_of::<Pool>() == 4 + 4 * POOL_SEATS_MAX && align_of::<Pool>() == 4);
-    assert!(size_of::<Route>() == 4 && align_of::<Route>() == 4);
+    assert!(size_of::<Route>() == 8 && align_of::<Route>() == 4);
+    assert!(size_of::<Split>() == 12 + 8 * BRANCHES_MAX && align_of::<Split>() == 4);
+    assert!(size_of::<Owner>() == 12 && align_of::<Owner>() == 4);
+    assert!(size_of::<Live>() == 16 && align_of::<Live>() == 8);
 };

@@ -4,6 +4,10 @@
 //! nothing else.
 #![no_std]
 #![no_main]
+// The only way to a counter that an interrupt may count in as well: this target's `fetch_add` does not compile.
+#![feature(asm_experimental_arch)]
+
+mod live;
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
@@ -17,7 +21,8 @@ use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext};
 use core::ffi::c_void;
 use core::ptr;
 use faasd_common::{
-    Config, DAEMON_MARK, Decision, POOL_SEATS_MAX, Pool, Route, RouteKey, SEATS_MAX, SLOTS_MAX,
+    BRANCHES_MAX, Config, DAEMON_MARK, Decision, Owner, POOL_SEATS_MAX, Pool, Route, RouteKey, SEATS_MAX,
+    SLOTS_MAX, Split,
 };
 
 #[map]
@@ -27,14 +32,18 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
 #[map]
 static ROUTES: HashMap<RouteKey, Route> = HashMap::with_max_entries(SLOTS_MAX, 0);
 
-/// Slot → the function's listener. The kernel empties a slot when the last holder of its socket closes it.
+/// The slot of a route with [`Route::SPLIT`] → the slots that its connections are shared out to.
+#[map]
+static SPLITS: HashMap<u32, Split> = HashMap::with_max_entries(SLOTS_MAX, BPF_F_NO_PREALLOC);
+
+/// Slot → the listener for what no instance accepts by itself. The kernel empties a slot when the last holder of its socket closes it.
 #[map]
 static LISTENERS: SockMap = SockMap::with_max_entries(SLOTS_MAX, 0);
 
 #[map]
 static DECISIONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Decision::COUNT, 0);
 
-/// Slot → the instances of the function that accept connections themselves.
+/// Slot → its instances that accept connections themselves.
 #[map]
 static POOLS: HashMap<u32, Pool> = HashMap::with_max_entries(SLOTS_MAX, BPF_F_NO_PREALLOC);
 
@@ -42,7 +51,7 @@ static POOLS: HashMap<u32, Pool> = HashMap::with_max_entries(SLOTS_MAX, BPF_F_NO
 #[map]
 static SEATS: SockMap = SockMap::with_max_entries(SEATS_MAX, 0);
 
-/// Connections given to each slot's function.
+/// Connections given to each slot.
 #[map]
 static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
 
@@ -50,14 +59,14 @@ static STEERED: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
 #[map]
 static WARM: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX, 0);
 
-/// A socket → the slot of the function that it belongs to. The daemon marks the listener, the kernel copies the mark
+/// A socket → the function that it belongs to, and the seat where it is counted. The daemon marks the listener, the kernel copies the mark
 /// to every connection that the listener accepts (`BPF_F_CLONE`). aya-ebpf's own type has no place for flags, so the
 /// map's BTF definition is spelled out.
 #[repr(C)]
 pub struct SocketOwner {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const u32,
+    value: *const Owner,
     max_entries: *const [i32; 0],
     map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
 }
@@ -135,21 +144,71 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         count(Decision::Service);
         return SK_PASS;
     }
-    if seat(&ctx, route.slot) {
-        increment(&WARM, route.slot);
-        count(Decision::Warm);
-    } else if LISTENERS.redirect_sk_lookup(&ctx, route.slot, NO_REUSEPORT).is_ok() {
-        count(Decision::Steered);
-    } else {
-        // The slot is empty: no holder is left, not even the descriptor store.
-        count(Decision::NoListener);
-        return SK_DROP;
+    // One test for whatever is out of the ordinary.
+    if route.flags != 0 {
+        return steer_by_flags(&ctx, route);
     }
-    increment(&STEERED, route.slot);
-    SK_PASS
+    if give(&ctx, route.slot) { SK_PASS } else { no_listener() }
 }
 
-/// Gives the connection to an instance that accepts for itself, if the function has one: a random one, or the next
+#[inline(always)]
+fn steer_by_flags(ctx: &SkLookupContext, route: Route) -> u32 {
+    if route.flags & Route::SHED != 0 {
+        count(Decision::Shed);
+        return SK_DROP;
+    }
+    // SAFETY: an entry is replaced whole, so that what is read here stays as it is.
+    let Some(split) = (unsafe { SPLITS.get(route.slot) }) else {
+        return if give(ctx, route.slot) { SK_PASS } else { no_listener() };
+    };
+    // SAFETY: no argument, no effect.
+    let Some(drawn) = unsafe { bpf_get_prandom_u32() }.checked_rem(split.total) else {
+        return no_listener();
+    };
+    let mut first = 0;
+    while first + 1 < split.len && drawn >= split.upto[first as usize & (BRANCHES_MAX - 1)] {
+        first += 1;
+    }
+    if split.shed >> (first & 31) & 1 != 0 {
+        count(Decision::Shed);
+        return SK_DROP;
+    }
+    // The branch that it fell to, or else whichever is there and takes any.
+    for i in 0..BRANCHES_MAX as u32 {
+        if i >= split.len {
+            break;
+        }
+        let Some(at) = (first + i).checked_rem(split.len) else { break };
+        if split.shed >> (at & 31) & 1 == 0 && give(ctx, split.slots[at as usize & (BRANCHES_MAX - 1)]) {
+            return SK_PASS;
+        }
+    }
+    no_listener()
+}
+
+/// Nobody holds a listener for it, not even the descriptor store.
+#[inline(always)]
+fn no_listener() -> u32 {
+    count(Decision::NoListener);
+    SK_DROP
+}
+
+/// Gives the connection to an instance of the slot, or to the slot's own listener. False if neither is there.
+#[inline(always)]
+fn give(ctx: &SkLookupContext, slot: u32) -> bool {
+    if seat(ctx, slot) {
+        increment(&WARM, slot);
+        count(Decision::Warm);
+    } else if LISTENERS.redirect_sk_lookup(ctx, slot, NO_REUSEPORT).is_ok() {
+        count(Decision::Steered);
+    } else {
+        return false;
+    }
+    increment(&STEERED, slot);
+    true
+}
+
+/// Gives the connection to an instance that accepts for itself, if the slot has one: a random one, or the next
 /// whose listener is still there.
 #[inline(always)]
 fn seat(ctx: &SkLookupContext, slot: u32) -> bool {
@@ -179,9 +238,15 @@ fn belongs_to_a_function(ctx: &SockAddrContext) -> bool {
     if socket.is_null() {
         return false;
     }
+    !owner(socket.cast()).is_null()
+}
+
+/// The mark of a socket, or null.
+#[inline(always)]
+fn owner(socket: *mut c_void) -> *mut Owner {
     let map = &raw const OWNER as *mut c_void;
     // SAFETY: `map` is the map that the loader puts in place of the symbol; a null value with no flag only looks up.
-    !unsafe { bpf_sk_storage_get(map, socket.cast(), ptr::null_mut(), 0) }.is_null()
+    unsafe { bpf_sk_storage_get(map, socket, ptr::null_mut(), 0) }.cast()
 }
 
 /// 1 lets the call go on, 0 makes it fail with EPERM. A connection can be taken apart by `connect(AF_UNSPEC)` and

@@ -14,4 +14,4 @@ pub use bed::{Bed, Client, Output, eventually, exchange, get, hello_program, pro
 pub use leaks::Traces;
 pub use load::Load;
 pub use process::{anonymous_bytes_of, descriptors_of, established, signal, sockets_of};
-pub use view::{address, only, ready, until};
+pub use view::{address, only, ready, started, until};

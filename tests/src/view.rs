@@ -15,6 +15,13 @@ pub fn address(function: &Value) -> Result<Ipv6Addr> {
     Ok(function["address"].as_str().context("no address")?.parse()?)
 }
 
+/// How many of a function's instances there are, beyond containers that are only prepared.
+#[must_use]
+pub fn started(function: &Value) -> usize {
+    let instances = function["instances"].as_array().into_iter().flatten();
+    instances.filter(|instance| instance["phase"] != "prepared").count()
+}
+
 /// The process ids of a function's instances that are ready.
 #[must_use]
 pub fn ready(function: &Value) -> Vec<u32> {
@@ -27,7 +34,7 @@ pub fn ready(function: &Value) -> Vec<u32> {
 /// # Errors
 /// If there is another number of them, or it is not ready.
 pub fn only(function: &Value) -> Result<u32> {
-    let instances = function["instances"].as_array().map_or(0, Vec::len);
+    let instances = started(function);
     let pids = ready(function);
     ensure!((instances, pids.len()) == (1, 1), "not one instance: {function}");
     Ok(pids[0])

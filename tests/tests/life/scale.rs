@@ -5,17 +5,11 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use faasd_tests::{Bed, Load, address, get, ready, signal, until};
+use faasd_tests::{Bed, Load, address, get, ready, signal, started, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::code::{KINDS, Kind, deploy};
-
-/// Those whose container was started.
-fn started(function: &Value) -> usize {
-    let instances = function["instances"].as_array().into_iter().flatten();
-    instances.filter(|i| i["phase"] != "prepared").count()
-}
 
 fn is_cold(function: &Value) -> bool {
     started(function) == 0

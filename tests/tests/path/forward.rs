@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::{address, ask, has_ended, only, until};
 
 fn is_without_instances(function: &serde_json::Value) -> bool {
-    function["instances"].as_array().is_some_and(Vec::is_empty)
+    faasd_tests::started(function) == 0
 }
 
 /// A handler that says who it is and who asked.

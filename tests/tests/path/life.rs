@@ -3,14 +3,14 @@
 use std::io::Write;
 
 use anyhow::{Result, ensure};
-use faasd_tests::{Bed, get, signal};
+use faasd_tests::{Bed, get, signal, started};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{address, ask, has_ended, only, ready, until};
 
 fn is_without_instances(function: &Value) -> bool {
-    function["instances"].as_array().is_some_and(Vec::is_empty)
+    started(function) == 0
 }
 
 pub fn cold() -> Result<()> {

@@ -95,7 +95,7 @@ pub fn cold() -> Result<()> {
     let address = address(&bed.describe("sleeper")?)?;
     for connections in [1, 16] {
         signal(only(&bed.describe("sleeper")?)?, Signal::KILL)?;
-        let is_cold = |f: &serde_json::Value| f["instances"].as_array().is_some_and(Vec::is_empty);
+        let is_cold = |f: &serde_json::Value| faasd_tests::started(f) == 0;
         until(&bed, "sleeper", "its instance is gone", is_cold)?;
         let streams: Result<Vec<_>> =
             (0..connections).map(|_| Ok(bed.client().connect(address, 80)?)).collect();

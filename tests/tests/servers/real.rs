@@ -77,7 +77,7 @@ impl Served {
     fn woken(&self, ask: impl Fn(&Self) -> Result<()>) -> Result<serde_json::Value> {
         ask(self).context("while it was there")?;
         signal(only(&self.bed.describe(self.name)?)?, Signal::KILL)?;
-        let is_cold = |f: &serde_json::Value| f["instances"].as_array().is_some_and(Vec::is_empty);
+        let is_cold = |f: &serde_json::Value| faasd_tests::started(f) == 0;
         until(&self.bed, self.name, "its instance is gone", is_cold)?;
         ask(self).with_context(|| format!("from zero\n{}", self.bed.log()))?;
         let function = self.bed.describe(self.name)?;

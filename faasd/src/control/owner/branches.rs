@@ -3,12 +3,12 @@
 //! Each revision with a share of the traffic is a branch: a listener of its own at the function's address and port, a
 //! slot in the kernel program's maps, a place in an acceptor. The kernel program chooses the branch for each connection.
 
-use faasd_common::Route;
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
 use crate::api::types::Connections;
 use crate::dataplane::Stats;
+use crate::sys::bpf::{self, Route};
 
 /// A revision that serves.
 #[derive(Debug)]
@@ -98,18 +98,22 @@ impl Owner {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let Some(port) = entry.routed else { return Ok(()) };
         let (slot, address) = (entry.slot, entry.address);
-        let branches: Vec<_> = entry.branches.values().map(|b| (b.slot, b.weight, b.shed)).collect();
+        let branches: Vec<_> = entry
+            .branches
+            .values()
+            .map(|branch| bpf::Branch { slot: branch.slot, weight: branch.weight, shed: branch.shed })
+            .collect();
         let kernel = &mut self.parts.kernel;
         match branches[..] {
             [] => Ok(()),
-            [(slot, _, shed)] => {
+            [bpf::Branch { slot: branch, shed, .. }] => {
                 let flags = if shed { Route::SHED } else { 0 };
-                kernel.set_route(address, port, Route { slot, flags })?;
-                kernel.clear_split(self.functions[name].slot)
+                kernel.set_route(address, port, Route { flags, ..Route::to(branch) })?;
+                kernel.clear_split(slot)
             }
             _ => {
                 kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, Route { slot, flags: Route::SPLIT })
+                kernel.set_route(address, port, Route { flags: Route::SPLIT, ..Route::to(slot) })
             }
         }
     }

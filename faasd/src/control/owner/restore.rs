@@ -6,6 +6,7 @@ use super::*;
 use crate::control::records::{FUNCTIONS, REVISIONS};
 use crate::control::store::StoreError;
 use crate::core::life::Share;
+use crate::sys::bpf::{Owner as Mark, Route};
 
 impl Owner {
     /// An owner with what is on record and what runs already.
@@ -97,7 +98,7 @@ impl Owner {
                 Some(mut live) => {
                     // Its connections are counted by the seat that it had when it accepted them.
                     let mark = live.listener().and_then(|l| self.parts.kernel.owner_of(l).ok().flatten());
-                    live.seat = mark.and_then(|mark| mark.seat());
+                    live.seat = mark.map(|mark| mark.seat).filter(|seat| *seat != Mark::NO_SEAT);
                     live.seat.inspect(|seat| self.seats.keep(*seat));
                     self.by_key.insert(key, name.clone());
                     entry.live.insert(key, live);
@@ -144,16 +145,16 @@ impl Owner {
         let slots: HashSet<u32> = records.iter().flat_map(|r| &r.shares).map(|share| share.slot).collect();
         let kernel = &mut self.parts.kernel;
         for (address, port, route) in kernel.routes()? {
-            if !route.is_service() && declared.get(&address) != Some(&port) {
+            if route != Route::SERVICE && declared.get(&address) != Some(&port) {
                 kernel.clear_route(address, port)?;
-                if !route.is_split() && !slots.contains(&route.slot) {
+                if route.flags & Route::SPLIT == 0 && !slots.contains(&route.slot) {
                     kernel.clear_listener(route.slot)?;
                 }
             }
         }
         for (slot, branches) in kernel.splits()? {
-            for branch in branches.into_iter().filter(|branch| !slots.contains(branch)) {
-                kernel.clear_listener(branch)?;
+            for branch in branches.into_iter().filter(|branch| !slots.contains(&branch.slot)) {
+                kernel.clear_listener(branch.slot)?;
             }
             if !records.iter().any(|record| record.slot == slot && record.shares.len() > 1) {
                 kernel.clear_split(slot)?;

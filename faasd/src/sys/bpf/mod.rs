@@ -4,26 +4,27 @@
 //! A new daemon takes the pinned maps over as they are, loads its own program over them, attaches it and only then
 //! lets go of the old one: for an instant both are attached and agree, so that no connection goes astray.
 
-use std::fs::{self, File};
+mod attach;
+
+use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
-use aya::programs::links::{CgroupAttachMode, FdLink, PinnedLink};
-use aya::programs::tc::{TcAttachType, qdisc_add_clsact};
-use aya::programs::{CgroupSockAddr, SchedClassifier, SkLookup};
-use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use faasd_common::{Config, Decision, LAYOUT, POOL_SEATS_MAX, Pool, Route, RouteKey, maps, programs};
+use faasd_common::{
+    BRANCHES_MAX, Config, Decision, LAYOUT, Live, POOL_SEATS_MAX, Pool, RouteKey, Split, maps,
+};
+pub use faasd_common::{Owner, Route};
 
 use crate::sys::netns::NetNs;
 
 /// Built from `faasd-ebpf/` by `cargo xtask ebpf`; CI rebuilds and compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("faasd-ebpf.o");
 
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 11] = [
     maps::CONFIG,
     maps::ROUTES,
     maps::LISTENERS,
@@ -33,10 +34,9 @@ const MAPS: [&str; 9] = [
     maps::POOLS,
     maps::SEATS,
     maps::WARM,
+    maps::SPLITS,
+    maps::LIVE,
 ];
-
-const GUARDS: [&str; 4] =
-    [programs::DENY_CONNECT4, programs::DENY_CONNECT6, programs::DENY_BIND4, programs::DENY_BIND6];
 
 /// Why the kernel program is not in place.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,11 @@ pub enum BpfError {
     Attach { program: &'static str, reason: String },
     #[error("cannot use the map {map}: {reason}")]
     Map { map: &'static str, reason: String },
+    #[error(
+        "cannot share out connections to {branches} branches by weights of {total} in all: it takes 1 to \
+         {BRANCHES_MAX} branches with a weight, and less than 2^32 in all"
+    )]
+    Split { branches: usize, total: u64 },
 }
 
 /// The whole chain in one line: aya's own messages name the call but not its cause.
@@ -83,7 +88,7 @@ struct Plain<T>(T);
 
 #[expect(unsafe_code, reason = "aya's promise that a type is plain bytes")]
 mod plain {
-    use super::{Config, Plain, Pool, Route, RouteKey};
+    use super::{Config, Live, Owner, Plain, Pool, Route, RouteKey, Split};
 
     // SAFETY: `repr(C)` of integers alone, without padding (asserted where it is defined).
     unsafe impl aya::Pod for Plain<Config> {}
@@ -93,6 +98,12 @@ mod plain {
     unsafe impl aya::Pod for Plain<RouteKey> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Plain<Pool> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<Split> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<Owner> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<Live> {}
 }
 
 /// What the program is attached to.
@@ -113,12 +124,24 @@ pub struct Attachment<'a> {
 pub struct Kernel {
     routes: HashMap<MapData, Plain<RouteKey>, Plain<Route>>,
     listeners: SockMap<MapData>,
-    owner: SkStorage<MapData, u32>,
+    owner: SkStorage<MapData, Plain<Owner>>,
     decisions: PerCpuArray<MapData, u64>,
     steered: PerCpuArray<MapData, u64>,
     pools: HashMap<MapData, u32, Plain<Pool>>,
     seats: SockMap<MapData>,
     warm: PerCpuArray<MapData, u64>,
+    splits: HashMap<MapData, u32, Plain<Split>>,
+    live: PerCpuArray<MapData, Plain<Live>>,
+}
+
+/// One of the slots that a route's connections are shared out to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Branch {
+    pub slot: u32,
+    /// Its share of the sum of all weights.
+    pub weight: u32,
+    /// Whether connections that fall to it are refused.
+    pub shed: bool,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -145,10 +168,7 @@ impl Kernel {
         let mut configs: Array<_, Plain<Config>> = typed(&mut object, maps::CONFIG)?;
         configs.set(0, Plain(config), 0).map_err(|e| map_error(maps::CONFIG, &e))?;
 
-        // The guards first: no socket is steered to a function before it is locked in.
-        attach_guards(&mut object, at)?;
-        attach_egress(&mut object, at)?;
-        attach_steering(&mut object, at)?;
+        attach::all(&mut object, at)?;
         Ok(Self {
             routes: typed(&mut object, maps::ROUTES)?,
             listeners: typed(&mut object, maps::LISTENERS)?,
@@ -158,16 +178,18 @@ impl Kernel {
             pools: typed(&mut object, maps::POOLS)?,
             seats: typed(&mut object, maps::SEATS)?,
             warm: typed(&mut object, maps::WARM)?,
+            splits: typed(&mut object, maps::SPLITS)?,
+            live: typed(&mut object, maps::LIVE)?,
         })
     }
 
-    /// Puts a function's listener into its slot, marked as the function's own. From here on everything that is
-    /// accepted from it carries the mark as well.
+    /// Puts a listener of the function `owner` into a slot, marked as the function's own. From here on everything that
+    /// is accepted from it carries the mark as well.
     ///
     /// # Errors
     /// [`BpfError::Map`].
-    pub fn set_listener(&mut self, slot: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
-        self.mark(slot, listener)?;
+    pub fn set_listener(&mut self, slot: u32, owner: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
+        self.mark(owner, listener)?;
         self.listeners.set(slot, listener, 0).map_err(|e| map_error(maps::LISTENERS, &e))
     }
 
@@ -179,32 +201,60 @@ impl Kernel {
         absent_is_fine(maps::LISTENERS, self.listeners.clear_index(&slot))
     }
 
-    /// Marks a listener as a function's own before the function is given it.
+    /// Marks a socket as a function's own before the function is given it. It is counted where it was.
     ///
     /// # Errors
     /// [`BpfError::Map`].
-    pub fn mark(&mut self, slot: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
-        self.owner.insert(listener, slot, 0).map_err(|e| map_error(maps::OWNER, &e))
+    pub fn mark(&mut self, owner: u32, socket: &impl AsRawFd) -> Result<(), BpfError> {
+        let new = Owner { slot: owner, seat: Owner::NO_SEAT, counted: 0 };
+        let mark = self.owner_of(socket)?.map_or(new, |old| Owner { slot: owner, ..old });
+        self.owner.insert(socket, Plain(mark), 0).map_err(|e| map_error(maps::OWNER, &e))
     }
 
     /// Whose a socket is, by its mark.
     ///
     /// # Errors
     /// [`BpfError::Map`].
-    pub fn owner_of(&self, socket: &impl AsRawFd) -> Result<Option<u32>, BpfError> {
+    pub fn owner_of(&self, socket: &impl AsRawFd) -> Result<Option<Owner>, BpfError> {
         match self.owner.get(socket, 0) {
-            Ok(slot) => Ok(Some(slot)),
+            Ok(Plain(owner)) => Ok(Some(owner)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(e) => Err(map_error(maps::OWNER, &e)),
         }
     }
 
-    /// Seats the listener of an instance. It gets no connection before its seat is in a pool.
+    /// Seats the listener of an instance of the function `owner`. It gets no connection before its seat is in a pool.
     ///
     /// # Errors
-    /// [`BpfError::Map`]; the listener has to be marked and to listen.
-    pub fn set_seat(&mut self, seat: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
+    /// [`BpfError::Map`]; the listener has to listen.
+    pub fn set_seat(&mut self, seat: u32, owner: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
+        self.count_at(seat, owner, listener)?;
         self.seats.set(seat, listener, 0).map_err(|e| map_error(maps::SEATS, &e))
+    }
+
+    /// Marks a listener as the function's own, and counts its connections at `seat` from now on: those that it has
+    /// already are counted where they began.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn count_at(&mut self, seat: u32, owner: u32, listener: &impl AsRawFd) -> Result<(), BpfError> {
+        let mark = Owner { slot: owner, seat, counted: 0 };
+        self.owner.insert(listener, Plain(mark), 0).map_err(|e| map_error(maps::OWNER, &e))
+    }
+
+    /// How many connections there are now that were made while their listener was counted at this seat, whoever holds
+    /// them. It may be one more than there are, but never less.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn live(&self, seat: u32) -> Result<u64, BpfError> {
+        let read = |of: fn(&Live) -> u64| -> Result<u64, BpfError> {
+            let each = self.live.get(&seat, 0).map_err(|e| map_error(maps::LIVE, &e))?;
+            Ok(each.iter().map(|Plain(live)| of(live)).sum())
+        };
+        // The ends first. A connection that comes and goes between the CPUs' turns would hide another one that stays.
+        let closed = read(|live| live.closed)?;
+        Ok(read(|live| live.opened)?.saturating_sub(closed))
     }
 
     /// Empties a seat.
@@ -215,7 +265,7 @@ impl Kernel {
         absent_is_fine(maps::SEATS, self.seats.clear_index(&seat))
     }
 
-    /// Sends a function's connections to these seats from now on, by turns of chance; to its own listener if there is
+    /// Sends a slot's connections to these seats from now on, by turns of chance; to its own listener if there is
     /// none. What is past [`POOL_SEATS_MAX`] stays without.
     ///
     /// # Errors
@@ -242,6 +292,36 @@ impl Kernel {
             Ok((slot, pool.seats.into_iter().take(pool.len as usize).collect()))
         };
         self.pools.iter().map(read).collect()
+    }
+
+    /// Shares out the connections of routes to `slot` that have [`Route::SPLIT`], in place of what was there. A branch
+    /// without a weight has no part in it. One where nobody listens leaves its share to the others.
+    ///
+    /// # Errors
+    /// [`BpfError::Split`], [`BpfError::Map`].
+    pub fn set_split(&mut self, slot: u32, branches: &[Branch]) -> Result<(), BpfError> {
+        let split = split(branches)?;
+        self.splits.insert(slot, Plain(split), 0).map_err(|e| map_error(maps::SPLITS, &e))
+    }
+
+    /// Forgets how connections were shared out: routes to `slot` lead to it alone.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`]; an absent entry is none.
+    pub fn clear_split(&mut self, slot: u32) -> Result<(), BpfError> {
+        absent_is_fine(maps::SPLITS, self.splits.remove(&slot))
+    }
+
+    /// All of them, by slot, so that a new daemon can remove what is no longer declared.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn splits(&self) -> Result<Vec<(u32, Vec<Branch>)>, BpfError> {
+        let read = |entry: Result<(u32, Plain<Split>), MapError>| {
+            let (slot, Plain(split)) = entry.map_err(|e| map_error(maps::SPLITS, &e))?;
+            Ok((slot, branches(&split)))
+        };
+        self.splits.iter().map(read).collect()
     }
 
     /// Sends connections to an address and port to a slot, or to a service of the daemon's own.
@@ -292,7 +372,7 @@ impl Kernel {
         Ok(totals)
     }
 
-    /// How many connections were given to a slot's function, by either lane.
+    /// How many connections were given to a slot, by either lane.
     ///
     /// # Errors
     /// [`BpfError::Map`].
@@ -308,7 +388,7 @@ impl Kernel {
         sum(maps::WARM, &self.warm, slot)
     }
 
-    /// Starts a slot's counts anew, for its next function.
+    /// Starts a slot's counts anew, for whoever is next.
     ///
     /// # Errors
     /// [`BpfError::Map`].
@@ -346,6 +426,41 @@ fn key(address: Ipv6Addr, port: u16) -> RouteKey {
     let octets = address.octets();
     let word = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| octets[at + i]));
     RouteKey { address: [word(0), word(4), word(8), word(12)], port: u32::from(port) }
+}
+
+fn split(branches: &[Branch]) -> Result<Split, BpfError> {
+    let weighed: Vec<_> = branches.iter().filter(|branch| branch.weight > 0).collect();
+    let total: u64 = weighed.iter().map(|branch| u64::from(branch.weight)).sum();
+    let refused = || BpfError::Split { branches: weighed.len(), total };
+    if weighed.is_empty() || weighed.len() > BRANCHES_MAX {
+        return Err(refused());
+    }
+    let mut split = Split {
+        len: weighed.len() as u32,
+        total: u32::try_from(total).map_err(|_| refused())?,
+        shed: 0,
+        upto: [0; BRANCHES_MAX],
+        slots: [0; BRANCHES_MAX],
+    };
+    let mut upto = 0;
+    for (i, branch) in weighed.into_iter().enumerate() {
+        upto += branch.weight;
+        split.upto[i] = upto;
+        split.slots[i] = branch.slot;
+        split.shed |= u32::from(branch.shed) << i;
+    }
+    Ok(split)
+}
+
+fn branches(split: &Split) -> Vec<Branch> {
+    let mut below = 0;
+    (0..BRANCHES_MAX.min(split.len as usize))
+        .map(|i| {
+            let weight = split.upto[i] - below;
+            below = split.upto[i];
+            Branch { slot: split.slots[i], weight, shed: split.shed >> i & 1 == 1 }
+        })
+        .collect()
 }
 
 fn sum(map: &'static str, array: &PerCpuArray<MapData, u64>, index: u32) -> Result<u64, BpfError> {
@@ -416,87 +531,29 @@ fn check_layout(dir: &Path) -> Result<(), BpfError> {
     }
 }
 
-/// Pins `link` under `name` in place of the link that is pinned there now, which ends only afterwards.
-fn replace_pin(dir: &Path, name: &'static str, link: FdLink) -> Result<(), BpfError> {
-    let attach = |reason: String| BpfError::Attach { program: name, reason };
-    let (pin, new) = (dir.join(format!("link_{name}")), dir.join(format!("next_{name}")));
-    let old = PinnedLink::from_pin(&pin).ok();
-    // Left over from a daemon that was killed right here.
-    let _ = fs::remove_file(&new);
-    link.pin(&new).map_err(|e| attach(chain(&e)))?;
-    fs::rename(&new, &pin).map_err(|e| attach(format!("cannot pin it at {}: {e}", pin.display())))?;
-    drop(old);
-    Ok(())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn attach_steering(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError> {
-    const NAME: &str = programs::STEER;
-    let attach = |e: &dyn std::error::Error| BpfError::Attach { program: NAME, reason: chain(e) };
-    let program: &mut SkLookup = program(object, NAME)?;
-    program.load().map_err(|e| attach(&e))?;
-    let id = program.attach(at.ingress).map_err(|e| attach(&e))?;
-    let link = program.take_link(id).map_err(|e| attach(&e))?;
-    replace_pin(at.dir, NAME, link.into())
-}
-
-fn attach_guards(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError> {
-    let cgroup = File::open(at.cgroup)
-        .map_err(|e| io_error(&format!("open the cgroup {}", at.cgroup.display()), e))?;
-    for name in GUARDS {
-        let attach = |e: &dyn std::error::Error| BpfError::Attach { program: name, reason: chain(e) };
-        let program: &mut CgroupSockAddr = program(object, name)?;
-        program.load().map_err(|e| attach(&e))?;
-        // No flag: several links may be attached to one cgroup in any case.
-        let id = program.attach(&cgroup, CgroupAttachMode::Single).map_err(|e| attach(&e))?;
-        let link = program.take_link(id).map_err(|e| attach(&e))?;
-        replace_pin(at.dir, name, link.try_into().map_err(|e| attach(&e))?)?;
+    fn branch(slot: u32, weight: u32, shed: bool) -> Branch {
+        Branch { slot, weight, shed }
     }
-    Ok(())
-}
 
-fn attach_egress(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError> {
-    const NAME: &str = programs::GUARD_EGRESS;
-    let attach = |reason: String| BpfError::Attach { program: NAME, reason };
-    let program: &mut SchedClassifier = program(object, NAME)?;
-    program.load().map_err(|e| attach(chain(&e)))?;
-    for (interface, pin) in [("lo", "guard_egress_lo"), (at.tunnel, "guard_egress_tunnel")] {
-        let tcx = KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(6, 6, 0));
-        // Interface indices and netlink are the namespace's own.
-        let link = at
-            .ingress
-            .run(|| {
-                if !tcx {
-                    // The filter stays with the interface; an older one of ours does the same until then.
-                    match qdisc_add_clsact(interface) {
-                        Err(e) if !chain(&e).contains("exists") => return Err(io::Error::other(chain(&e))),
-                        _ => {}
-                    }
-                }
-                let id = program
-                    .attach(interface, TcAttachType::Egress)
-                    .map_err(|e| io::Error::other(chain(&e)))?;
-                program.take_link(id).map_err(|e| io::Error::other(chain(&e)))
-            })
-            .map_err(|e| attach(format!("on {interface}: {e}")))?;
-        if tcx {
-            replace_pin(at.dir, pin, link.try_into().map_err(|e| attach(chain(&e)))?)?;
-        } else {
-            keep_attached(link);
-        }
+    #[test]
+    fn a_split_is_what_was_asked_for_without_those_that_have_no_share() {
+        let asked = [branch(7, 90, false), branch(8, 0, false), branch(9, 10, true)];
+        let made = split(&asked).unwrap();
+        assert_eq!((made.len, made.total, made.shed, made.upto[..2].to_vec()), (2, 100, 0b10, vec![90, 100]));
+        assert_eq!(branches(&made), [asked[0], asked[2]]);
     }
-    Ok(())
-}
 
-/// A netlink filter has no descriptor to pin: it lives as long as its interface, unless its handle is dropped.
-#[expect(clippy::mem_forget, reason = "dropping the handle would detach the filter")]
-fn keep_attached(link: aya::programs::tc::SchedClassifierLink) {
-    std::mem::forget(link);
-}
-
-fn program<'a, T>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, BpfError>
-where
-    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
-{
-    let missing = || BpfError::Attach { program: name, reason: "the object does not define it".to_owned() };
-    object.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
+    #[test]
+    fn a_split_has_limits() {
+        assert!(split(&[]).is_err());
+        assert!(split(&[branch(1, 0, false)]).is_err());
+        assert!(split(&[branch(1, 1, false); BRANCHES_MAX]).is_ok());
+        assert!(split(&[branch(1, 1, false); BRANCHES_MAX + 1]).is_err());
+        assert!(split(&[branch(1, u32::MAX, false)]).is_ok());
+        assert!(split(&[branch(1, u32::MAX, false), branch(2, 1, false)]).is_err());
+    }
 }
