@@ -1,14 +1,17 @@
 //! `faas`: one file a verb. Every verb that concerns the daemon is a client of its API and nothing else.
 
 mod ago;
+mod apply;
 mod completions;
 mod dependencies;
 mod deploy;
 mod describe;
 mod detect;
 mod dev;
+mod diff;
 mod doctor;
 mod exit;
+mod gather;
 mod image;
 mod invoke;
 mod logs;
@@ -18,6 +21,8 @@ mod pack;
 mod revisions;
 mod rm;
 mod schema;
+mod settings;
+mod targets;
 mod traffic;
 mod tunnel;
 mod ui;
@@ -97,6 +102,8 @@ enum Command {
     New(new::New),
     Dev(dev::Dev),
     Deploy(deploy::Deploy),
+    Apply(apply::Apply),
+    Diff(diff::Diff),
     Ls(ls::Ls),
     Describe(describe::Describe),
     Invoke(invoke::Invoke),
@@ -123,7 +130,10 @@ enum Command {
 
 /// The verbs as the help shows them.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Functions", &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "rm", "image"]),
+    (
+        "Functions",
+        &["new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "logs", "rm", "image"],
+    ),
     ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "schema", "completions"]),
@@ -170,6 +180,8 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::New(verb) => verb.run(context),
         Command::Dev(verb) => block_on(verb.run(context)),
         Command::Deploy(verb) => block_on(verb.run(context)),
+        Command::Apply(verb) => block_on(verb.run(context)),
+        Command::Diff(verb) => block_on(verb.run(context)),
         Command::Ls(verb) => block_on(verb.run(context)),
         Command::Describe(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),

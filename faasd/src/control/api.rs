@@ -4,16 +4,20 @@
 //! peers: it has two routes, and takes the source address of a connection, which WireGuard has bound to a key, for the
 //! caller's identity.
 
+mod answer;
 mod document;
 mod error;
 mod extract;
 mod handlers;
 mod images;
+mod limit;
+mod list;
 mod serve;
 mod traffic;
 
 use std::io;
 use std::net::Ipv6Addr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,8 +36,10 @@ use tracing::debug;
 
 pub use document::document;
 pub use error::{ApiError, nearest};
+pub use limit::WRITES_PER_SECOND;
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
+use crate::api::condition::Condition;
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
     Pruned, Revisions, Traffic, Version,
@@ -92,8 +98,14 @@ pub trait Service: Send + Sync + 'static {
     async fn prune_images(&self, names: bool) -> Result<Pruned, ApiError>;
     /// Whether code has been uploaded and is still there.
     async fn has_image(&self, digest: &str) -> bool;
-    /// Returns once an instance is ready (or at once, for a function that keeps none).
-    async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
+    /// Returns once an instance is ready (or at once, for a function that keeps none, and where nothing is to be
+    /// changed). Whether the condition holds is decided together with the change.
+    async fn deploy(
+        &self,
+        name: FunctionName,
+        deploy: Deploy,
+        condition: Condition,
+    ) -> Result<Function, ApiError>;
     /// The revisions that are kept, the newest first.
     async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError>;
     /// Returns once these revisions serve.
@@ -108,7 +120,7 @@ pub trait Service: Send + Sync + 'static {
         revision: Option<u64>,
     ) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
-    async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
+    async fn remove(&self, name: &FunctionName, condition: Condition) -> Result<(), ApiError>;
     /// The last `lines` lines, oldest first.
     async fn logs(&self, name: &FunctionName, lines: usize) -> Result<Vec<String>, ApiError>;
     /// Sends a request to the function. Its URI is the path and query that the function shall see.
@@ -162,9 +174,9 @@ struct Api {
     spool: Arc<Spool>,
 }
 
-/// The routes of the unix socket.
-pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
-    finish(local_routes().into(), Api { service, spool: Arc::new(spool) })
+/// The routes of the unix socket, and how many changes a second they take.
+pub fn local(service: Arc<dyn Service>, spool: Spool, writes_per_second: NonZeroU32) -> Router {
+    finish(local_routes().into(), Api { service, spool: Arc::new(spool) }, writes_per_second)
 }
 
 /// Every route with its description, from which [`document`] is made. One that is added by `route` instead of
@@ -228,7 +240,9 @@ fn traffic_routes() -> ApiRouter<Api> {
     ApiRouter::new()
         .api_route(
             "/v1/functions/{name}/revisions",
-            get_with(t::revisions, |o| op(o, "listRevisions", "The revisions that are kept, the newest first")),
+            get_with(t::revisions, |o| {
+                op(o, "listRevisions", "The revisions that are kept, the newest first")
+            }),
         )
         .api_route(
             "/v1/functions/{name}/traffic",
@@ -247,7 +261,7 @@ fn traffic_routes() -> ApiRouter<Api> {
 
 /// The routes of the tunnel's own address.
 pub fn tunnel(service: Arc<dyn Service>) -> Router {
-    finish(tunnel_routes().into(), service)
+    finish(tunnel_routes().into(), service, WRITES_PER_SECOND)
 }
 
 fn tunnel_routes() -> ApiRouter<Arc<dyn Service>> {
@@ -261,10 +275,15 @@ fn tunnel_routes() -> ApiRouter<Arc<dyn Service>> {
         )
 }
 
-fn finish<S: Clone + Send + Sync + 'static>(routes: Router<S>, state: S) -> Router {
+fn finish<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    state: S,
+    writes_per_second: NonZeroU32,
+) -> Router {
     routes
         .method_not_allowed_fallback(handlers::no_method)
         .fallback(handlers::no_route)
+        .layer(middleware::from_fn_with_state(limit::bucket(writes_per_second), limit::throttle))
         .layer(middleware::from_fn(trace))
         // Bodies are bounded where they are read: an archive's limit is not that of a record.
         .layer(axum::extract::DefaultBodyLimit::disable())
