@@ -22,7 +22,6 @@ use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
 use super::records::RevisionRecord;
 use super::secrets::Secrets;
-use crate::core::name::FunctionName;
 use crate::core::secret::{SecretBytes, SecretName};
 use crate::core::spec::{Contract, FunctionSpec, Lane};
 use crate::dataplane;
@@ -46,6 +45,8 @@ const ENTRY: &str = "instance/";
 /// What the owner wants of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Order {
+    /// To be made ready to run, and not to run yet.
+    Hold,
     #[default]
     Run,
     Drain,
@@ -167,7 +168,8 @@ impl Instances {
     }
 
     /// Starts an instance. What becomes of it is told to the owner by its key. `listener` is for the warm lane: the
-    /// function's address and port, bound, and listening already for an instance that inherits it.
+    /// function's address and port, bound, and listening already for an instance that inherits it. With `hold` it is made
+    /// ready, and does not run before it is ordered to; [`Message::Prepared`] says that it can be.
     ///
     /// # Errors
     /// If not even its socket and page could be made.
@@ -177,6 +179,7 @@ impl Instances {
         record: &RevisionRecord,
         files: Files,
         listener: Option<OwnedFd>,
+        hold: bool,
     ) -> io::Result<Live> {
         let (socket, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
@@ -200,12 +203,11 @@ impl Instances {
             image: files.code,
             root: files.root,
             dependencies: files.dependencies,
-            // They take a moment to be decrypted, which is not the owner's: the task does it.
-            secrets: Vec::new(),
             descriptors,
         };
         let parts = Parts { socket, receive_end: theirs, page, listener };
-        let (live, task) = self.pair(key, id, record, parts, false);
+        let order = if hold { Order::Hold } else { Order::Run };
+        let (live, task) = self.pair(key, id, record, parts, order);
         tokio::spawn(task.start(request, page_fd));
         Ok(live)
     }
@@ -228,12 +230,17 @@ impl Instances {
             Lane::HandOff => None,
             // Nobody keeps it but the instance: were it kept elsewhere, it would go on taking connections after the
             // instance's death, for as long as no daemon is there to hear of it.
-            Lane::Warm => Some(find_listener(&self.runtime.processes(&found.id), address)?),
+            Lane::Warm => match find_listener(&self.runtime.processes(&found.id), address) {
+                // One that was asked to finish has closed it.
+                None if page.draining() => None,
+                listener => Some(listener?),
+            },
         };
         let relayed = listener.as_ref().is_some_and(|(process, _)| is_relay(*process));
         let listener = listener.map(|(_, listener)| listener);
         let parts = Parts { socket, receive_end, page, listener };
-        let (mut live, task) = self.pair(key, found.id, record, parts, true);
+        let (mut live, task) = self.pair(key, found.id, record, parts, Order::Run);
+        live.adopted = true;
         live.pid = Some(found.pid);
         live.relayed = relayed;
         tokio::spawn(task.adopted(found.process, log, notify));
@@ -277,9 +284,9 @@ impl Instances {
         id: String,
         record: &RevisionRecord,
         parts: Parts,
-        adopted: bool,
+        order: Order,
     ) -> (Live, Task) {
-        let (sender, receiver) = orders::channel(Order::Run);
+        let (sender, receiver) = orders::channel(order);
         let (socket, receive_end) = (Arc::new(parts.socket), Arc::new(parts.receive_end));
         let (page, listener) = (Arc::new(parts.page), parts.listener.map(Arc::new));
         let task = Task {
@@ -299,7 +306,7 @@ impl Instances {
             id,
             revision: record.revision,
             started_at: Timestamp::now(),
-            adopted,
+            adopted: false,
             pid: None,
             page,
             relayed: false,

@@ -5,7 +5,6 @@ pub mod balance;
 pub mod image;
 pub mod invitation;
 pub mod life;
-pub mod lifecycle;
 pub mod name;
 pub mod paths;
 pub mod revision;

@@ -1,5 +1,6 @@
 //! Instances: containers made, started, stopped, found again after a restart, and removed without a trace.
 
+mod create;
 mod files;
 
 use std::collections::{BTreeSet, HashMap};
@@ -98,15 +99,13 @@ pub struct Request {
     pub root: Option<RootImage>,
     /// What it depends on, likewise.
     pub dependencies: Option<PathBuf>,
-    /// What it finds in `/run/secrets`.
-    pub secrets: Vec<(SecretName, SecretBytes)>,
     /// Descriptors 3, 4, … inside, as the contract has them.
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// A container whose program has been started.
+/// A container that is complete but for its program, whose execution waits for [`Runtime::release`].
 #[derive(Debug)]
-pub struct Running {
+pub struct Created {
     pub id: String,
     pub pid: u32,
     pub process: Arc<Pidfd>,
@@ -114,9 +113,10 @@ pub struct Running {
     pub log: OwnedFd,
     /// What the container's seccomp filter asks an agent by, for a `port` function.
     pub notify: Option<OwnedFd>,
-    /// What `runc create` took, and what the start took after it.
+    /// The user and group that its program is to run as, as the host counts: who is to read its secrets.
+    pub owner: (u32, u32),
+    /// What `runc create` took.
     pub create_time: Duration,
-    pub start_time: Duration,
 }
 
 /// A container that an earlier daemon started.
@@ -226,90 +226,6 @@ impl Runtime {
         self.runc.version()
     }
 
-    /// Makes a container and starts its program. The future is to be run to its end: one that is dropped half-way may
-    /// leave a container behind until the next [`Runtime::adopt`].
-    ///
-    /// # Errors
-    /// [`StartError`]; whatever had been made is removed first.
-    pub async fn start(&self, request: Request) -> Result<Running, StartError> {
-        let id = request.id.clone();
-        let desk = match request.spec.contract {
-            Contract::Port => {
-                let desk = Desk::open(&self.paths.agents(), &id);
-                Some(desk.map_err(|source| StartError::Agent { id: id.clone(), source })?)
-            }
-            _ => None,
-        };
-        let agent = desk.as_ref().map(|desk| desk.path.as_path());
-        let made = match self.mounted(&request).await.and_then(|root| self.bundle(&request, &root, agent)) {
-            Ok(made) => made,
-            Err(e) => {
-                self.release(&id).await;
-                return Err(e);
-            }
-        };
-        match self.create_and_start(&id, made, request, desk).await {
-            Ok(running) => {
-                tracing::debug!(
-                    id,
-                    pid = running.pid,
-                    create_us = running.create_time.as_micros() as u64,
-                    start_us = running.start_time.as_micros() as u64,
-                    "instance started"
-                );
-                Ok(running)
-            }
-            Err(e) => {
-                if let Err(left) = self.clear(&id).await {
-                    tracing::warn!(id, error = %left, "a failed start left something behind");
-                }
-                Err(e)
-            }
-        }
-    }
-
-    async fn create_and_start(
-        &self,
-        id: &str,
-        made: Made,
-        request: Request,
-        desk: Option<Desk>,
-    ) -> Result<Running, StartError> {
-        let runc = |source| StartError::Runc { id: id.to_owned(), source };
-        let process = |source| StartError::Process { id: id.to_owned(), source };
-        let output = |source| StartError::Output { id: id.to_owned(), source };
-        let (log, output_end) = logs::pipe().map_err(output)?;
-        // A program may open /dev/stdout anew, for which its user must own what is behind it.
-        let base = bundle::uid_base(request.slot);
-        let owner = (base + made.owner.0, base + made.owner.1);
-        let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-        rustix::fs::fchown(&output_end, Some(uid), Some(gid)).map_err(|e| output(e.into()))?;
-        let begin = Instant::now();
-        let pid = self.runc.create(&made.bundle, id, request.descriptors, output_end).await.map_err(runc)?;
-        let notify = match desk {
-            Some(desk) => {
-                let received = desk.receive().await;
-                Some(received.map_err(|source| StartError::Agent { id: id.to_owned(), source })?)
-            }
-            None => None,
-        };
-        // The process is a child of ours, so its number is not given away before we reap it.
-        let pidfd = Arc::new(Pidfd::open(pid).map_err(process)?);
-        let created = Instant::now();
-        // Only now: a container that waits has nothing in it that could be out of date when it starts.
-        self.place_secrets(id, owner, request.secrets).await?;
-        self.runc.start(id, &pidfd).await.map_err(runc)?;
-        Ok(Running {
-            id: id.to_owned(),
-            pid,
-            process: pidfd,
-            log,
-            notify,
-            create_time: created - begin,
-            start_time: created.elapsed(),
-        })
-    }
-
     /// Stops an instance and removes all that there is of it. `SIGTERM` goes first, unless `grace` is zero, and what is
     /// still there after `grace` is killed. As the first process of its namespace a program without a handler for
     /// `SIGTERM` does not see it. An instance that has ended by itself is only removed.
@@ -369,7 +285,7 @@ impl Runtime {
             Ok(more) => steps.extend(more),
             Err(e) => steps.push(e.to_string()),
         }
-        self.release(id).await;
+        self.forget_root(id).await;
         // What runc said is of no interest if in the end nothing is left of it.
         let gone = !self.runc.directory(id).exists() && !self.cgroups.exists(&self.cgroup(id));
         match steps.is_empty() || gone && steps.len() == 1 && !self.paths.bundles().join(id).exists() {
@@ -479,47 +395,6 @@ impl Runtime {
 
     fn cgroup(&self, id: &str) -> String {
         format!("{}/{id}", self.paths.cgroup())
-    }
-}
-
-/// Where runc delivers a container's notification descriptor while it creates the container.
-struct Desk {
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl Desk {
-    fn open(dir: &Path, id: &str) -> io::Result<Self> {
-        // Short, as a unix socket's path has to be.
-        let digest = Sha256::digest(id);
-        let path = dir.join(format!("{:x}", HexDigest(&digest[..8])));
-        Ok(Self { listener: UnixListener::bind(&path)?, path })
-    }
-
-    /// What was delivered. To be called once the container has been created: it is there by then.
-    async fn receive(self) -> io::Result<OwnedFd> {
-        let received = tokio::time::timeout(AGENT_DEADLINE, async {
-            let (stream, _) = self.listener.accept().await?;
-            // The container's state comes along, which says nothing that is not known; the first bytes will do.
-            let mut state = [0; 4096];
-            loop {
-                stream.readable().await?;
-                match stream.try_io(Interest::READABLE, || {
-                    scm::recv(&stream, &mut state, rustix::net::RecvFlags::DONTWAIT)
-                }) {
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    received => return received,
-                }
-            }
-        });
-        let (_, mut descriptors) = received.await.map_err(|_| io::ErrorKind::TimedOut)??;
-        descriptors.pop().ok_or_else(|| io::Error::other("runc sent no notification descriptor"))
-    }
-}
-
-impl Drop for Desk {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -13,4 +13,4 @@ pub mod runners;
 pub mod seccomp;
 pub mod secrets;
 
-pub use instance::{Adopted, Request, Running, Runtime, RuntimeError, StartError, new_id};
+pub use instance::{Adopted, Created, Request, Runtime, RuntimeError, StartError, new_id};

@@ -222,8 +222,9 @@ impl Runc {
             Ok(Ok(0)) => return Err(RuncError::Ended),
             Ok(Ok(_)) => {}
         }
-        // Its absence is what tells `running` from `created`.
-        tokio::fs::remove_file(&fifo).await.map_err(file)
+        // Its absence is what tells `running` from `created`. Here and now: the program runs already, and to have a thread
+        // do it would hold up longer those who wait for what the program says.
+        std::fs::remove_file(&fifo).map_err(file)
     }
 
     /// One container, or `None` if runc knows none of that name.

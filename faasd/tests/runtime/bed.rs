@@ -10,7 +10,7 @@ use std::time::Duration;
 use faasd::core::name::FunctionName;
 use faasd::core::paths::Paths;
 use faasd::core::spec::{Contract, FunctionSpec};
-use faasd::runtime::{Request, Running, Runtime, image, new_id};
+use faasd::runtime::{Created, Request, Runtime, image, new_id};
 use faasd::sys::cgroup::Cgroups;
 use faasd::sys::pidfd::Exit;
 use faasd_sdk::wire::{self};
@@ -27,7 +27,7 @@ pub struct Bed {
 
 /// One started instance, and our end of its socket.
 pub struct Instance {
-    pub running: Running,
+    pub running: Created,
     pub socket: OwnedFd,
 }
 
@@ -87,16 +87,27 @@ impl Bed {
                 image,
                 root: None,
                 dependencies: None,
-                secrets: Vec::new(),
                 descriptors,
             },
             ours,
         )
     }
 
-    pub async fn start(&self, (request, socket): (Request, OwnedFd)) -> Instance {
-        let running = self.runtime.start(request).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
+    pub async fn start(&self, request: (Request, OwnedFd)) -> Instance {
+        let instance = self.create(request).await;
+        self.release(&instance).await;
+        instance
+    }
+
+    /// Up to where its program would be executed.
+    pub async fn create(&self, (request, socket): (Request, OwnedFd)) -> Instance {
+        let running = self.runtime.create(request).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
         Instance { running, socket }
+    }
+
+    pub async fn release(&self, Instance { running, .. }: &Instance) {
+        let released = self.runtime.release(&running.id, &running.process).await;
+        released.unwrap_or_else(|e| panic!("{}", chain(&e)));
     }
 
     pub async fn stop(&self, instance: &Instance, grace: Duration) -> Exit {

@@ -233,7 +233,6 @@ async fn a_handler_answers_a_connection() {
     let drained = instance.receive();
     assert_eq!(wire::Message::parse(&drained).map(|m| m.kind), Ok(Kind::Drained), "{}", instance.printed());
     assert_eq!(instance.exited().await, Exit::Code(0));
-    println!("create {:?}, start {:?}", instance.running.create_time, instance.running.start_time);
     bed.stop(&instance, GRACE).await;
     bed.assert_nothing_left();
 }
@@ -343,7 +342,7 @@ async fn a_failed_start_leaves_nothing() {
     // Without its mount point runc cannot make the container: the root is not writable from inside.
     fs::remove_dir(bed.paths.state.join("root/app")).unwrap();
     let (request, _socket) = bed.script("");
-    match bed.runtime.start(request).await {
+    match bed.runtime.create(request).await {
         Err(StartError::Runc { source: runc::RuncError::Failed { message, .. }, .. }) => {
             assert!(message.contains("/app"), "{message}");
         }
@@ -353,12 +352,81 @@ async fn a_failed_start_leaves_nothing() {
 
     let (mut request, _socket) = bed.script("");
     request.spec.command = vec!["./probe.pi".into()];
-    let error = bed.runtime.start(request).await.unwrap_err().to_string();
+    let error = bed.runtime.create(request).await.unwrap_err().to_string();
     assert!(error.contains("did you mean 'probe.py'?"), "{error}");
     bed.assert_nothing_left();
 }
 
 const WAITS: &str = "import signal\nsignal.pause()";
+
+/// Whether the program has been executed.
+fn runs(instance: &Instance) -> bool {
+    let line = fs::read(format!("/proc/{}/cmdline", instance.running.pid)).unwrap_or_default();
+    line.starts_with(b"/usr/bin/python3")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn a_held_container_runs_when_it_is_released_and_not_before() {
+    let bed = Bed::new().await;
+    let says = "import signal, socket\nsocket.socket(fileno=3).send(b'1')\nsignal.pause()";
+    let held = bed.create(bed.script(says)).await;
+    // Whatever is started after it and has spoken has had more time.
+    let other = bed.start(bed.script(says)).await;
+    assert_eq!(other.receive(), b"1");
+    assert!(runs(&other) && !runs(&held));
+    let mut message = [0; 1];
+    let nothing = rustix::net::recv(&held.socket, &mut message, rustix::net::RecvFlags::DONTWAIT);
+    assert_eq!(nothing.unwrap_err(), rustix::io::Errno::AGAIN);
+
+    bed.release(&held).await;
+    assert_eq!(held.receive(), b"1");
+    for instance in [&held, &other] {
+        bed.stop(instance, Duration::ZERO).await;
+    }
+    bed.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn a_held_container_that_is_killed_dies_or_is_forgotten_leaves_nothing() {
+    let bed = Bed::new().await;
+    let (killed, died) = (bed.create(bed.script(WAITS)).await, bed.create(bed.script(WAITS)).await);
+    assert_eq!(bed.stop(&killed, Duration::ZERO).await, Exit::Signal(9));
+
+    // By another hand, and then it is let go: which fails, and clears up.
+    died.running.process.signal(rustix::process::Signal::KILL).unwrap();
+    assert_eq!(died.exited().await, Exit::Signal(9));
+    match bed.runtime.release(&died.running.id, &died.running.process).await {
+        Err(StartError::Runc { source: runc::RuncError::Ended, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    bed.assert_nothing_left();
+
+    // Its daemon is gone: nobody will ever let it go.
+    let forgotten = bed.create(bed.script(WAITS)).await;
+    let next = Runtime::new(bed.paths.clone()).await.unwrap();
+    assert!(next.adopt().await.unwrap().is_empty());
+    assert!(!PathBuf::from(format!("/proc/{}", forgotten.running.pid)).exists());
+    bed.assert_nothing_left();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs root"]
+async fn to_release_a_container_is_a_matter_of_milliseconds() {
+    let bed = Bed::new().await;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let held = bed.create(bed.script(WAITS)).await;
+        let began = Instant::now();
+        bed.release(&held).await;
+        times.push(began.elapsed());
+        assert!(times.last() < Some(&held.running.create_time), "runc had no part in it");
+        bed.stop(&held, Duration::ZERO).await;
+    }
+    println!("released within {times:?}");
+    bed.assert_nothing_left();
+}
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root"]
@@ -367,7 +435,7 @@ async fn an_id_is_given_once() {
     let first = bed.start(bed.script(WAITS)).await;
     let (mut request, _socket) = bed.script(WAITS);
     request.id.clone_from(&first.running.id);
-    assert!(matches!(bed.runtime.start(request).await, Err(StartError::Bundle { .. })));
+    assert!(matches!(bed.runtime.create(request).await, Err(StartError::Bundle { .. })));
     assert_eq!(first.running.process.try_exited().unwrap(), None);
     bed.stop(&first, Duration::ZERO).await;
     bed.assert_nothing_left();

@@ -17,7 +17,7 @@ use super::{ENTRY, Instances, Message, Order};
 use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec, Ipv4, Lane, StopSignal};
 use crate::runtime::agent::{Agent, Asked, Listen};
-use crate::runtime::instance::{Request, Running};
+use crate::runtime::instance::{Created, Request};
 use crate::sys::pidfd::{Exit, Pidfd};
 use crate::sys::readiness::waits;
 use crate::sys::scm;
@@ -50,43 +50,82 @@ pub(super) struct Task {
     pub(super) orders: orders::Receiver<Order>,
 }
 
+/// What is to be done for an instance that is let run.
+struct Waiting {
+    /// Who is to read its secrets.
+    owner: (u32, u32),
+    keep: Option<ToKeep>,
+}
+
+/// What the descriptor store is to keep for an instance, once it runs.
+struct ToKeep {
+    page: OwnedFd,
+    log: OwnedFd,
+    /// While no daemon is there, a server that binds waits for the next one.
+    notify: Option<OwnedFd>,
+}
+
 impl Task {
-    pub(super) async fn start(self, mut request: Request, page_fd: OwnedFd) {
+    pub(super) async fn start(self, request: Request, page: OwnedFd) {
         let (all, key) = (self.all.clone(), self.key);
-        let started = async {
-            request.secrets = all.secrets_of(&request.spec).await?;
-            Ok::<_, anyhow::Error>(all.runtime.start(request).await?)
-        };
-        let why = match started.await {
-            Ok(running) => self.run(running, &page_fd).await,
-            Err(error) => format!("{error:#}"),
+        let why = match all.runtime.create(request).await {
+            Ok(created) => self.created(created, page).await,
+            Err(error) => format!("{:#}", anyhow::Error::from(error)),
         };
         all.tell(Message::Exited { key, why }).await;
     }
 
-    async fn run(self, running: Running, page_fd: &OwnedFd) -> String {
-        let Running { pid, process, log, notify, create_time, start_time, .. } = running;
-        tracing::info!(id = self.id, pid, ?create_time, ?start_time, "started");
-        let mut kept = vec![self.socket.as_fd(), self.receive_end.as_fd(), page_fd.as_fd(), log.as_fd()];
-        // While no daemon is there, a server that binds waits for the next one.
-        kept.extend(notify.as_ref().map(AsFd::as_fd));
-        let entry = format!("{ENTRY}{}", self.id);
-        if let Err(error) = self.all.with_store(|store| store.put(&entry, &kept)) {
+    async fn created(self, created: Created, page: OwnedFd) -> String {
+        let Created { pid, process, log, notify, owner, create_time, .. } = created;
+        tracing::debug!(id = self.id, pid, ?create_time, "created");
+        let kept = log.try_clone().and_then(|log| {
+            let notify = notify.as_ref().map(OwnedFd::try_clone).transpose()?;
+            Ok(ToKeep { page, log, notify })
+        });
+        if let Err(error) = &kept {
             tracing::warn!(%error, "the next daemon will not find this instance");
         }
-        self.all.tell(Message::Started { key: self.key, pid }).await;
+        self.attend(process, log, notify, Some(Waiting { owner, keep: kept.ok() })).await
+    }
+
+    /// Lets the container execute its program, and sees to what has to be done then. Whatever could be done before has
+    /// been: somebody may be waiting.
+    async fn release(&self, process: &Pidfd, waiting: Waiting) -> anyhow::Result<()> {
+        let (runtime, began) = (&self.all.runtime, Instant::now());
+        let placed = async {
+            let secrets = self.all.secrets_of(&self.spec).await?;
+            Ok::<_, anyhow::Error>(runtime.place_secrets(&self.id, waiting.owner, secrets).await?)
+        };
+        if let Err(error) = placed.await {
+            process.signal(Signal::KILL)?;
+            return Err(error);
+        }
+        runtime.release(&self.id, process).await?;
+        let start_time = began.elapsed();
+        // The program is on its way. It is not given connections before it says so, and that is not heard before this:
+        // whatever it is given, the next daemon will find it with.
+        if let Some(ToKeep { page, log, notify }) = waiting.keep {
+            let mut kept = vec![self.socket.as_fd(), self.receive_end.as_fd(), page.as_fd(), log.as_fd()];
+            kept.extend(notify.as_ref().map(AsFd::as_fd));
+            let entry = format!("{ENTRY}{}", self.id);
+            if let Err(error) = self.all.with_store(|store| store.put(&entry, &kept)) {
+                tracing::warn!(%error, "the next daemon will not find this instance");
+            }
+        }
+        self.all.tell(Message::Started { key: self.key, pid: process.pid() }).await;
+        tracing::info!(id = self.id, pid = process.pid(), ?start_time, "started");
         if self.spec.contract == Contract::ListenFds {
             // Its listener listens already: whoever connects now waits for nothing but the server's own start.
             self.page.set_ready();
             self.tell_ready().await;
         }
-        self.attend(process, log, notify).await
+        Ok(())
     }
 
     pub(super) async fn adopted(self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) {
         let (all, key) = (self.all.clone(), self.key);
         tracing::info!(id = self.id, pid = process.pid(), "adopted");
-        let why = self.attend(process, log, notify).await;
+        let why = self.attend(process, log, notify, None).await;
         all.tell(Message::Exited { key, why }).await;
     }
 
@@ -145,14 +184,29 @@ impl Task {
             .ok()
     }
 
-    /// Stays with a running instance to its end, removes what is left of it, and says how it ended.
-    async fn attend(mut self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) -> String {
+    /// Stays with an instance to its end, removes what is left of it, and says how it ended. `held` is of one whose program
+    /// waits to be executed; it waits on until the owner wants it to run.
+    async fn attend(
+        mut self,
+        process: Arc<Pidfd>,
+        log: OwnedFd,
+        notify: Option<OwnedFd>,
+        mut held: Option<Waiting>,
+    ) -> String {
         let capture = self.all.logs.capture(log, &self.function, &self.id);
         let mut agent = self.agent(notify);
         let mut asks = agent.is_some();
         let mut ipv4 = None;
         let mut messages = self.messages();
-        let (mut ready, mut drained, mut broke) = (false, false, None);
+        let (mut ready, mut drained, mut broke, mut failed) = (false, false, None, None);
+        if held.is_some() {
+            let order = *self.orders.borrow();
+            match order {
+                Order::Hold => self.all.tell(Message::Prepared { key: self.key }).await,
+                // It comes again, as the first thing that is heard below.
+                Order::Run | Order::Drain | Order::Kill => self.orders.mark_changed(),
+            }
+        }
         let exit = loop {
             tokio::select! {
                 exit = process.exited() => break exit.unwrap_or(Exit::Unknown),
@@ -208,7 +262,15 @@ impl Task {
                     self.relay(process.pid()).await;
                 }
                 order = wanted(&mut self.orders) => match order {
-                    Order::Run => {}
+                    Order::Hold => {}
+                    Order::Run => if let Some(waiting) = held.take() {
+                        // Of one that is not let go nothing is left, and its end is heard next.
+                        failed = self.release(&process, waiting).await.err();
+                    },
+                    // It has nothing to finish.
+                    Order::Drain if held.is_some() => {
+                        let _ = process.signal(Signal::KILL);
+                    }
                     // An earlier daemon did, and a second signal to stop may mean to stop at once.
                     Order::Drain if self.page.draining() => {}
                     Order::Drain if self.spec.lane() == Lane::Warm => {
@@ -249,6 +311,12 @@ impl Task {
         tracing::info!(id = self.id, %exit, served = self.page.requests(), "ended");
         // Only an agent that still is there has a server that does not listen yet.
         let unheard = agent.filter(|_| !self.page.ready()).map(|agent| agent.complaint());
+        if let Some(error) = failed {
+            return format!("{error:#}");
+        }
+        if held.is_some() && *self.orders.borrow() > Order::Run {
+            return "it was held ready, and is not needed any longer".to_owned();
+        }
         self.explain(exit, oom_kills, broke, unheard).await
     }
 

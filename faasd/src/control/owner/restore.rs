@@ -106,21 +106,12 @@ impl Owner {
                 None => self.parts.instances.discard(spare, &socket).await,
             }
         }
-        let running = entry.live.iter().map(|(key, live)| (*key, live.revision)).collect::<Vec<_>>();
-        let of = |(key, number): (u32, u64)| Some((key, change::policy(revisions.get(&number)?)));
-        entry.lifecycle = Lifecycle::adopted(
-            u64::from(record.slot),
-            shares,
-            running.into_iter().filter_map(of),
-            self.began.elapsed(),
-        );
+        let running: Vec<_> = entry.live.iter().map(|(key, live)| (*key, live.revision)).collect();
+        entry.lifecycle = Lifecycle::adopted(u64::from(record.slot), shares, running);
         // What is on its way out is with no branch: it gets nothing, and finishes.
         for (key, live) in &entry.live {
-            let share = record.shares.iter().find(|share| share.revision == live.revision);
-            if let Some(share) = share {
+            if let Some(share) = record.shares.iter().find(|share| share.revision == live.revision) {
                 entry.placed.insert(*key, share.slot);
-            } else {
-                live.order(Order::Drain);
             }
         }
         entry.newest = record.newest;

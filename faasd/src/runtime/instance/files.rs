@@ -23,7 +23,10 @@ impl Runtime {
     }
 
     /// Writes an instance's secrets, for its program to find them. `owner` is as the host counts.
-    pub(super) async fn place_secrets(
+    ///
+    /// # Errors
+    /// [`StartError::Secrets`]. What was written goes with the container.
+    pub async fn place_secrets(
         &self,
         id: &str,
         owner: (u32, u32),
@@ -39,7 +42,7 @@ impl Runtime {
     }
 
     /// Says that an instance does not need its root image any longer, nor its secrets.
-    pub(super) async fn release(&self, id: &str) {
+    pub(super) async fn forget_root(&self, id: &str) {
         if let Err(error) = self.secrets.remove(id) {
             tracing::warn!(id, %error, "an instance's secrets stay in memory");
         }
