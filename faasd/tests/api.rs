@@ -37,7 +37,12 @@ async fn deploy(client: &Client, function: &str) {
     let tar = archive(10);
     let image = client.add_image(std::io::Cursor::new(tar.clone()), tar.len() as u64).await.unwrap();
     assert_eq!(image.bytes, tar.len() as u64);
-    let deploy = Deploy { image: Some(image.digest), dependencies: None, spec: FunctionSpec::default() };
+    let deploy = Deploy {
+        image: Some(image.digest),
+        dependencies: None,
+        spec: FunctionSpec::default(),
+        no_traffic: false,
+    };
     client.deploy(&name(function), &deploy).await.unwrap();
 }
 
@@ -93,14 +98,23 @@ async fn problems_arrive_as_they_were_meant() {
         detail: Some("exit status 3".into()),
     });
     let image = client.function(&name("hello")).await.unwrap().image;
-    let request = Deploy { image: image.clone(), dependencies: None, spec: FunctionSpec::default() };
+    let request =
+        Deploy { image: image.clone(), dependencies: None, spec: FunctionSpec::default(), no_traffic: false };
     let Err(ClientError::Problem(found)) = client.deploy(&name("hello"), &request).await else { panic!() };
     assert_eq!((found.status, found.detail.as_deref()), (500, Some("exit status 3")));
 
     let spec = FunctionSpec { port: 0, ..FunctionSpec::default() };
-    let error = client.deploy(&name("hello"), &Deploy { image, dependencies: None, spec }).await.unwrap_err();
+    let error = client
+        .deploy(&name("hello"), &Deploy { image, dependencies: None, spec, no_traffic: false })
+        .await
+        .unwrap_err();
     assert_eq!(problem(error).0, 400, "a declaration is checked before the service sees it");
-    let request = Deploy { image: Some("latest".into()), dependencies: None, spec: FunctionSpec::default() };
+    let request = Deploy {
+        image: Some("latest".into()),
+        dependencies: None,
+        spec: FunctionSpec::default(),
+        no_traffic: false,
+    };
     assert_eq!(problem(client.deploy(&name("hello"), &request).await.unwrap_err()).0, 400);
     assert_eq!(problem(client.logs(&name("hello"), 100_000).await.unwrap_err()).0, 400);
 }

@@ -60,7 +60,7 @@ impl Default for Config {
             acceptors: 1,
             backlog: 4096,
             api_writes_per_second: super::api::WRITES_PER_SECOND,
-            prepared_max: 0, // TEMP
+            prepared_max: 64,
         }
     }
 }

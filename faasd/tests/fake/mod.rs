@@ -17,12 +17,13 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use faasd::api::types::{
     Connections, Deploy, Function, Image, ImportedImage, Instance, Invite, Invited, Join, NamedImage,
-    PROBLEM_HEADER, Peer, Phase, Pruned, State, Version,
+    PROBLEM_HEADER, Peer, Phase, Pruned, Revision, Revisions, State, Traffic, TrafficShare, Version,
 };
 use faasd::control::api::{ApiError, Service, Spool, bind_unix, local, serve_tunnel, serve_unix, tunnel};
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::core::image::ImageName;
 use faasd::core::name::FunctionName;
+use faasd::core::revision::{Alias, RevisionName, WantedShare};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, oneshot};
@@ -154,13 +155,72 @@ impl Service for Fake {
             dependencies: deploy.dependencies,
             spec: deploy.spec,
             deployed_at: Timestamp::now(),
+            traffic: vec![TrafficShare { revision, weight: 100 }],
+            aliases: BTreeMap::new(),
             state: State::Warm,
             reason: None,
+            failures: 0,
+            retry_in_ms: None,
             instances: vec![instance],
             connections: Connections::default(),
         };
         functions.insert(name, function.clone());
         Ok(function)
+    }
+
+    async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError> {
+        let function = self.find(name)?;
+        let revision = |number| Revision {
+            revision: number,
+            weight: function.traffic.iter().find(|s| s.revision == number).map_or(0, |share| share.weight),
+            aliases: function.aliases.iter().filter(|(_, n)| **n == number).map(|(a, _)| a.clone()).collect(),
+            ready: 1,
+            image: function.image.clone(),
+            root: None,
+            dependencies: None,
+            spec: function.spec.clone(),
+            deployed_at: function.deployed_at,
+        };
+        Ok(Revisions { revisions: (1..=function.revision).rev().map(revision).collect() })
+    }
+
+    async fn set_traffic(&self, name: &FunctionName, traffic: Traffic) -> Result<Function, ApiError> {
+        self.find(name)?;
+        let mut functions = self.functions.lock().unwrap();
+        let function = functions.get_mut(name).unwrap();
+        function.traffic = traffic
+            .shares
+            .iter()
+            .filter_map(|share| match share.revision {
+                RevisionName::Number(revision) => Some(TrafficShare { revision, weight: share.weight }),
+                RevisionName::Alias(_) => None,
+            })
+            .collect();
+        Ok(function.clone())
+    }
+
+    async fn rollback(&self, name: &FunctionName) -> Result<Function, ApiError> {
+        let previous = self.find(name)?.revision.checked_sub(1).filter(|n| *n > 0);
+        let revision =
+            previous.ok_or_else(|| ApiError::conflict(format!("'{name}' has nothing to go back to")))?;
+        let revision = RevisionName::Number(revision);
+        self.set_traffic(name, Traffic { shares: vec![WantedShare { revision, weight: 100 }] }).await
+    }
+
+    async fn alias(
+        &self,
+        name: &FunctionName,
+        alias: Alias,
+        revision: Option<u64>,
+    ) -> Result<Function, ApiError> {
+        self.find(name)?;
+        let mut functions = self.functions.lock().unwrap();
+        let function = functions.get_mut(name).unwrap();
+        match revision {
+            Some(revision) => drop(function.aliases.insert(alias, revision)),
+            None => drop(function.aliases.remove(&alias)),
+        }
+        Ok(function.clone())
     }
 
     async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {

@@ -462,7 +462,7 @@ impl Owner {
     fn launch(&mut self, key: u32, record: &RevisionRecord, hold: bool) -> anyhow::Result<Live> {
         let files = images::files(&self.parts.images, record).map_err(anyhow::Error::msg)?;
         let listener = self.instance_listener(record)?;
-        Ok(self.parts.instances.start(key, record, files, listener)?)
+        Ok(self.parts.instances.start(key, record, files, listener, hold)?)
     }
 
     fn entry(&self, name: &FunctionName, slot: u32) -> Entry {
