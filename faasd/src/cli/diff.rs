@@ -164,13 +164,22 @@ fn shown(function: &Difference) -> String {
     let lines: String = function
         .changes
         .iter()
-        .map(|Change { key, from, to }| match (from, to) {
+        .map(|Change { key, from, to }| (key, short(from), short(to)))
+        .map(|(key, from, to)| match (from, to) {
             (Value::Null, to) => format!("  + {key:width$}  {to}\n"),
             (from, Value::Null) => format!("  - {key:width$}  {from}\n"),
             (from, to) => format!("  ~ {key:width$}  {from} -> {to}\n"),
         })
         .collect();
     format!("{}{news}\n{lines}", function.name)
+}
+
+/// Enough of a digest to tell it from another.
+fn short(value: &Value) -> Value {
+    match value.as_str().filter(|text| text.starts_with("sha256:")).and_then(|text| text.get(..19)) {
+        Some(start) => format!("{start}…").into(),
+        None => value.clone(),
+    }
 }
 
 #[cfg(test)]
