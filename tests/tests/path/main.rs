@@ -2,6 +2,7 @@
 //! without a client's noticing.
 
 mod answers;
+mod apply;
 mod crashes;
 mod forward;
 mod handoff;
@@ -64,6 +65,8 @@ fn main() {
         shared("a_new_revision_takes_over_and_the_old_one_finishes", life::redeploy),
         shared("a_bad_revision_changes_nothing", life::bad_revision),
         shared("a_removed_function_takes_only_its_own_connections_along", life::removal),
+        shared("what_is_applied_twice_changes_once", apply::twice),
+        shared("of_many_who_edit_a_function_one_succeeds", apply::concurrent_edits),
         alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
