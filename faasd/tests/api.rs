@@ -389,12 +389,11 @@ async fn lists_come_in_pages() {
     let client = Client::new(&daemon.socket);
     deploy(&client, "f0000").await;
     let one = client.function(&name("f0000")).await.unwrap();
-    let mut functions = daemon.fake.functions.lock().unwrap();
-    for number in 1..PAGE + 7 {
+    let more = (1..PAGE + 7).map(|number| {
         let name = name(&format!("f{number:04}"));
-        functions.insert(name.clone(), Function { name, ..one.clone() });
-    }
-    drop(functions);
+        (name.clone(), Function { name, ..one.clone() })
+    });
+    daemon.fake.functions.lock().unwrap().extend(more);
     let all = client.functions().await.unwrap().functions;
     assert_eq!(all.len(), PAGE + 7);
     assert!(all.is_sorted_by(|a, b| a.name < b.name));

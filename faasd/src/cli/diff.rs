@@ -97,10 +97,8 @@ async fn difference(context: &Context, source: &Source) -> Result<Difference, Fa
         Err(error) => return Err(error.into()),
     };
     let code = gathered.digest()?;
-    let dependencies = match gathered.dependencies(context).await? {
-        None => None,
-        Some(known) => Some(known.unwrap_or_else(|| "not uploaded yet".to_owned())),
-    };
+    let dependencies = gathered.dependencies(context).await?;
+    let dependencies = dependencies.map(|known| known.unwrap_or_else(|| "not uploaded yet".to_owned()));
     let root = root(context, &gathered.spec).await?;
     let digests = [("code", code), ("dependencies", dependencies), ("root", root)];
     let changes = changes(deployed.as_ref(), gathered.spec, digests);
@@ -202,7 +200,7 @@ mod tests {
         assert_eq!(changes(Some(&old), old.spec.clone(), code("sha256:a")), []);
         let new = spec("[env]\nA = 'x'\n[scale]\nmin = 1\nmax = 4");
         let found = changes(Some(&old), new, code("sha256:b"));
-        let text = shown(&Difference { name: old.name.clone(), exists: true, changes: found });
+        let text = shown(&Difference { name: old.name, exists: true, changes: found });
         assert_eq!(
             text,
             "hello\n  ~ code       \"sha256:a\" -> \"sha256:b\"\n  ~ env.A      \"a\" -> \"x\"\n\
