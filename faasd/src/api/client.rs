@@ -1,17 +1,14 @@
 //! The client: one method a route, one connection a request.
 
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
-use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Builder;
@@ -20,10 +17,11 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::AsyncRead;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::body::ReadBody;
 use super::condition::Condition;
 use super::types::{
     ARCHIVE_BYTES_MAX, AliasTarget, Deploy, Function, Functions, Image, Images, ImportedImage, Invite,
@@ -545,61 +543,5 @@ fn problem(status: StatusCode, bytes: &[u8]) -> ClientError {
     match serde_json::from_slice::<Problem>(bytes) {
         Ok(problem) => ClientError::Problem(problem),
         Err(_) => ClientError::Answer(format!("status {status} without a reason")),
-    }
-}
-
-/// A body that is read while it is sent.
-struct ReadBody<R> {
-    reader: R,
-    /// What is still to come, when that is known.
-    left: Option<u64>,
-    buffer: Box<[u8]>,
-}
-
-impl<R> ReadBody<R> {
-    const CHUNK_BYTES: usize = 64 << 10;
-
-    fn new(reader: R, bytes: Option<u64>) -> Self {
-        Self { reader, left: bytes, buffer: vec![0; Self::CHUNK_BYTES].into() }
-    }
-}
-
-impl<R> fmt::Debug for ReadBody<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReadBody").field("left", &self.left).finish_non_exhaustive()
-    }
-}
-
-impl<R: AsyncRead + Unpin> HttpBody for ReadBody<R> {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let this = self.get_mut();
-        if this.left == Some(0) {
-            return Poll::Ready(None);
-        }
-        let mut read = ReadBuf::new(&mut this.buffer);
-        ready!(Pin::new(&mut this.reader).poll_read(cx, &mut read))?;
-        let mut data = read.filled();
-        if let Some(left) = &mut this.left {
-            data = &data[..data.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
-            if data.is_empty() {
-                let text = "the file became shorter while it was sent";
-                return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))));
-            }
-            *left -= data.len() as u64;
-        } else if data.is_empty() {
-            return Poll::Ready(None);
-        }
-        Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(data)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == Some(0)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
