@@ -11,9 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use faasd::api::client::{Client, ClientError, empty, full};
+use faasd::api::client::{Client, ClientError, Outcome, empty, full};
+use faasd::api::condition::{Condition, etag};
 use faasd::api::types::{
-    Deploy, Event, EventKind, EventLine, EventQuery, Invite, JSON_BYTES_MAX, LogQuery, SECRET_BYTES_MAX,
+    Deploy, Event, EventKind, EventLine, EventQuery, Function, Invite, JSON_BYTES_MAX, LogQuery, PAGE,
+    SECRET_BYTES_MAX,
 };
 use faasd::control::api::{ApiError, CONNECTIONS_MAX, FOLLOWERS_MAX, bind_unix};
 use faasd::core::name::FunctionName;
@@ -32,6 +34,7 @@ fn archive(bytes: usize) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes as u64);
+    header.set_mode(0o644);
     tar.append_data(&mut header, "handler.py", vec![b'x'; bytes].as_slice()).unwrap();
     tar.into_inner().unwrap()
 }
@@ -44,7 +47,7 @@ async fn deploy(client: &Client, function: &str) {
         image: Some(image.digest),
         dependencies: None,
         spec: FunctionSpec::default(),
-        no_traffic: false,
+        ..Deploy::default()
     };
     client.deploy(&name(function), &deploy).await.unwrap();
 }
@@ -82,7 +85,9 @@ async fn a_function_lives_and_dies() {
     let client = Client::new(&daemon.socket);
     assert_eq!(client.version().await.unwrap().runtime, "runc 1.1.5");
     deploy(&client, "hello").await;
-    deploy(&client, "hello").await;
+    let image = client.function(&name("hello")).await.unwrap().image;
+    let again = Deploy { image, force: true, ..Deploy::default() };
+    client.deploy(&name("hello"), &again).await.unwrap();
     assert_eq!(daemon.spooled(), 0, "uploads are removed once they are taken in");
     let function = client.function(&name("hello")).await.unwrap();
     assert_eq!((function.revision, function.instances.len()), (2, 1));
@@ -105,14 +110,18 @@ async fn problems_arrive_as_they_were_meant() {
         detail: Some("exit status 3".into()),
     });
     let image = client.function(&name("hello")).await.unwrap().image;
-    let request =
-        Deploy { image: image.clone(), dependencies: None, spec: FunctionSpec::default(), no_traffic: false };
+    let request = Deploy {
+        image: image.clone(),
+        dependencies: None,
+        spec: FunctionSpec::default(),
+        ..Deploy::default()
+    };
     let Err(ClientError::Problem(found)) = client.deploy(&name("hello"), &request).await else { panic!() };
     assert_eq!((found.status, found.detail.as_deref()), (500, Some("exit status 3")));
 
     let spec = FunctionSpec { port: 0, ..FunctionSpec::default() };
     let error = client
-        .deploy(&name("hello"), &Deploy { image, dependencies: None, spec, no_traffic: false })
+        .deploy(&name("hello"), &Deploy { image, dependencies: None, spec, ..Deploy::default() })
         .await
         .unwrap_err();
     assert_eq!(problem(error).0, 400, "a declaration is checked before the service sees it");
@@ -120,7 +129,7 @@ async fn problems_arrive_as_they_were_meant() {
         image: Some("latest".into()),
         dependencies: None,
         spec: FunctionSpec::default(),
-        no_traffic: false,
+        ..Deploy::default()
     };
     assert_eq!(problem(client.deploy(&name("hello"), &request).await.unwrap_err()).0, 400);
     assert_eq!(problem(client.logs(&name("hello"), &lines(100_000)).await.unwrap_err()).0, 400);
@@ -435,4 +444,173 @@ fn the_socket_is_closed_to_strangers_and_taken_over_from_the_dead_alone() {
     drop(listener);
     bind_unix(&path).unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn an_identical_declaration_changes_nothing() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "hello").await;
+    let first = client.function(&name("hello")).await.unwrap();
+    let mut same = Deploy { image: first.image.clone(), ..Deploy::default() };
+    let put = async |deploy: &Deploy| {
+        let (function, outcome) = client.deploy_if(&name("hello"), deploy, &Condition::Always).await.unwrap();
+        (function.revision, outcome)
+    };
+    assert_eq!(put(&same).await, (1, Outcome::Unchanged));
+    assert_eq!(client.function(&name("hello")).await.unwrap().deployed_at, first.deployed_at);
+    same.spec.env.insert("A".into(), "b".into());
+    assert_eq!(put(&same).await, (2, Outcome::Updated));
+    same.force = true;
+    assert_eq!(put(&same).await, (3, Outcome::Updated));
+    let deploy = Deploy { image: first.image, ..Deploy::default() };
+    let (_, outcome) = client.deploy_if(&name("other"), &deploy, &Condition::Always).await.unwrap();
+    assert_eq!(outcome, Outcome::Created);
+}
+
+#[tokio::test]
+async fn of_two_who_edit_the_same_only_one_succeeds() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "hello").await;
+    let read = client.function(&name("hello")).await.unwrap();
+    let asked = "GET /v1/functions/hello HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let answer = raw(UnixStream::connect(&daemon.socket).unwrap(), asked);
+    assert!(answer.contains(&format!("etag: {}\r\n", etag(&read))), "{answer}");
+
+    let seen = Condition::Tagged(vec![etag(&read)]);
+    let edit = |value: &str| {
+        let mut deploy = Deploy { image: read.image.clone(), ..Deploy::default() };
+        deploy.spec.env.insert("BY".into(), value.into());
+        deploy
+    };
+    client.deploy_if(&name("hello"), &edit("anna"), &seen).await.unwrap();
+    let late = client.deploy_if(&name("hello"), &edit("bert"), &seen).await.unwrap_err();
+    let ClientError::Problem(found) = late else { panic!("{late:?}") };
+    assert_eq!(found.status, 412);
+    assert!(found.detail.unwrap().contains("read it again"));
+    assert_eq!(client.function(&name("hello")).await.unwrap().spec.env["BY"], "anna");
+    assert_eq!(problem(client.remove_if(&name("hello"), &seen).await.unwrap_err()).0, 412);
+
+    let absent = client.deploy_if(&name("hello"), &edit("x"), &Condition::Absent).await.unwrap_err();
+    assert_eq!(problem(absent).0, 412, "it is there already");
+    let exists = client.deploy_if(&name("new"), &edit("x"), &Condition::Exists).await.unwrap_err();
+    assert_eq!(problem(exists).0, 412, "it is not there yet");
+    client.deploy_if(&name("new"), &edit("x"), &Condition::Absent).await.unwrap();
+    let now = Condition::Tagged(vec![etag(&client.function(&name("hello")).await.unwrap())]);
+    client.remove_if(&name("hello"), &now).await.unwrap();
+    for header in ["if-match: unquoted", "if-none-match: \"a\"", "if-match: *\r\nif-none-match: *"] {
+        let text =
+            format!("DELETE /v1/functions/new HTTP/1.1\r\nhost: x\r\n{header}\r\nconnection: close\r\n\r\n");
+        let answer = raw(UnixStream::connect(&daemon.socket).unwrap(), &text);
+        assert!(answer.starts_with("HTTP/1.1 400"), "{header}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn lists_come_in_pages() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "f0000").await;
+    let one = client.function(&name("f0000")).await.unwrap();
+    let more = (1..PAGE + 7).map(|number| {
+        let name = name(&format!("f{number:04}"));
+        (name.clone(), Function { name, ..one.clone() })
+    });
+    daemon.fake.functions.lock().unwrap().extend(more);
+    let all = client.functions().await.unwrap().functions;
+    assert_eq!(all.len(), PAGE + 7);
+    assert!(all.is_sorted_by(|a, b| a.name < b.name));
+    assert_eq!(client.functions_with("f100").await.unwrap().functions.len(), 7);
+    assert!(client.functions_with("?&%").await.unwrap().functions.is_empty());
+    let ask = |query: &str| {
+        let text = format!("GET /v1/functions?{query} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        raw(UnixStream::connect(&daemon.socket).unwrap(), &text)
+    };
+    let page = ask("limit=2&after=f0004&prefix=f000");
+    assert!(page.contains("\"next\":\"f0006\"") && page.contains("f0005"), "{page}");
+    assert!(!ask("limit=2&after=f1004").contains("\"next\""), "the last page has no next");
+    for bad in ["limit=0", "limit=10001", "limit=x", "page=2"] {
+        assert!(ask(bad).starts_with("HTTP/1.1 400"), "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_come_too_fast_are_told_when_to_come_again() {
+    let daemon = Daemon::with_writes_per_second(5);
+    let client = Client::new(&daemon.socket);
+    let ask = |line: &str| {
+        let text = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        raw(UnixStream::connect(&daemon.socket).unwrap(), &text)
+    };
+    // More than the bucket holds, and faster than it fills.
+    let refused = (0..200).map(|_| ask("DELETE /v1/peers/nobody")).find(|a| a.starts_with("HTTP/1.1 429"));
+    let refused = refused.unwrap();
+    assert!(refused.contains("retry-after: 1\r\n") && refused.contains("problem+json"), "{refused}");
+    assert!(ask("GET /v1/functions").starts_with("HTTP/1.1 200"), "reads pass");
+    assert!(ask("POST /v1/functions/x/invoke/").starts_with("HTTP/1.1 404"), "invocations pass");
+    // The client waits, and then is heard.
+    let invite = Invite { name: name("laptop"), expires_in_ms: 3_600_000, endpoint: None };
+    client.invite(&invite).await.unwrap();
+    assert_eq!(problem(client.revoke(&name("nobody")).await.unwrap_err()).0, 404);
+}
+
+/// Compares answers with what the document says of them.
+#[tokio::test]
+async fn answers_are_as_the_document_says() {
+    let daemon = Daemon::start();
+    let client = Client::new(&daemon.socket);
+    deploy(&client, "hello").await;
+    client.invite(&Invite { name: name("a"), expires_in_ms: 60_000, endpoint: None }).await.unwrap();
+    let ask = |line: &str| {
+        let text = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let answer = raw(UnixStream::connect(&daemon.socket).unwrap(), &text);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status: String = head.chars().skip(9).take(3).collect();
+        (status, body.to_owned())
+    };
+    let (status, document) = ask("GET /v1/openapi.json");
+    assert_eq!((status.as_str(), document.as_str()), ("200", faasd::control::api::document()));
+    let document: serde_json::Value = serde_json::from_str(&document).unwrap();
+    for (method, path, described) in [
+        ("GET", "/v1/version", "/v1/version"),
+        ("GET", "/v1/functions", "/v1/functions"),
+        ("GET", "/v1/functions/hello", "/v1/functions/{name}"),
+        ("GET", "/v1/functions/hello/revisions", "/v1/functions/{name}/revisions"),
+        ("GET", "/v1/functions/helo", "/v1/functions/{name}"),
+        ("GET", "/v1/functions/H_", "/v1/functions/{name}"),
+        ("GET", "/v1/images", "/v1/images"),
+        ("GET", "/v1/peers", "/v1/peers"),
+        ("DELETE", "/v1/peers/nobody", "/v1/peers/{name}"),
+        ("POST", "/v1/images/prune?names=true", "/v1/images/prune"),
+        ("POST", "/v1/images/prune?names=maybe", "/v1/images/prune"),
+        ("POST", "/v1/peers", "/v1/peers"),
+    ] {
+        let (status, body) = ask(&format!("{method} {path}"));
+        let operation = &document["paths"][described][method.to_lowercase()];
+        let content = operation["responses"][&status]["content"].as_object();
+        let content = content.unwrap_or_else(|| panic!("{method} {path}: {status} is not described"));
+        let schema = content.values().next().unwrap()["schema"]["$ref"].as_str().unwrap();
+        let (mut schemas, mut compiler) = (boon::Schemas::new(), boon::Compiler::new());
+        compiler.set_default_draft(boon::Draft::V2020_12);
+        compiler.add_resource("mem:document", document.clone()).unwrap();
+        let schema = compiler.compile(&format!("mem:document{schema}"), &mut schemas).unwrap();
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let valid = schemas.validate(&body, schema).map_err(|e| format!("{e:#}"));
+        assert_eq!(valid, Ok(()), "{method} {path}: {body}");
+    }
+    // Methods that the document does not know are none.
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let is_tunnel = item.as_object().unwrap().values().any(|operation| operation["tags"][0] == "tunnel");
+        if path.contains("/invoke/") || is_tunnel {
+            continue;
+        }
+        let real = path.replace("{name}", "nothing").replace("{digest}", "sha256:0").replace("{alias}", "a");
+        let real = real.split('{').next().unwrap();
+        for method in ["GET", "PUT", "POST", "DELETE", "PATCH"] {
+            let (status, _) = ask(&format!("{method} {real}"));
+            let is_known = item[method.to_lowercase()].is_object();
+            assert_eq!(status != "405", is_known, "{method} {path}: {status}");
+        }
+    }
 }

@@ -168,7 +168,9 @@ fn the_life_of_a_function() {
 
     let again: Function =
         serde_json::from_str(&faas.ok(&["deploy", "hello", "hello", "-o", "json"])).unwrap();
-    assert_eq!(again.revision, 2);
+    assert_eq!(again.revision, 1, "it is deployed like that already");
+    let forced = faas.ok(&["deploy", "hello", "hello", "--force", "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Function>(&forced).unwrap().revision, 2);
     assert_eq!(daemon.fake.images.lock().unwrap().len(), 1, "the same directory is the same archive");
 
     let list = faas.ok(&["ls"]);
@@ -178,6 +180,7 @@ fn the_life_of_a_function() {
     assert_eq!(row[..3], ["hello", "warm", "1/1"], "{list}");
     let listed: Functions = serde_json::from_str(&faas.ok(&["ls", "-o", "json"])).unwrap();
     assert_eq!(listed.functions.len(), 1);
+    assert!(faas.ok(&["ls", "hel"]).contains("hello") && faas.ok(&["ls", "x"]).is_empty());
     assert!(faas.ok(&["ls", "--color", "always"]).contains('\x1b'));
 
     let described = faas.ok(&["describe", "hello"]);
@@ -415,4 +418,89 @@ fn the_doctor_names_a_verdict_and_a_remedy_for_each_check() {
         assert!(check["verdict"] == "ok" || check["remedy"].is_string(), "no remedy: {check}");
     }
     assert!(faas.run(&["doctor"]).out.starts_with("VERDICT"));
+}
+
+fn table(out: &str) -> Vec<Vec<String>> {
+    out.lines().skip(1).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+}
+
+#[test]
+fn apply_makes_it_so_where_something_changed() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    for name in ["a", "b", "c"] {
+        faas.write(&format!("{name}/handler.py"), "def handle(event, context):\n    return 'x'\n");
+    }
+    faas.write("stack.toml", "[functions.web]\npath = './c'\n[functions.web.scale]\nmax = 4\n");
+    let args = ["apply", "a", "./b", "-f", "stack.toml"];
+    assert!(faas.ok(&["apply", "./a", "--dry-run"]).starts_with("a (new)\n"));
+    assert!(faas.ok(&["ls"]).is_empty(), "a dry run deploys nothing");
+    let rows = |ran: &str| table(ran).iter().map(|row| row.join(" ")).collect::<Vec<_>>();
+    assert_eq!(rows(&faas.ok(&args)), ["a created 1", "b created 1", "web created 1"]);
+    assert_eq!(daemon.fake.images.lock().unwrap().len(), 1, "the same code is kept once");
+    let again = faas.run(&args);
+    assert_eq!(rows(&again.out), ["a unchanged 1", "b unchanged 1", "web unchanged 1"]);
+    assert!(again.err.starts_with("3 unchanged in "), "{}", again.err);
+    assert_eq!(faas.ok(&["diff", "a", "./b", "-f", "stack.toml"]), "");
+
+    faas.write("b/faas.toml", "[scale]\nmin = 0\nmax = 2\n[env]\nGREETING = 'hi'\n");
+    let ran = faas.run(&["diff", "a", "b", "-f", "stack.toml"]);
+    assert_eq!(ran.code, 1, "as diff's: {}", ran.err);
+    let lines: Vec<&str> = ran.out.lines().collect();
+    assert!(
+        lines[..2] == ["b", lines[1]] && lines[1].starts_with("  ~ code          \"sha256:"),
+        "{}",
+        ran.out
+    );
+    let expected = ["  + env.GREETING  \"hi\"", "  + scale.max     2", "  ~ scale.min     1 -> 0"];
+    assert_eq!(lines[2..], expected, "its file is part of its code");
+    faas.write("a/handler.py", "def handle(event, context):\n    return 'y'\n");
+    let changed = faas.run(&["diff", "a", "-o", "json"]).out;
+    let changed: serde_json::Value = serde_json::from_str(&changed).unwrap();
+    assert_eq!(changed["functions"][0]["changes"][0]["key"], "code", "{changed}");
+    faas.write("c/faas.toml", "[scale]\nmin = 'x'\n");
+    let ran = faas.run(&args);
+    assert_eq!(ran.code, 1);
+    assert_eq!(rows(&ran.out), ["a updated 2", "b updated 2", "web failed"]);
+    assert!(ran.err.contains("error: web: ") && ran.err.contains("2 updated, 1 failed"), "{}", ran.err);
+
+    faas.fails(&["apply", "a", "a=b"], 64, "'a' is declared twice");
+    faas.write("bad.toml", "[function.a]\npath = 'a'\n");
+    faas.fails(&["apply", "-f", "bad.toml"], 65, "did you mean `functions`");
+    faas.write("bad.toml", "[functions.a]\n");
+    faas.fails(&["apply", "-f", "bad.toml"], 65, "says not where it is");
+    faas.fails(&["apply", "-f", "none.toml"], 66, "none.toml");
+    faas.write("bad.toml", "[functions.a]\npath = 'a'\nscal = 1\n");
+    let ran = faas.run(&["apply", "-f", "bad.toml"]);
+    assert!(ran.code == 1 && ran.err.contains("did you mean `scale`"), "{}", ran.err);
+}
+
+#[test]
+fn flags_come_before_the_file() {
+    let daemon = Daemon::start();
+    let faas = Faas::new(&daemon);
+    faas.write("f/handler.py", "def handle(event, context):\n    return 'x'\n");
+    faas.write(
+        "f/faas.toml",
+        "[limits]\nmemory_bytes = 33554432\n[scale]\nmin = 1\n[env]\nA = 'file'\nB = 'file'\n",
+    );
+    let args = ["deploy", "./f", "--min=0", "--max=8", "--concurrency=10", "--idle=2m", "--memory=64MiB"];
+    let args = [&args[..], &["--cpu=0.5", "--env", "A=flag", "-e", "C=a=b", "-o", "json"]].concat();
+    let spec = serde_json::from_str::<Function>(&faas.ok(&args)).unwrap().spec;
+    assert_eq!((spec.scale.min, spec.scale.max, spec.scale.concurrency), (0, Some(8), 10));
+    assert_eq!(
+        (spec.scale.idle_ms, spec.limits.memory_bytes, spec.limits.cpu_cores),
+        (120_000, 64 << 20, 0.5)
+    );
+    let env: Vec<(&str, &str)> = spec.env.iter().map(|(name, value)| (&**name, &**value)).collect();
+    assert_eq!(env, [("A", "flag"), ("B", "file"), ("C", "a=b")]);
+    faas.fails(&["deploy", "./f", "--memory=1KB"], 64, "128MiB");
+    faas.fails(&["deploy", "./f", "--max=65"], 64, "to 64");
+    faas.fails(&["deploy", "./f", "--env", "A"], 64, "NAME=VALUE");
+}
+
+#[test]
+fn the_schema_is_printed() {
+    let schema: serde_json::Value = serde_json::from_str(&Faas::alone().ok(&["schema"])).unwrap();
+    assert_eq!(schema, faasd::core::spec::file_schema());
 }

@@ -2,34 +2,34 @@
 
 mod lines;
 
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
-use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Builder;
+use hyper::http::response::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::AsyncRead;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::body::ReadBody;
+use super::condition::Condition;
 pub use self::lines::Lines;
 use super::types::{
     ARCHIVE_BYTES_MAX, AliasTarget, Deploy, EventQuery, Events, Function, Functions, Image, Images,
     ImportedImage, Invite, Invited, LogQuery, PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX,
-    Revisions, Secret, Secrets, Traffic, Version,
+    Revisions, Secret, Secrets, Traffic, UNCHANGED_HEADER, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
@@ -53,6 +53,9 @@ const INVOKE: Duration = Duration::from_secs(300);
 const REMOVE: Duration = Duration::from_secs(660);
 const TRAFFIC: Duration = Duration::from_secs(1260);
 const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
+
+/// How long to wait altogether when changes come too fast for the daemon.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why there is no answer, or a bad one.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,15 @@ fn who(group: Option<&str>) -> String {
     }
 }
 
+/// What a deploy did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Created,
+    Updated,
+    /// It was declared like that already.
+    Unchanged,
+}
+
 type Result<T> = std::result::Result<T, ClientError>;
 
 /// What a request carries.
@@ -119,7 +131,17 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn functions(&self) -> Result<Functions> {
-        self.get("/v1/functions").await
+        self.functions_with("").await
+    }
+
+    /// The functions whose names begin with `prefix`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn functions_with(&self, prefix: &str) -> Result<Functions> {
+        let functions =
+            self.pages("/v1/functions", prefix, |page: Functions| (page.functions, page.next)).await?;
+        Ok(Functions { functions, next: None })
     }
 
     /// # Errors
@@ -151,7 +173,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn images(&self) -> Result<Images> {
-        self.get("/v1/images").await
+        let images = self.pages("/v1/images", "", |page: Images| (page.images, page.next)).await?;
+        Ok(Images { images, next: None })
     }
 
     /// Sends the archive of a root image; `bytes`, if its length is known.
@@ -180,7 +203,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn remove_image(&self, name: &ImageName) -> Result<()> {
-        let request = build(Method::DELETE, &format!("/v1/images?name={name}")).body(empty())?;
+        let request = bare(Method::DELETE, &format!("/v1/images?name={name}"))?;
         self.bytes(request, REMOVE).await.map(drop)
     }
 
@@ -189,7 +212,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn prune_images(&self, names: bool) -> Result<Pruned> {
-        let request = build(Method::POST, &format!("/v1/images/prune?names={names}")).body(empty())?;
+        let request = bare(Method::POST, &format!("/v1/images/prune?names={names}"))?;
         self.ask(request, REMOVE).await
     }
 
@@ -198,7 +221,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn has_image(&self, digest: &str) -> Result<bool> {
-        let request = build(Method::GET, &format!("/v1/images/{digest}")).body(empty())?;
+        let request = bare(Method::GET, &format!("/v1/images/{digest}"))?;
         match self.bytes(request, QUICK).await {
             Ok(_) => Ok(true),
             Err(ClientError::Problem(problem)) if problem.status == StatusCode::NOT_FOUND.as_u16() => {
@@ -211,9 +234,29 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn deploy(&self, name: &FunctionName, deploy: &Deploy) -> Result<Function> {
+        self.deploy_if(name, deploy, &Condition::Always).await.map(|(function, _)| function)
+    }
+
+    /// Deploys if the condition holds, and tells what was changed by it.
+    ///
+    /// # Errors
+    /// [`ClientError`]; with status 412 if the condition does not hold.
+    pub async fn deploy_if(
+        &self,
+        name: &FunctionName,
+        deploy: &Deploy,
+        condition: &Condition,
+    ) -> Result<(Function, Outcome)> {
         let deadlines = &deploy.spec.deadlines;
         let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;
-        self.ask(json(Method::PUT, &format!("/v1/functions/{name}"), deploy)?, limit).await
+        let request = on(condition, json(Method::PUT, &format!("/v1/functions/{name}"), deploy)?);
+        let (head, bytes) = self.answer(request, limit).await?;
+        let outcome = match (head.status, head.headers.contains_key(UNCHANGED_HEADER)) {
+            (StatusCode::CREATED, _) => Outcome::Created,
+            (_, true) => Outcome::Unchanged,
+            (_, false) => Outcome::Updated,
+        };
+        Ok((parse(&bytes)?, outcome))
     }
 
     /// # Errors
@@ -236,7 +279,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn rollback(&self, name: &FunctionName) -> Result<Function> {
-        let request = build(Method::POST, &format!("/v1/functions/{name}/rollback")).body(empty())?;
+        let request = bare(Method::POST, &format!("/v1/functions/{name}/rollback"))?;
         self.ask(request, TRAFFIC).await
     }
 
@@ -248,7 +291,7 @@ impl Client {
         let path = format!("/v1/functions/{name}/aliases/{alias}");
         let request = match revision {
             Some(revision) => json(Method::PUT, &path, &AliasTarget { revision })?,
-            None => build(Method::DELETE, &path).body(empty())?,
+            None => bare(Method::DELETE, &path)?,
         };
         self.ask(request, QUICK).await
     }
@@ -256,8 +299,16 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn remove(&self, name: &FunctionName) -> Result<()> {
-        let request = build(Method::DELETE, &format!("/v1/functions/{name}")).body(empty())?;
-        self.bytes(request, REMOVE).await.map(drop)
+        self.remove_if(name, &Condition::Always).await
+    }
+
+    /// Removes a function if the condition holds.
+    ///
+    /// # Errors
+    /// [`ClientError`]; with status 412 if the condition does not hold.
+    pub async fn remove_if(&self, name: &FunctionName, condition: &Condition) -> Result<()> {
+        let request = bare(Method::DELETE, &format!("/v1/functions/{name}"))?;
+        self.bytes(on(condition, request), REMOVE).await.map(drop)
     }
 
     /// The last lines of a function's log.
@@ -265,7 +316,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn logs(&self, name: &FunctionName, query: &LogQuery) -> Result<Bytes> {
-        let request = build(Method::GET, &log_path(name, query)).body(empty())?;
+        let request = bare(Method::GET, &log_path(name, query))?;
         self.bytes(request, QUICK).await
     }
 
@@ -344,7 +395,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn peers(&self) -> Result<Peers> {
-        self.get("/v1/peers").await
+        let peers = self.pages("/v1/peers", "", |page: Peers| (page.peers, page.next)).await?;
+        Ok(Peers { peers, next: None })
     }
 
     /// # Errors
@@ -356,7 +408,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn revoke(&self, name: &FunctionName) -> Result<()> {
-        let request = build(Method::DELETE, &format!("/v1/peers/{name}")).body(empty())?;
+        let request = bare(Method::DELETE, &format!("/v1/peers/{name}"))?;
         self.bytes(request, QUICK).await.map(drop)
     }
 
@@ -371,19 +423,58 @@ impl Client {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.ask(build(Method::GET, path).body(empty())?, QUICK).await
+        self.ask(bare(Method::GET, path)?, QUICK).await
+    }
+
+    /// A whole list, page by page.
+    async fn pages<P: DeserializeOwned, T>(
+        &self,
+        path: &str,
+        prefix: &str,
+        open: impl Fn(P) -> (Vec<T>, Option<String>),
+    ) -> Result<Vec<T>> {
+        let (mut all, mut after) = (Vec::new(), String::new());
+        loop {
+            let query = format!("prefix={}&after={}", escaped(prefix), escaped(&after));
+            let (items, next) = open(self.get(&format!("{path}?{query}")).await?);
+            all.extend(items);
+            match next {
+                // Each page is after the one before, so that this ends.
+                Some(next) if next > after => after = next,
+                _ => return Ok(all),
+            }
+        }
     }
 
     async fn ask<T: DeserializeOwned>(&self, request: Request<Body>, limit: Duration) -> Result<T> {
-        let bytes = self.bytes(request, limit).await?;
-        serde_json::from_slice(&bytes).map_err(|e| ClientError::Answer(e.to_string()))
+        parse(&self.bytes(request, limit).await?)
     }
 
     async fn bytes(&self, request: Request<Body>, limit: Duration) -> Result<Bytes> {
-        let response = self.send(request, limit).await?;
-        let status = response.status();
-        let bytes = collect(response.into_body(), QUICK).await?;
-        if status.is_success() { Ok(bytes) } else { Err(problem(status, &bytes)) }
+        self.answer(request, limit).await.map(|(_, bytes)| bytes)
+    }
+
+    /// Sends a request, again if it came too early and can be repeated, and reads the answer.
+    async fn answer(&self, request: Request<Body>, limit: Duration) -> Result<(Parts, Bytes)> {
+        let mut again = request.extensions().get::<Repeatable>().cloned().map(|body| (copy(&request), body));
+        let (mut request, mut waited) = (request, Duration::ZERO);
+        loop {
+            let (head, body) = self.send(request, limit).await?.into_parts();
+            let bytes = collect(body, QUICK).await?;
+            if head.status.is_success() {
+                return Ok((head, bytes));
+            }
+            let pause = (head.status == StatusCode::TOO_MANY_REQUESTS).then(|| retry_after(&head)).flatten();
+            match (pause, again.take()) {
+                (Some(pause), Some((copied, body))) if waited + pause <= PATIENCE => {
+                    tokio::time::sleep(pause).await;
+                    waited += pause;
+                    again = Some((copy(&copied), body.clone()));
+                    request = copied.map(|()| full(body.0));
+                }
+                _ => return Err(problem(head.status, &bytes)),
+            }
+        }
     }
 
     /// Connects, and sends a request up to the head of its response.
@@ -432,9 +523,61 @@ fn build(method: Method, path: &str) -> Builder {
     Request::builder().method(method).uri(path).header(HOST, "faasd")
 }
 
+/// A request that says everything in its first line.
+fn bare(method: Method, path: &str) -> Result<Request<Body>> {
+    Ok(build(method, path).extension(Repeatable(Bytes::new())).body(empty())?)
+}
+
 fn json(method: Method, path: &str, value: &impl Serialize) -> Result<Request<Body>> {
     let bytes = serde_json::to_vec(value).map_err(|e| ClientError::Answer(e.to_string()))?;
-    Ok(build(method, path).header(CONTENT_TYPE, "application/json").body(full(bytes))?)
+    let bytes = Bytes::from(bytes);
+    let request = build(method, path).header(CONTENT_TYPE, "application/json");
+    Ok(request.extension(Repeatable(bytes.clone())).body(full(bytes))?)
+}
+
+/// The body of a request that can be sent again.
+#[derive(Clone, Debug)]
+struct Repeatable(Bytes);
+
+/// A request's head alone.
+fn copy<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// How long the daemon asks to be left alone: whole seconds.
+fn retry_after(head: &Parts) -> Option<Duration> {
+    let seconds = head.headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Lets a request be done only if the condition holds.
+fn on(condition: &Condition, mut request: Request<Body>) -> Request<Body> {
+    if let Some((name, value)) = condition.header()
+        && let Ok(value) = HeaderValue::try_from(value)
+    {
+        request.headers_mut().insert(name, value);
+    }
+    request
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|e| ClientError::Answer(e.to_string()))
+}
+
+/// A value within a query.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
 }
 
 /// A request without a body.
@@ -477,61 +620,5 @@ fn problem(status: StatusCode, bytes: &[u8]) -> ClientError {
     match serde_json::from_slice::<Problem>(bytes) {
         Ok(problem) => ClientError::Problem(problem),
         Err(_) => ClientError::Answer(format!("status {status} without a reason")),
-    }
-}
-
-/// A body that is read while it is sent.
-struct ReadBody<R> {
-    reader: R,
-    /// What is still to come, when that is known.
-    left: Option<u64>,
-    buffer: Box<[u8]>,
-}
-
-impl<R> ReadBody<R> {
-    const CHUNK_BYTES: usize = 64 << 10;
-
-    fn new(reader: R, bytes: Option<u64>) -> Self {
-        Self { reader, left: bytes, buffer: vec![0; Self::CHUNK_BYTES].into() }
-    }
-}
-
-impl<R> fmt::Debug for ReadBody<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReadBody").field("left", &self.left).finish_non_exhaustive()
-    }
-}
-
-impl<R: AsyncRead + Unpin> HttpBody for ReadBody<R> {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let this = self.get_mut();
-        if this.left == Some(0) {
-            return Poll::Ready(None);
-        }
-        let mut read = ReadBuf::new(&mut this.buffer);
-        ready!(Pin::new(&mut this.reader).poll_read(cx, &mut read))?;
-        let mut data = read.filled();
-        if let Some(left) = &mut this.left {
-            data = &data[..data.len().min(usize::try_from(*left).unwrap_or(usize::MAX))];
-            if data.is_empty() {
-                let text = "the file became shorter while it was sent";
-                return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))));
-            }
-            *left -= data.len() as u64;
-        } else if data.is_empty() {
-            return Poll::Ready(None);
-        }
-        Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(data)))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left == Some(0)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

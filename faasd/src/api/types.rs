@@ -4,7 +4,8 @@
 //! | verb and path | request | response |
 //! | --- | --- | --- |
 //! | `GET /v1/version` | | [`Version`] |
-//! | `GET /v1/functions` | | [`Functions`] |
+//! | `GET /v1/openapi.json` | | this table in full, as an OpenAPI document |
+//! | `GET /v1/functions?limit=N&after=NAME&prefix=P` | | [`Functions`]; the same keys for images and peers |
 //! | `POST /v1/images` | a tar archive of the code's directory | [`Image`] |
 //! | `GET /v1/images` | | [`Images`]: root images, not code |
 //! | `POST /v1/images/import?name=N&fallback=N` | an archive of a root image | [`ImportedImage`] |
@@ -35,6 +36,9 @@
 //!
 //! `TIME` is a time, or how long ago: `10m`. What is followed ends when the client hangs up; blank lines in it only show
 //! whether it has.
+//! A `GET` of a function answers its `ETag` ([`etag`](super::condition::etag)); `PUT` and `DELETE` take `If-Match` and
+//! `If-None-Match: *`. A `PUT` of what is declared already changes nothing, and says so in the header
+//! [`UNCHANGED_HEADER`].
 //!
 //! Every error is a [`Problem`] with the media type `application/problem+json`.
 
@@ -61,6 +65,13 @@ pub const ROOT_ARCHIVE_BYTES_MAX: u64 = 8 << 30;
 
 /// The most bytes of a JSON request.
 pub const JSON_BYTES_MAX: usize = 64 << 10;
+
+/// Items of a list in one response: when nobody says how many, and at most.
+pub const PAGE: usize = 1000;
+pub const PAGE_MAX: usize = 10_000;
+
+/// With `true`, the answer to a deploy that changed nothing, since all was declared like that already.
+pub const UNCHANGED_HEADER: &str = "faasd-unchanged";
 
 /// The most lines of a log in one response.
 pub const LOG_LINES_MAX: usize = 10_000;
@@ -94,6 +105,9 @@ pub struct Version {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Functions {
     pub functions: Vec<Function>,
+    /// There is more: ask again with `after` as this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// Code that has been uploaded. Its digest is that of the unpacked tree, so the same code is stored once.
@@ -124,6 +138,9 @@ pub struct NamedImage {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Images {
     pub images: Vec<NamedImage>,
+    /// There is more: ask again with `after` as this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -142,7 +159,7 @@ pub struct Pruned {
     pub freed_bytes: u64,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
     /// [`Image::digest`]. A function whose `spec.image` brings all that is run needs none.
@@ -156,6 +173,9 @@ pub struct Deploy {
     /// Only shows that it becomes ready; what serves goes on serving.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_traffic: bool,
+    /// Makes a new revision though nothing has changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// A revision's part of a function's connections.
@@ -481,6 +501,9 @@ pub enum EventLine {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Peers {
     pub peers: Vec<Peer>,
+    /// There is more: ask again with `after` as this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

@@ -61,15 +61,16 @@ pub struct Installed {
     _temporary: Option<tempfile::TempDir>,
 }
 
-/// Installs what the function in `dir` depends on, unless that was done before. `None` if that is nothing.
-///
-/// # Errors
-/// [`Failure`], with what the installer said.
-pub async fn install(
-    context: &Context,
-    dir: &Path,
-    language: Language,
-) -> Result<Option<Installed>, Failure> {
+/// Where a set is, or will be.
+struct Located {
+    set: Set,
+    installer: Vec<String>,
+    home: PathBuf,
+    place: PathBuf,
+    installed: Installed,
+}
+
+async fn locate(context: &Context, dir: &Path, language: Language) -> Result<Option<Located>, Failure> {
     let Some(mut set) = (match language {
         Language::Python => requirements(dir)?,
         Language::Node => packages(context, dir)?,
@@ -101,6 +102,37 @@ pub async fn install(
         tree: place.join(tree_name(language)),
         digest: place.join("digest"),
         _temporary: temporary,
+    };
+    Ok(Some(Located { set, installer, home, place, installed }))
+}
+
+/// The digest of what the function in `dir` depends on: `Some(None)` if that was never uploaded from here, and `None` if
+/// it is nothing.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn digest(
+    context: &Context,
+    dir: &Path,
+    language: Language,
+) -> Result<Option<Option<String>>, Failure> {
+    let found = locate(context, dir, language).await?;
+    Ok(found
+        .map(|found| fs::read_to_string(&found.installed.digest).ok().map(|digest| digest.trim().to_owned())))
+}
+
+/// Installs what the function in `dir` depends on, unless that was done before. `None` if that is nothing.
+///
+/// # Errors
+/// [`Failure`], with what the installer said.
+pub async fn install(
+    context: &Context,
+    dir: &Path,
+    language: Language,
+) -> Result<Option<Installed>, Failure> {
+    let Some(Located { set, installer, home, place, installed }) = locate(context, dir, language).await?
+    else {
+        return Ok(None);
     };
     if installed.tree.is_dir() {
         context.ui.note(&format!("dependencies: {}, installed already", set.what));

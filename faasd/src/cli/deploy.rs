@@ -8,13 +8,15 @@ use comfy_table::Cell;
 
 use super::dependencies;
 use super::describe::url;
-use super::detect::{Detected, build_command, detect, detect_image};
-use super::pack::pack;
+use super::detect::{build_command, detect};
+use super::gather::Source;
+use super::settings::{Settings, of_flags};
 use super::ui::{printable, size, state_cell, took};
 use super::{Context, Exit, Failure, Format, Output};
+use crate::api::client::Outcome;
+use crate::api::condition::Condition;
 use crate::api::types;
 use crate::core::name::FunctionName;
-use crate::core::spec::Contract;
 
 /// Deploy a directory as a function
 ///
@@ -28,6 +30,8 @@ use crate::core::spec::Contract;
   faas deploy ./services/hello    that directory, under its own name
   faas deploy hello               this directory, as hello
   faas deploy hello src/hello     that directory, as hello
+  faas deploy hello --min 0 --max 8 --env GREETING=hi
+                                  with settings that come before those of its faas.toml
   faas deploy web --image nginx:1.27
                                   what the image itself runs, as web")]
 pub struct Deploy {
@@ -44,6 +48,11 @@ pub struct Deploy {
     /// Only see whether it becomes ready; what serves goes on serving, until `faas promote` or `faas traffic`
     #[arg(long)]
     no_traffic: bool,
+    /// Make a new revision even if nothing has changed
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    settings: Settings,
     #[command(flatten)]
     output: Output,
 }
@@ -51,43 +60,34 @@ pub struct Deploy {
 impl Deploy {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         let ui = &context.ui;
-        let (name, mut detected, dir) = match (&self.image, &self.name, &self.dir) {
-            (Some(image), Some(name), None) if !is_path(name) => {
-                (parse_name(name)?, detect_image(image.clone()), None)
-            }
+        let flags = self.settings.table();
+        let mut over = flags.clone();
+        if let Some(image) = &self.image {
+            over.insert("image".to_owned(), image.as_str().into());
+        }
+        let (name, dir) = match (&self.image, &self.name, &self.dir) {
+            (Some(_), Some(name), None) if !is_path(name) => (parse_name(name)?, None),
             _ => {
                 let (name, dir) = target(self.name, self.dir)?;
-                build(context, &dir).await?;
-                let detected =
-                    detect(&dir, self.image.as_deref()).map_err(|failure| elsewhere(failure, &name, &dir))?;
-                (name, detected, Some(dir))
+                (name, Some(dir))
             }
         };
-        detected.spec.writable.extend(self.writable);
-        ui.note(&printable(&detected.why));
-        if let Some(warning) = &detected.warning {
+        let source = Source { name, dir, over };
+        let gathered = source.gather(context).await.map_err(|failure| of_flags(failure, &flags));
+        let (name, dir) = (source.name, source.dir);
+        let mut gathered = gathered.map_err(|failure| elsewhere(failure, &name, dir.as_deref()))?;
+        gathered.spec.writable.extend(self.writable);
+        ui.note(&printable(&gathered.why));
+        if let Some(warning) = &gathered.warning {
             ui.warn(warning);
         }
-        let Detected { spec, program, has_code, .. } = detected;
-        let dir = dir.filter(|_| has_code);
-        let packed = dir.as_deref().map(|dir| pack(dir, program.as_deref())).transpose()?;
-        let installed = match &dir {
-            Some(dir) if spec.contract == Contract::Handler => {
-                dependencies::install(context, dir, spec.handler_parts().language).await?
-            }
-            _ => None,
-        };
+        let installed = gathered.install(context).await?;
 
         let began = Instant::now();
         let mut sent = "none".to_owned();
         let mut image = None;
-        if let Some(packed) = packed {
-            let bar = ui.bar("uploading", packed.bytes);
-            let archive = bar.wrap_async_read(tokio::fs::File::from_std(packed.archive));
-            let uploaded = context.client.add_image(archive, packed.bytes).await;
-            bar.finish_and_clear();
-            let code = uploaded?;
-            sent = format!("{}, {} unpacked, {} files", code.digest, size(code.bytes), packed.files);
+        if let Some((code, files)) = gathered.upload(context).await? {
+            sent = format!("{}, {} unpacked, {files} files", code.digest, size(code.bytes));
             image = Some(code.digest);
         }
         let dependencies = match &installed {
@@ -97,10 +97,16 @@ impl Deploy {
         let uploaded = began.elapsed();
 
         let spinner = ui.spinner(format!("starting {name}"));
-        let deploy = types::Deploy { image, dependencies, spec, no_traffic: self.no_traffic };
-        let function = context.client.deploy(&name, &deploy).await;
+        let deploy = types::Deploy {
+            image,
+            dependencies,
+            spec: gathered.spec,
+            no_traffic: self.no_traffic,
+            force: self.force,
+        };
+        let deployed = context.client.deploy_if(&name, &deploy, &Condition::Always).await;
         spinner.finish_and_clear();
-        let function = function.map_err(|e| {
+        let (function, outcome) = deployed.map_err(|e| {
             let failure = Failure::from(e);
             // What a function wrote before it failed usually says why.
             if failure.exit == Exit::Failed && failure.hint.is_none() {
@@ -112,6 +118,11 @@ impl Deploy {
         if self.output.format == Format::Json {
             return ui.json(&function);
         }
+        if outcome == Outcome::Unchanged {
+            ui.note(&format!(
+                "'{name}' is deployed like this already; --force makes a new revision all the same"
+            ));
+        }
         report(context, &function, &sent, uploaded, began.elapsed())
     }
 }
@@ -120,8 +131,8 @@ impl Deploy {
 ///
 /// # Errors
 /// [`Failure`], with the end of what it printed.
-pub async fn build(context: &Context, dir: &Path) -> Result<(), Failure> {
-    let Some(build) = build_command(dir)? else { return Ok(()) };
+pub async fn build(context: &Context, dir: &Path, over: &toml::Table) -> Result<(), Failure> {
+    let Some(build) = build_command(dir, over)? else { return Ok(()) };
     context.ui.note(&format!("build: {}", printable(&build)));
     let mut command = tokio::process::Command::new("/bin/sh");
     command.args(["-c", &build]).current_dir(dir);
@@ -169,33 +180,44 @@ fn target(name: Option<String>, dir: Option<PathBuf>) -> Result<(FunctionName, P
         (Some(path), None) if is_path(&path) => (None, PathBuf::from(path)),
         (name, dir) => (name, dir.unwrap_or_else(|| ".".into())),
     };
-    let named = match name {
-        Some(name) => name,
-        None => {
-            let whole = dir.canonicalize().map_err(|e| {
-                Failure::file("use", &dir, &e)
-                    .hint("name the directory that holds the function: `faas deploy NAME DIR`")
-            })?;
-            whole.file_name().unwrap_or_default().to_string_lossy().into_owned()
-        }
+    let name = match name {
+        Some(name) => parse_name(&name)?,
+        None => named_after(&dir)?,
     };
-    Ok((parse_name(&named)?, dir))
+    Ok((name, dir))
+}
+
+/// A function that is called what its directory is.
+///
+/// # Errors
+/// [`Failure`], if there is no such directory, or functions cannot be called that.
+pub fn named_after(dir: &Path) -> Result<FunctionName, Failure> {
+    let whole = dir.canonicalize().map_err(|e| {
+        Failure::file("use", dir, &e)
+            .hint("name the directory that holds the function: `faas deploy NAME DIR`")
+    })?;
+    parse_name(&whole.file_name().unwrap_or_default().to_string_lossy())
 }
 
 fn is_path(text: &str) -> bool {
     text.contains('/') || text == "." || text == ".."
 }
 
-fn parse_name(name: &str) -> Result<FunctionName, Failure> {
+/// # Errors
+/// [`Failure`], if functions cannot be called that.
+pub fn parse_name(name: &str) -> Result<FunctionName, Failure> {
     name.parse().map_err(|e: crate::core::name::NameError| {
         Failure::new(Exit::Usage, e.to_string()).hint("give the function a name: `faas deploy NAME DIR`")
     })
 }
 
 /// `faas deploy hello` beside a directory "hello" usually means that directory.
-fn elsewhere(failure: Failure, name: &FunctionName, dir: &Path) -> Failure {
+fn elsewhere(failure: Failure, name: &FunctionName, dir: Option<&Path>) -> Failure {
     let beside = Path::new(name.as_str());
-    if dir == Path::new(".") && failure.exit == Exit::NoInput && detect(beside, None).is_ok() {
+    if dir == Some(Path::new("."))
+        && failure.exit == Exit::NoInput
+        && detect(beside, &toml::Table::new()).is_ok()
+    {
         return failure.hint(format!("there is a function in {name}: `faas deploy ./{name}`"));
     }
     failure

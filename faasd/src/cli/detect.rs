@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::{Exit, Failure};
-use crate::core::spec::{Contract, FILE_NAME, FunctionSpec, SpecError};
+use crate::core::spec::{Contract, FILE_NAME, FunctionSpec, SpecError, merge};
 
 /// What will be deployed, and why it is taken for that.
 #[derive(Debug, PartialEq)]
@@ -28,36 +28,31 @@ pub struct Detected {
 const IMAGE_CONTRACT: Contract = Contract::Port;
 
 /// A function that is nothing but an image.
-pub fn detect_image(image: String) -> Detected {
-    let why = format!("image: what {image} itself runs");
-    let spec = FunctionSpec { image: Some(image), contract: IMAGE_CONTRACT, ..FunctionSpec::default() };
-    Detected { spec, why, warning: None, program: None, has_code: false }
+///
+/// # Errors
+/// [`Failure`], if it cannot be declared like this.
+pub fn detect_image(over: &toml::Table) -> Result<Detected, Failure> {
+    let mut table = over.clone();
+    table.entry("contract").or_insert_with(|| IMAGE_CONTRACT.as_str().into());
+    let spec = FunctionSpec::from_toml(&table.to_string()).map_err(|e| refused(&e, over))?;
+    let why = format!("image: what {} itself runs", spec.image.as_deref().unwrap_or_default());
+    Ok(Detected { spec, why, warning: None, program: None, has_code: false })
 }
 
-/// Looks at a directory.
+/// Looks at a directory, whose file says how its code is run. What `over` says comes before what the file says.
 ///
 /// # Errors
 /// [`Failure`] with the remedy.
-pub fn detect(dir: &Path, image: Option<&str>) -> Result<Detected, Failure> {
+pub fn detect(dir: &Path, over: &toml::Table) -> Result<Detected, Failure> {
     if !dir.is_dir() {
         let hint = "name the directory that holds the function: `faas deploy NAME DIR`";
         return Err(
             Failure::new(Exit::NoInput, format!("there is no directory {}", dir.display())).hint(hint)
         );
     }
-    let file = dir.join(FILE_NAME);
-    let mut has_contract = false;
-    let (mut spec, declared) = match fs::read_to_string(&file) {
-        Ok(text) => {
-            has_contract = self::has_contract(&text);
-            (read(&text).map_err(|e| Failure::new(Exit::Data, e.to_string()))?, true)
-        }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => (FunctionSpec::default(), false),
-        Err(e) => return Err(Failure::file("read", &file, &e)),
-    };
-    if let Some(image) = image {
-        spec.image = Some(image.to_owned());
-    }
+    let (text, declared) = declaration(dir, over)?;
+    let mut spec = read(&text).map_err(|e| refused(&e, over))?;
+    let has_contract = has_contract(&text);
     if spec.image.is_some() {
         if !has_contract && spec.handler.is_none() && !handler::is_there(dir) {
             spec.contract = IMAGE_CONTRACT;
@@ -151,11 +146,38 @@ fn program(dir: &Path, spec: FunctionSpec) -> Result<Detected, Failure> {
 ///
 /// # Errors
 /// [`Failure`] if the file cannot be understood; that there is none is [`detect`]'s business.
-pub fn build_command(dir: &Path) -> Result<Option<String>, Failure> {
-    match fs::read_to_string(dir.join(FILE_NAME)) {
-        Ok(text) => Ok(read(&text).map_err(|e| Failure::new(Exit::Data, e.to_string()))?.build),
-        Err(_) => Ok(None),
+pub fn build_command(dir: &Path, over: &toml::Table) -> Result<Option<String>, Failure> {
+    let (text, _) = declaration(dir, over)?;
+    Ok(read(&text).map_err(|e| refused(&e, over))?.build)
+}
+
+/// The function's file with what comes before it, and whether there is a file.
+fn declaration(dir: &Path, over: &toml::Table) -> Result<(String, bool), Failure> {
+    let file = dir.join(FILE_NAME);
+    let (text, declared) = match fs::read_to_string(&file) {
+        Ok(text) => (text, true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (String::new(), false),
+        Err(e) => return Err(Failure::file("read", &file, &e)),
+    };
+    if over.is_empty() {
+        return Ok((text, declared));
     }
+    // What is wrong with the file itself is told with the place in it.
+    if let Err(error @ SpecError::Syntax(_)) = read(&text) {
+        return Err(refused(&error, &toml::Table::new()));
+    }
+    let mut table: toml::Table = text.parse().unwrap_or_default();
+    merge(&mut table, over.clone());
+    Ok((table.to_string(), declared))
+}
+
+fn refused(error: &SpecError, over: &toml::Table) -> Failure {
+    let failure = Failure::new(Exit::Data, error.to_string());
+    if over.is_empty() {
+        return failure;
+    }
+    let keys: Vec<&str> = over.keys().map(String::as_str).collect();
+    failure.hint(format!("that is {FILE_NAME} with what was given beside it: {}", keys.join(", ")))
 }
 
 /// The cargo call that would make `target/[TRIPLE/]PROFILE/NAME`.
@@ -197,19 +219,25 @@ mod tests {
 
     #[test]
     fn a_handler_is_found() {
-        let found = detect(dir(&[("handler.py", "def handle(e, c): ...")]).path(), None).unwrap();
+        let found =
+            detect(dir(&[("handler.py", "def handle(e, c): ...")]).path(), &toml::Table::new()).unwrap();
         assert_eq!((found.why.as_str(), found.warning), ("python handler: there is handler.py", None));
-        let found = detect(dir(&[("handler.py", "def other(e, c): ...")]).path(), None).unwrap();
+        let found =
+            detect(dir(&[("handler.py", "def other(e, c): ...")]).path(), &toml::Table::new()).unwrap();
         assert!(found.warning.unwrap().contains("`handle`"));
     }
 
     #[test]
     fn a_command_means_a_program() {
         let made = dir(&[("faas.toml", "command = ['./target/release/x', '-v']"), ("target/release/x", "")]);
-        assert_eq!(detect(made.path(), None).unwrap_err().exit, Exit::Data, "it cannot be run yet");
+        assert_eq!(
+            detect(made.path(), &toml::Table::new()).unwrap_err().exit,
+            Exit::Data,
+            "it cannot be run yet"
+        );
         let program = made.path().join("target/release/x");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let found = detect(made.path(), None).unwrap();
+        let found = detect(made.path(), &toml::Table::new()).unwrap();
         assert_eq!(found.spec.contract, Contract::Port);
         assert_eq!(found.program.as_deref(), Some(Path::new("target/release/x")));
     }
@@ -239,11 +267,11 @@ mod tests {
                 "",
             ),
         ] {
-            let failure = detect(dir(&files).path(), None).unwrap_err();
+            let failure = detect(dir(&files).path(), &toml::Table::new()).unwrap_err();
             assert_eq!(failure.exit, exit, "{files:?}: {failure}");
             assert!(failure.message.contains(message), "{files:?}: {failure}");
             assert!(failure.hint.unwrap_or_default().contains(hint), "{files:?}");
         }
-        assert_eq!(detect(Path::new("/nonexistent"), None).unwrap_err().exit, Exit::NoInput);
+        assert_eq!(detect(Path::new("/nonexistent"), &toml::Table::new()).unwrap_err().exit, Exit::NoInput);
     }
 }

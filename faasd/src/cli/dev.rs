@@ -125,8 +125,8 @@ impl Dev {
 
     /// Builds, installs and starts what the directory holds now.
     async fn start(&self, context: &Context, dir: &Path, runners: &Path) -> Result<Child, Failure> {
-        build(context, dir).await?;
-        let Detected { spec, why, warning, .. } = detect(dir, None)?;
+        build(context, dir, &toml::Table::new()).await?;
+        let Detected { spec, why, warning, .. } = detect(dir, &toml::Table::new())?;
         context.ui.note(&printable(&why));
         if !spec.secrets.is_empty() {
             context.ui.warn("there are no secrets here: /run/secrets is in containers alone");

@@ -10,20 +10,28 @@ use super::{Context, Failure, Format, Output};
 
 /// List the functions
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  faas ls\n  faas ls -o json | jq -r '.functions[].name'")]
+#[command(
+    after_help = "Examples:\n  faas ls\n  faas ls shop-\n  faas ls -o json | jq -r '.functions[].name'"
+)]
 pub struct Ls {
+    /// Only those whose names begin with this
+    #[arg(default_value = "")]
+    prefix: String,
     #[command(flatten)]
     output: Output,
 }
 
 impl Ls {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let found = context.client.functions().await?;
+        let found = context.client.functions_with(&self.prefix).await?;
         if self.output.format == Format::Json {
             return context.ui.json(&found);
         }
         if found.functions.is_empty() {
-            context.ui.note("no functions yet; `faas new hello` makes one");
+            match self.prefix.as_str() {
+                "" => context.ui.note("no functions yet; `faas new hello` makes one"),
+                prefix => context.ui.note(&format!("no function's name begins with '{prefix}'")),
+            }
             return Ok(());
         }
         let now = Timestamp::now();

@@ -1,15 +1,18 @@
 //! `faas`: one file a verb. Every verb that concerns the daemon is a client of its API and nothing else.
 
 mod ago;
+mod apply;
 mod completions;
 mod dependencies;
 mod deploy;
 mod describe;
 mod detect;
 mod dev;
+mod diff;
 mod doctor;
 mod events;
 mod exit;
+mod gather;
 mod image;
 mod invoke;
 mod logs;
@@ -18,7 +21,10 @@ mod new;
 mod pack;
 mod revisions;
 mod rm;
+mod schema;
 mod secret;
+mod settings;
+mod targets;
 mod traffic;
 mod tunnel;
 mod ui;
@@ -98,6 +104,8 @@ enum Command {
     New(new::New),
     Dev(dev::Dev),
     Deploy(deploy::Deploy),
+    Apply(apply::Apply),
+    Diff(diff::Diff),
     Ls(ls::Ls),
     Describe(describe::Describe),
     Invoke(invoke::Invoke),
@@ -114,6 +122,7 @@ enum Command {
     Vpn(vpn::Vpn),
     Doctor(doctor::Doctor),
     Version(version::Version),
+    Schema(schema::Schema),
     Completions(completions::Completions),
     Tunnel(tunnel::Tunnel),
     /// Serves a script; `faas dev`'s program for them
@@ -127,11 +136,14 @@ enum Command {
 const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Functions",
-        &["new", "dev", "deploy", "ls", "describe", "invoke", "logs", "events", "rm", "image", "secret"],
+        &[
+            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "logs", "events", "rm", "image",
+            "secret",
+        ],
     ),
     ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
-    ("Machine", &["doctor", "version", "completions"]),
+    ("Machine", &["doctor", "version", "schema", "completions"]),
 ];
 
 /// What a verb works with.
@@ -175,6 +187,8 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::New(verb) => verb.run(context),
         Command::Dev(verb) => block_on(verb.run(context)),
         Command::Deploy(verb) => block_on(verb.run(context)),
+        Command::Apply(verb) => block_on(verb.run(context)),
+        Command::Diff(verb) => block_on(verb.run(context)),
         Command::Ls(verb) => block_on(verb.run(context)),
         Command::Describe(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
@@ -188,6 +202,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Rm(verb) => block_on(verb.run(context)),
         Command::Image(verb) => block_on(verb.run(context)),
         Command::Secret(verb) => block_on(verb.run(context)),
+        Command::Schema(verb) => verb.run(context),
         Command::Vpn(verb) => verb.run(context),
         Command::Doctor(verb) => block_on(verb.run(context)),
         Command::Version(verb) => block_on(verb.run(context)),

@@ -198,10 +198,14 @@ mod tests {
             let text = fs::read_to_string(dir.path().join("faas.toml")).unwrap();
             if text.contains("build = ") {
                 // It is not built here, and its faas.toml is read as `faas deploy` reads it.
-                assert!(crate::cli::detect::build_command(dir.path()).unwrap().is_some(), "{lang:?}");
+                assert!(
+                    crate::cli::detect::build_command(dir.path(), &toml::Table::new()).unwrap().is_some(),
+                    "{lang:?}"
+                );
                 continue;
             }
-            let found = detect(dir.path(), None).unwrap_or_else(|failure| panic!("{lang:?}: {failure}"));
+            let found = detect(dir.path(), &toml::Table::new())
+                .unwrap_or_else(|failure| panic!("{lang:?}: {failure}"));
             assert_eq!(
                 (found.warning, found.spec),
                 (None, FunctionSpec::from_toml(&text).unwrap()),

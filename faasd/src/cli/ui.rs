@@ -21,6 +21,8 @@ pub struct Ui {
     color_stderr: bool,
     /// Standard error shows progress.
     progress: bool,
+    /// Standard error takes what is neither result nor warning.
+    notes: bool,
 }
 
 impl Ui {
@@ -39,7 +41,14 @@ impl Ui {
             color: color(io::stdout().is_terminal()),
             color_stderr: color(stderr),
             progress: stderr && !dumb,
+            notes: true,
         }
+    }
+
+    /// For work among other work: warnings and failures alone.
+    #[must_use]
+    pub const fn quiet(self) -> Self {
+        Self { progress: false, notes: false, ..self }
     }
 
     /// Prints a result.
@@ -116,20 +125,21 @@ impl Ui {
 
     /// Says something that is no result.
     pub fn note(&self, text: &str) {
-        // Nobody is left to tell when standard error is closed.
-        let _ = writeln!(io::stderr(), "{text}");
+        if self.notes {
+            say(text);
+        }
     }
 
     /// Shows help to somebody who did not ask for it.
     pub fn help(&self, help: &clap::builder::StyledStr) {
         let text = if self.color_stderr { help.ansi().to_string() } else { help.to_string() };
-        self.note(text.trim_end());
+        say(text.trim_end());
     }
 
     /// Says something that may become a failure.
     pub fn warn(&self, text: &str) {
         let (on, off) = if self.color_stderr { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
-        self.note(&format!("{on}warning{off}: {text}"));
+        say(&format!("{on}warning{off}: {text}"));
     }
 
     /// Says why the verb failed.
@@ -138,10 +148,10 @@ impl Ui {
             return;
         }
         let (on, off) = if self.color_stderr { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        self.note(&format!("{on}error{off}: {}", printable(&failure.message)));
+        say(&format!("{on}error{off}: {}", printable(&failure.message)));
         if let Some(hint) = &failure.hint {
             for line in printable(hint).lines() {
-                self.note(&format!("  {line}"));
+                say(&format!("  {line}"));
             }
         }
     }
@@ -172,12 +182,17 @@ impl Ui {
     }
 }
 
+fn say(text: &str) {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// A cell in the colour of what it says: good, on its way, bad.
 #[must_use]
 pub fn state_cell(state: &str) -> Cell {
     let cell = Cell::new(state);
     match state {
-        "warm" | "ready" | "ok" => cell.fg(Color::Green),
+        "warm" | "ready" | "ok" | "created" | "updated" => cell.fg(Color::Green),
         "starting" | "draining" | "withdrawn" | "prepared" | "warning" | "invited" => cell.fg(Color::Yellow),
         "failing" | "failed" | "overloaded" => cell.fg(Color::Red),
         _ => cell,

@@ -4,12 +4,15 @@
 //! peers: it has two routes, and takes the source address of a connection, which WireGuard has bound to a key, for the
 //! caller's identity.
 
+mod answer;
 mod document;
 mod error;
 mod extract;
 mod follow;
 mod handlers;
 mod images;
+mod limit;
+mod list;
 mod logs;
 mod secrets;
 mod serve;
@@ -17,6 +20,7 @@ mod traffic;
 
 use std::io;
 use std::net::Ipv6Addr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,9 +40,11 @@ use tracing::debug;
 
 pub use document::document;
 pub use error::{ApiError, nearest};
+pub use limit::WRITES_PER_SECOND;
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
 use super::events::Filter;
+use crate::api::condition::Condition;
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join,
     NamedImage, Peer, Pruned, Revisions, Secret, Traffic, Version,
@@ -102,8 +108,14 @@ pub trait Service: Send + Sync + 'static {
     async fn prune_images(&self, names: bool) -> Result<Pruned, ApiError>;
     /// Whether code has been uploaded and is still there.
     async fn has_image(&self, digest: &str) -> bool;
-    /// Returns once an instance is ready (or at once, for a function that keeps none).
-    async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError>;
+    /// Returns once an instance is ready (or at once, for a function that keeps none, and where nothing is to be
+    /// changed). Whether the condition holds is decided together with the change.
+    async fn deploy(
+        &self,
+        name: FunctionName,
+        deploy: Deploy,
+        condition: Condition,
+    ) -> Result<Function, ApiError>;
     /// The revisions that are kept, the newest first.
     async fn revisions(&self, name: &FunctionName) -> Result<Revisions, ApiError>;
     /// Returns once these revisions serve.
@@ -118,7 +130,7 @@ pub trait Service: Send + Sync + 'static {
         revision: Option<u64>,
     ) -> Result<Function, ApiError>;
     /// Returns once the function's instances are gone.
-    async fn remove(&self, name: &FunctionName) -> Result<(), ApiError>;
+    async fn remove(&self, name: &FunctionName, condition: Condition) -> Result<(), ApiError>;
     /// What a function has written last, oldest first.
     async fn logs(&self, name: &FunctionName, query: Query) -> Result<Vec<String>, ApiError>;
     /// The same, and what it writes from now on, until it is removed.
@@ -187,10 +199,10 @@ struct Api {
     followers: Arc<Semaphore>,
 }
 
-/// The routes of the unix socket.
-pub fn local(service: Arc<dyn Service>, spool: Spool) -> Router {
+/// The routes of the unix socket, and how many changes a second they take.
+pub fn local(service: Arc<dyn Service>, spool: Spool, writes_per_second: NonZeroU32) -> Router {
     let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-    finish(local_routes().into(), Api { service, spool: Arc::new(spool), followers })
+    finish(local_routes().into(), Api { service, spool: Arc::new(spool), followers }, writes_per_second)
 }
 
 /// Every route with its description, from which [`document`] is made. One that is added by `route` instead of
@@ -296,7 +308,7 @@ fn traffic_routes() -> ApiRouter<Api> {
 
 /// The routes of the tunnel's own address.
 pub fn tunnel(service: Arc<dyn Service>) -> Router {
-    finish(tunnel_routes().into(), service)
+    finish(tunnel_routes().into(), service, WRITES_PER_SECOND)
 }
 
 fn tunnel_routes() -> ApiRouter<Arc<dyn Service>> {
@@ -310,10 +322,15 @@ fn tunnel_routes() -> ApiRouter<Arc<dyn Service>> {
         )
 }
 
-fn finish<S: Clone + Send + Sync + 'static>(routes: Router<S>, state: S) -> Router {
+fn finish<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    state: S,
+    writes_per_second: NonZeroU32,
+) -> Router {
     routes
         .method_not_allowed_fallback(handlers::no_method)
         .fallback(handlers::no_route)
+        .layer(middleware::from_fn_with_state(limit::bucket(writes_per_second), limit::throttle))
         .layer(middleware::from_fn(trace))
         // Bodies are bounded where they are read: an archive's limit is not that of a record.
         .layer(axum::extract::DefaultBodyLimit::disable())

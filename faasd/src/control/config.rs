@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -39,6 +40,8 @@ pub struct Config {
     pub backlog: u32,
     /// Containers kept created and not started, over all functions. Each takes some 2.4 MiB of memory.
     pub prepared_max: usize,
+    /// Changes that the API takes in a second, with the double at once.
+    pub api_writes_per_second: NonZeroU32,
 }
 
 impl Default for Config {
@@ -56,6 +59,7 @@ impl Default for Config {
             dns_negative_ttl_seconds: 1,
             acceptors: 1,
             backlog: 4096,
+            api_writes_per_second: super::api::WRITES_PER_SECOND,
             prepared_max: 64,
         }
     }

@@ -148,6 +148,7 @@ async fn serve(
         tunnel_ifindex,
     })?;
     let server = config.vpn_prefix.server();
+    let writes_per_second = config.api_writes_per_second;
     let sockets = DnsSockets {
         udp: ingress.udp(server, DNS_PORT)?,
         tcp: vec![ingress.listen_service(server, DNS_PORT)?],
@@ -219,7 +220,8 @@ async fn serve(
         }
     };
     let spool = Spool::open(paths.state.join("uploads"))?;
-    let local = tokio::spawn(api::serve_unix(api_socket, api::local(daemon.clone(), spool), until_stopped()));
+    let routes = api::local(daemon.clone(), spool, writes_per_second);
+    let local = tokio::spawn(api::serve_unix(api_socket, routes, until_stopped()));
     let peers = tokio::spawn(api::serve_tunnel(http, api::tunnel(daemon), until_stopped()));
     tracing::info!(
         socket = %paths.socket().display(),

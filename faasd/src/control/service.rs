@@ -22,6 +22,7 @@ use super::metrics::{self, Snapshot};
 use super::network::Network;
 use super::owner::{Message, Wanted, images};
 use super::secrets::Secrets;
+use crate::api::condition::Condition;
 use crate::api::types::{
     Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
     Pruned, Revisions, Secret, Traffic, Version,
@@ -186,9 +187,21 @@ impl Service for Daemon {
         self.images.directory(digest).is_some()
     }
 
-    async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
-        let Deploy { image, dependencies, spec, no_traffic } = deploy;
-        let wanted = Wanted::Deploy { image, dependencies, spec: Box::new(spec), serve: !no_traffic };
+    async fn deploy(
+        &self,
+        name: FunctionName,
+        deploy: Deploy,
+        condition: Condition,
+    ) -> Result<Function, ApiError> {
+        let Deploy { image, dependencies, spec, no_traffic, force } = deploy;
+        let wanted = Wanted::Deploy {
+            image,
+            dependencies,
+            spec: Box::new(spec),
+            serve: !no_traffic,
+            force,
+            condition,
+        };
         self.ask(|reply| Message::Change { name, wanted, reply }).await?
     }
 
@@ -217,9 +230,9 @@ impl Service for Daemon {
         self.ask(|reply| Message::Alias { name, alias, revision, reply }).await?
     }
 
-    async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {
+    async fn remove(&self, name: &FunctionName, condition: Condition) -> Result<(), ApiError> {
         let name = name.clone();
-        self.ask(|reply| Message::Remove { name, reply }).await?
+        self.ask(|reply| Message::Remove { name, condition, reply }).await?
     }
 
     async fn logs(&self, name: &FunctionName, query: Query) -> Result<Vec<String>, ApiError> {

@@ -1,6 +1,7 @@
 //! What a function is declared to be: the file `faas.toml`, checked, with every default filled in.
 
 mod quantity;
+mod schema;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::schema::{SCHEMA_URL, file_schema, merge};
 pub use self::settings::{Deadlines, Limits, Scale};
 use super::image::ImageName;
 use super::name::FunctionName;
@@ -37,14 +39,18 @@ pub struct FunctionSpec {
     pub image: Option<String>,
     /// Directories of the image that each instance may write to: empty at its start, lost at its end.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = WRITABLE_MAX))]
     pub writable: Vec<String>,
     /// What `faas deploy` runs in the directory first, by a shell, on the machine that deploys.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = BUILD_BYTES_MAX))]
     pub build: Option<String>,
     /// The TCP port that clients dial.
+    #[schemars(range(min = 1))]
     pub port: u16,
     /// The port that a `port` function binds, inside; told to it as `PORT`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub listen_port: Option<u16>,
     /// What becomes of what a `port` function binds over IPv4.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,9 +60,11 @@ pub struct FunctionSpec {
     pub stop_signal: Option<StopSignal>,
     /// Functions that an `fd` function may pass connections on to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = FORWARD_MAX))]
     pub forward: Vec<FunctionName>,
     /// Environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = ENV_MAX))]
     pub env: BTreeMap<String, String>,
     /// Secrets that it may read, each as a file in `/run/secrets`.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,18 +16,22 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::response::Response;
+use faasd::api::condition::{Condition, etag};
 use faasd::api::types::{
     Connections, Deploy, Event, EventLine, Function, Image, ImportedImage, Instance, Invite, Invited, Join,
     NamedImage, PROBLEM_HEADER, Peer, Phase, Pruned, Revision, Revisions, Secret, State, Traffic,
     TrafficShare, Version,
 };
-use faasd::control::api::{ApiError, Service, Spool, bind_unix, local, serve_tunnel, serve_unix, tunnel};
+use faasd::control::api::{
+    ApiError, Service, Spool, WRITES_PER_SECOND, bind_unix, local, serve_tunnel, serve_unix, tunnel,
+};
 use faasd::control::events::Filter;
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::core::image::ImageName;
 use faasd::core::name::FunctionName;
 use faasd::core::revision::{Alias, RevisionName, WantedShare};
 use faasd::core::secret::{SecretBytes, SecretName};
+use faasd::runtime::image;
 use faasd::runtime::logs::Query;
 use futures_util::stream::{self, BoxStream, StreamExt};
 use jiff::Timestamp;
@@ -49,6 +54,18 @@ pub struct Fake {
     /// `/wait` answers once this is notified.
     pub release: Notify,
     pub waiting: AtomicU64,
+}
+
+/// As the owner decides it.
+fn meets(name: &FunctionName, condition: &Condition, present: Option<&Function>) -> Result<(), ApiError> {
+    let found = || present.map_or("no function".to_owned(), etag);
+    match condition.holds(present) {
+        true => Ok(()),
+        false => {
+            let (name, expected) = (name.clone(), condition.to_string());
+            Err(ApiError::Precondition { name, expected, found: found() })
+        }
+    }
 }
 
 impl Fake {
@@ -81,13 +98,12 @@ impl Service for Fake {
 
     async fn add_image(&self, archive: &Path) -> Result<Image, ApiError> {
         let bytes = std::fs::read(archive).map_err(|e| ApiError::failed(&e))?;
-        let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let bad = |_| ApiError::invalid("the upload is no tar archive");
+        let digest = image::digest(bytes.as_slice()).map_err(|e| ApiError::invalid(e.to_string()))?;
         let mut entries = Vec::new();
         for entry in tar::Archive::new(bytes.as_slice()).entries().map_err(bad)? {
             entries.push(entry.map_err(bad)?.path().map_err(bad)?.display().to_string());
         }
-        let digest = format!("sha256:{digest}");
         self.images.lock().unwrap().insert(digest.clone(), entries);
         Ok(Image { digest, bytes: bytes.len() as u64 })
     }
@@ -133,7 +149,12 @@ impl Service for Fake {
         self.images.lock().unwrap().contains_key(digest)
     }
 
-    async fn deploy(&self, name: FunctionName, deploy: Deploy) -> Result<Function, ApiError> {
+    async fn deploy(
+        &self,
+        name: FunctionName,
+        deploy: Deploy,
+        condition: Condition,
+    ) -> Result<Function, ApiError> {
         if let Some(error) = self.deploy_fails.lock().unwrap().take() {
             return Err(error);
         }
@@ -142,6 +163,14 @@ impl Service for Fake {
             return Err(ApiError::NotFound { what: format!("image {code}"), suggestion: None });
         }
         let mut functions = self.functions.lock().unwrap();
+        meets(&name, &condition, functions.get(&name))?;
+        if let Some(present) = functions.get(&name)
+            && !deploy.force
+            && (&present.image, &present.dependencies, &present.spec)
+                == (&deploy.image, &deploy.dependencies, &deploy.spec)
+        {
+            return Ok(present.clone());
+        }
         let revision = functions.get(&name).map_or(0, |function| function.revision) + 1;
         let instance = Instance {
             id: format!("{name}-{revision}"),
@@ -231,8 +260,8 @@ impl Service for Fake {
         Ok(function.clone())
     }
 
-    async fn remove(&self, name: &FunctionName) -> Result<(), ApiError> {
-        self.find(name)?;
+    async fn remove(&self, name: &FunctionName, condition: Condition) -> Result<(), ApiError> {
+        meets(name, &condition, Some(&self.find(name)?))?;
         self.functions.lock().unwrap().remove(name);
         Ok(())
     }
@@ -370,10 +399,18 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start() -> Self {
-        Self::with_archive_bytes_max(u64::MAX)
+        Self::with(u64::MAX, WRITES_PER_SECOND)
     }
 
     pub fn with_archive_bytes_max(bytes: u64) -> Self {
+        Self::with(bytes, WRITES_PER_SECOND)
+    }
+
+    pub fn with_writes_per_second(writes: u32) -> Self {
+        Self::with(u64::MAX, NonZeroU32::new(writes).unwrap())
+    }
+
+    fn with(bytes: u64, writes_per_second: NonZeroU32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("faasd.sock");
         let listener = bind_unix(&socket).unwrap();
@@ -390,7 +427,7 @@ impl Daemon {
                 // The tunnel's listener has no end of its own: it is dropped with the other.
                 tokio::spawn(serve_tunnel(tcp, tunnel(Arc::clone(&service)), std::future::pending()));
                 let stopped = async { drop(stopped.await) };
-                serve_unix(listener, local(service, spool), stopped).await.unwrap();
+                serve_unix(listener, local(service, spool, writes_per_second), stopped).await.unwrap();
             });
         });
         Self { fake, socket, tunnel: address, dir, stop: Some(stop), thread: Some(thread) }

@@ -2,6 +2,7 @@
 //! without a client's noticing.
 
 mod answers;
+mod apply;
 mod crashes;
 mod forward;
 mod handoff;
@@ -71,6 +72,8 @@ fn main() {
         shared("events_outlive_the_daemon", observed::events),
         shared("a_secret_is_read_by_its_function_alone", secrets::read),
         shared("a_secret_that_is_gone_is_told", secrets::removed),
+        shared("what_is_applied_twice_changes_once", apply::twice),
+        shared("of_many_who_edit_a_function_one_succeeds", apply::concurrent_edits),
         alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();

@@ -229,12 +229,15 @@ mod tests {
                 "python application: faas.toml names a.py:f",
             ),
         ] {
-            let found = detect_in(dir(&files).path(), None).unwrap();
+            let found = detect_in(dir(&files).path(), &toml::Table::new()).unwrap();
             assert_eq!((found.spec.handler_parts().to_string().as_str(), found.why.as_str()), (handler, why));
             assert_eq!(found.warning, None, "{files:?}");
         }
-        let two =
-            detect_in(dir(&[("handler.py", "def handle(): 1"), ("handler.js", "")]).path(), None).unwrap();
+        let two = detect_in(
+            dir(&[("handler.py", "def handle(): 1"), ("handler.js", "")]).path(),
+            &toml::Table::new(),
+        )
+        .unwrap();
         assert!(two.warning.unwrap().contains("handler.js as well"));
     }
 
@@ -242,17 +245,18 @@ mod tests {
     fn a_script_must_say_what_runs_it() {
         let made = dir(&[("handler", "echo")]);
         let file = made.path().join("handler");
-        assert!(detect_in(made.path(), None).unwrap_err().hint.unwrap().contains("chmod +x"));
+        assert!(detect_in(made.path(), &toml::Table::new()).unwrap_err().hint.unwrap().contains("chmod +x"));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(detect_in(made.path(), None).unwrap_err().message.contains("#!"));
+        assert!(detect_in(made.path(), &toml::Table::new()).unwrap_err().message.contains("#!"));
         fs::write(&file, "#!/usr/bin/perl\n").unwrap();
-        let found = detect_in(made.path(), None).unwrap();
+        let found = detect_in(made.path(), &toml::Table::new()).unwrap();
         assert_eq!(found.why, "script, run by /usr/bin/perl: there is handler");
     }
 
     #[test]
     fn a_server_that_listens_by_itself_is_told_how_to_be_deployed() {
-        let failure = detect_in(dir(&[("server.js", "app.listen(80)")]).path(), None).unwrap_err();
+        let failure =
+            detect_in(dir(&[("server.js", "app.listen(80)")]).path(), &toml::Table::new()).unwrap_err();
         assert!(failure.hint.unwrap().contains(r#"command = ["node", "server.js"]"#));
     }
 }

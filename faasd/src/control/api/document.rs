@@ -210,6 +210,9 @@ fn complete(path: &str, method: &str, operation: &mut Value, peers_only: bool) {
     if parameters.iter().any(|parameter| parameter["in"] == "query") {
         statuses.push(StatusCode::BAD_REQUEST);
     }
+    if parameters.iter().any(|parameter| parameter["name"] == "If-Match") {
+        statuses.push(StatusCode::PRECONDITION_FAILED);
+    }
     if !parameters.is_empty() {
         operation["parameters"] = parameters.into();
     }
@@ -217,6 +220,7 @@ fn complete(path: &str, method: &str, operation: &mut Value, peers_only: bool) {
         statuses.extend([StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE]);
     } else if method != "get" {
         statuses.extend([StatusCode::BAD_REQUEST, StatusCode::CONFLICT, StatusCode::SERVICE_UNAVAILABLE]);
+        statuses.push(StatusCode::TOO_MANY_REQUESTS);
     }
     if operation["requestBody"].is_object() && !path.contains("/invoke/") {
         statuses.push(StatusCode::PAYLOAD_TOO_LARGE);

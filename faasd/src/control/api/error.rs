@@ -27,12 +27,18 @@ pub enum ApiError {
     /// 409: it contradicts what is there.
     #[error("{title}")]
     Conflict { title: String, detail: Option<String> },
+    /// 412: what is there is not what the caller wants to change.
+    #[error("'{name}' is not as you expect it: you expect {expected}, and there is {found}")]
+    Precondition { name: FunctionName, expected: String, found: String },
     /// 413.
     #[error("{what} is larger than {limit_bytes} bytes")]
     TooLarge { what: &'static str, limit_bytes: u64 },
     /// 415.
     #[error("the request's media type is not application/json")]
     MediaType,
+    /// 429.
+    #[error("too many changes at a time; the next is taken in {seconds} s")]
+    TooMany { seconds: u64 },
     /// 500: the daemon tried and failed.
     #[error("{title}")]
     Failed { title: String, detail: Option<String> },
@@ -95,6 +101,8 @@ impl ApiError {
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict { .. } => StatusCode::CONFLICT,
+            Self::Precondition { .. } => StatusCode::PRECONDITION_FAILED,
+            Self::TooMany { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
@@ -110,6 +118,13 @@ impl ApiError {
             | Self::Conflict { detail, .. }
             | Self::Failed { detail, .. }
             | Self::Unavailable { detail, .. } => detail.clone(),
+            Self::Precondition { .. } => Some(
+                "somebody changed it meanwhile: read it again, and repeat the change with its new ETag"
+                    .to_owned(),
+            ),
+            Self::TooMany { .. } => {
+                Some("`faas` waits by itself; other clients go by Retry-After".to_owned())
+            }
             _ => None,
         }
     }
@@ -126,7 +141,11 @@ impl IntoResponse for ApiError {
             (header::CONTENT_TYPE.as_str(), HeaderValue::from_static(PROBLEM_MEDIA_TYPE)),
             (PROBLEM_HEADER, HeaderValue::from_static("1")),
         ];
-        (self.status(), headers, axum::Json(self.problem())).into_response()
+        let mut response = (self.status(), headers, axum::Json(self.problem())).into_response();
+        if let Self::TooMany { seconds } = self {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
     }
 }
 

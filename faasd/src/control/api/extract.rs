@@ -2,7 +2,7 @@
 
 use aide::OperationInput;
 use aide::generate::GenContext;
-use aide::openapi::Operation;
+use aide::openapi::{Operation, ReferenceOr};
 use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::header;
@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::handlers::within;
 use super::{ApiError, QUICK};
+use crate::api::condition::Condition;
 use crate::api::types::JSON_BYTES_MAX;
 
 /// A JSON body. Its media type must say so: a browser then asks before it sends one from a foreign page, and a page
@@ -68,5 +69,36 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
 impl<T: JsonSchema> OperationInput for Asked<T> {
     fn operation_input(context: &mut GenContext, operation: &mut Operation) {
         Query::<T>::operation_input(context, operation);
+    }
+}
+
+/// What must hold for a write to happen.
+#[derive(Debug)]
+pub(super) struct If(pub Condition);
+
+impl<S: Send + Sync> FromRequestParts<S> for If {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let text = |name: &header::HeaderName| {
+            let value = parts.headers.get(name).map(|value| value.to_str());
+            value.transpose().map_err(|_| ApiError::invalid(format!("{name} has characters that no tag has")))
+        };
+        let (tags, none) = (text(&header::IF_MATCH)?, text(&header::IF_NONE_MATCH)?);
+        Condition::parse(tags, none).map(Self).map_err(|e| ApiError::invalid(e.to_string()))
+    }
+}
+
+impl OperationInput for If {
+    fn operation_input(_: &mut GenContext, operation: &mut Operation) {
+        for (name, description) in [
+            ("If-Match", "The ETag of what is to be changed, or `*`: there must be something"),
+            ("If-None-Match", "`*`: there must be nothing yet"),
+        ] {
+            let parameter = serde_json::json!({
+                "name": name, "in": "header", "description": description, "schema": { "type": "string" },
+            });
+            operation.parameters.extend(serde_json::from_value(parameter).ok().map(ReferenceOr::Item));
+        }
     }
 }

@@ -12,11 +12,14 @@ use http_body_util::BodyExt;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
-use super::extract::Sent;
+use super::answer::{Deployed, Tagged};
+use super::extract::{Asked, If, Sent};
+use super::list::Listing;
 use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
+use crate::api::condition::etag;
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Function, Functions, INVITE_MS, Image, Invite, Invited, Join, PROBLEM_HEADER,
-    Peers, Version,
+    ARCHIVE_BYTES_MAX, Deploy, Functions, INVITE_MS, Image, Invite, Invited, Join, PROBLEM_HEADER, Peers,
+    Version,
 };
 use crate::core::name::FunctionName;
 
@@ -30,14 +33,19 @@ pub(super) async fn version(State(api): State<Api>) -> Result<Json<Version>> {
     within(QUICK, "looking up the version", version).await.map(Json)
 }
 
-pub(super) async fn functions(State(api): State<Api>) -> Result<Json<Functions>> {
+pub(super) async fn functions(
+    State(api): State<Api>,
+    Asked(listing): Asked<Listing>,
+) -> Result<Json<Functions>> {
+    listing.check()?;
     let functions = within(QUICK, "listing the functions", api.service.functions()).await?;
-    Ok(Json(Functions { functions }))
+    let (functions, next) = listing.page(functions, |function| function.name.to_string());
+    Ok(Json(Functions { functions, next }))
 }
 
-pub(super) async fn function(State(api): State<Api>, Path(name): Path<String>) -> Result<Json<Function>> {
+pub(super) async fn function(State(api): State<Api>, Path(name): Path<String>) -> Result<Tagged> {
     let name = parse_name(&name)?;
-    within(QUICK, "looking up the function", api.service.function(&name)).await.map(Json)
+    within(QUICK, "looking up the function", api.service.function(&name)).await.map(Tagged)
 }
 
 pub(super) async fn add_image(State(api): State<Api>, mut body: Body) -> Result<Json<Image>> {
@@ -116,8 +124,9 @@ pub(super) async fn discard(mut body: Body) {
 pub(super) async fn deploy(
     State(api): State<Api>,
     Path(name): Path<String>,
+    If(condition): If,
     Sent(deploy): Sent<Deploy>,
-) -> Result<Json<Function>> {
+) -> Result<Deployed> {
     let name = parse_name(&name)?;
     deploy.spec.check().map_err(|e| ApiError::invalid(e.to_string()))?;
     if let Some(other) = deploy.image.iter().chain(&deploy.dependencies).find(|d| !is_digest(d)) {
@@ -125,7 +134,10 @@ pub(super) async fn deploy(
     }
     let deadlines = &deploy.spec.deadlines;
     let limit = deadlines.start() + deadlines.drain() + DEPLOY_MARGIN;
-    within(limit, "the deploy", api.service.deploy(name, deploy)).await.map(Json)
+    let before = within(QUICK, "looking up the function", api.service.function(&name)).await;
+    let before = before.ok().map(|function| etag(&function));
+    let function = within(limit, "the deploy", api.service.deploy(name, deploy, condition)).await?;
+    Ok(Deployed { function, before })
 }
 
 fn is_digest(image: &str) -> bool {
@@ -134,9 +146,13 @@ fn is_digest(image: &str) -> bool {
         .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
-pub(super) async fn remove(State(api): State<Api>, Path(name): Path<String>) -> Result<NoContent> {
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    If(condition): If,
+) -> Result<NoContent> {
     let name = parse_name(&name)?;
-    within(REMOVE, "removing the function", api.service.remove(&name)).await?;
+    within(REMOVE, "removing the function", api.service.remove(&name, condition)).await?;
     Ok(NoContent)
 }
 
@@ -162,9 +178,11 @@ fn invocation(uri: &Uri) -> Result<(FunctionName, Uri)> {
     Ok((parse_name(name)?, target.parse().map_err(|_| bad())?))
 }
 
-pub(super) async fn peers(State(api): State<Api>) -> Result<Json<Peers>> {
+pub(super) async fn peers(State(api): State<Api>, Asked(listing): Asked<Listing>) -> Result<Json<Peers>> {
+    listing.check()?;
     let peers = within(QUICK, "listing the peers", api.service.peers()).await?;
-    Ok(Json(Peers { peers }))
+    let (peers, next) = listing.page(peers, |peer| peer.name.to_string());
+    Ok(Json(Peers { peers, next }))
 }
 
 pub(super) async fn invite(State(api): State<Api>, Sent(invite): Sent<Invite>) -> Result<Json<Invited>> {

@@ -10,13 +10,16 @@ use serde::Deserialize;
 
 use super::extract::Asked;
 use super::handlers::{Result, discard, spool, within};
+use super::list::Listing;
 use super::{Api, ApiError, IMPORT, QUICK, REMOVE};
 use crate::api::types::{Images, ImportedImage, Pruned, ROOT_ARCHIVE_BYTES_MAX};
 use crate::core::image::ImageName;
 
-pub(super) async fn list(State(api): State<Api>) -> Result<Json<Images>> {
+pub(super) async fn list(State(api): State<Api>, Asked(listing): Asked<Listing>) -> Result<Json<Images>> {
+    listing.check()?;
     let images = within(QUICK, "listing the images", api.service.images()).await?;
-    Ok(Json(Images { images }))
+    let (images, next) = listing.page(images, |image| image.name.to_string());
+    Ok(Json(Images { images, next }))
 }
 
 pub(super) async fn import(

@@ -16,6 +16,9 @@ pub enum Wanted {
         spec: Box<FunctionSpec>,
         /// Whether it is to serve at once, and alone. Otherwise it only has to show that it can.
         serve: bool,
+        /// Whether it becomes a revision even if all is as declared already.
+        force: bool,
+        condition: Condition,
     },
     /// Revisions that there are.
     Traffic(Vec<WantedShare>),
@@ -60,8 +63,17 @@ impl Owner {
     pub(super) async fn change(&mut self, name: FunctionName, wanted: Wanted, reply: Reply<Function>) {
         let is_rollback = matches!(wanted, Wanted::Rollback);
         let checked = match wanted {
-            Wanted::Deploy { image, dependencies, spec, serve } => {
-                self.prepare(&name, (image, dependencies), *spec).and_then(|record| {
+            Wanted::Deploy { image, dependencies, spec, serve, force, condition } => {
+                let met = self.meets(&name, &condition);
+                let prepared = met.and_then(|()| self.prepare(&name, (image, dependencies), *spec));
+                if let Ok(record) = &prepared
+                    && serve
+                    && !force
+                    && let Some(present) = self.as_declared(record)
+                {
+                    return drop(reply.send(Ok(present)));
+                }
+                prepared.and_then(|record| {
                     let new = record.revision;
                     let shares = if serve { vec![(new, 100)] } else { self.present(&name)? };
                     Ok((shares, Some(record)))
@@ -104,6 +116,37 @@ impl Owner {
             Change { shares, new: number, is_rollback, reply, error: None, listeners: BTreeMap::new() };
         entry.changes.insert(id, change);
         self.step(&name, Event::Plan(plan)).await;
+    }
+
+    /// Whether a function is as a caller expects it. Nothing is while it changes: what comes of it is not known yet.
+    pub(super) fn meets(&self, name: &FunctionName, condition: &Condition) -> Result<(), ApiError> {
+        if *condition == Condition::Always {
+            return Ok(());
+        }
+        let entry = self.functions.get(name);
+        if entry.is_some_and(|entry| !entry.changes.is_empty()) {
+            return Err(ApiError::Conflict {
+                title: format!("another change of '{name}' is under way"),
+                detail: Some("read it again when that is done".to_owned()),
+            });
+        }
+        let present = entry.and_then(|entry| self.view(name, entry));
+        if condition.holds(present.as_ref()) {
+            return Ok(());
+        }
+        let found = present.map_or("no function".to_owned(), |function| etag(&function));
+        Err(ApiError::Precondition { name: name.clone(), expected: condition.to_string(), found })
+    }
+
+    /// The function, if it is what a deploy of this would make it, but for the revision's number.
+    fn as_declared(&self, wanted: &RevisionRecord) -> Option<Function> {
+        let entry = self.functions.get(&wanted.name)?;
+        let [share] = entry.record.as_ref()?.shares.as_slice() else { return None };
+        let present = entry.revisions.get(&share.revision)?;
+        let is_same = entry.changes.is_empty()
+            && (&present.image, &present.root, &present.dependencies, &present.spec)
+                == (&wanted.image, &wanted.root, &wanted.dependencies, &wanted.spec);
+        is_same.then(|| self.view(&wanted.name, entry)).flatten()
     }
 
     /// Everything about a deploy that can be refused before anything is started.

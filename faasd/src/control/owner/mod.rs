@@ -37,6 +37,7 @@ use super::instances::{Instances, Live, Order, drop_listener, keep_listener, lis
 use super::metrics::Lives;
 use super::records::{FunctionRecord, RevisionRecord, ShareRecord, free_slot};
 use super::store::{Expect, Store, list_json, put_json};
+use crate::api::condition::{Condition, etag};
 use crate::api::types::{Connections, EventKind, Function, NamedImage, Pruned, Revisions};
 use crate::core::image::ImageName;
 use crate::core::life::{Action, Event, Lifecycle, Machine, Phase, Plan};
@@ -80,6 +81,7 @@ pub enum Message {
     },
     Remove {
         name: FunctionName,
+        condition: Condition,
         reply: Reply<()>,
     },
     Get {
@@ -282,13 +284,17 @@ impl Owner {
                 let done = self.alias(&name, alias, revision).await;
                 drop(reply.send(done));
             }
-            Message::Remove { name, reply } => match self.functions.get_mut(&name) {
-                None => drop(reply.send(Err(self.no_function(&name)))),
-                Some(entry) => {
-                    entry.removals.push(reply);
-                    self.remove(&name).await;
+            Message::Remove { name, condition, reply } => {
+                let met = self.meets(&name, &condition);
+                match (self.functions.get_mut(&name), met) {
+                    (None, _) => drop(reply.send(Err(self.no_function(&name)))),
+                    (_, Err(error)) => drop(reply.send(Err(error))),
+                    (Some(entry), Ok(())) => {
+                        entry.removals.push(reply);
+                        self.remove(&name).await;
+                    }
                 }
-            },
+            }
             Message::Get { name, reply } => {
                 let view = self.functions.get(&name).and_then(|entry| self.view(&name, entry));
                 drop(reply.send(view.ok_or_else(|| self.no_function(&name))));

@@ -11,19 +11,25 @@ use super::quantity;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
+    /// Memory, `/tmp` included.
     #[serde(alias = "memory", deserialize_with = "quantity::bytes")]
+    #[schemars(range(min = 8 << 20))]
     pub memory_bytes: u64,
     /// In cores: 0.5 is half of one.
     #[serde(alias = "cpu")]
+    #[schemars(range(min = 0.01, max = 1024.0))]
     pub cpu_cores: f64,
     /// Processes and threads.
     #[serde(alias = "pids")]
+    #[schemars(range(min = 4, max = 65536))]
     pub pids_max: u32,
     /// The size of `/tmp`, which is counted as memory.
     #[serde(alias = "tmp", deserialize_with = "quantity::bytes")]
+    #[schemars(range(min = 4 << 10))]
     pub tmp_bytes: u64,
     /// Open descriptors, connections included.
     #[serde(alias = "files")]
+    #[schemars(range(min = 64, max = 1 << 20))]
     pub files_max: u64,
 }
 
@@ -32,18 +38,24 @@ pub struct Limits {
 #[serde(deny_unknown_fields, default)]
 pub struct Scale {
     /// Instances that are always there. With 0, the first connection starts one.
+    #[schemars(range(min = 0, max = 64))]
     pub min: u32,
     /// The most that there are. Without it, as many as `min`, and at least one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 64))]
     pub max: Option<u32>,
     /// Open connections for each instance. With more, another instance is started, up to `max`.
+    #[schemars(range(min = 1, max = 1000000))]
     pub concurrency: u32,
     /// How long an instance is kept that is not needed. One with an open connection always is.
     #[serde(alias = "idle", deserialize_with = "quantity::milliseconds")]
+    #[schemars(range(min = 1000, max = 86400000))]
     pub idle_ms: u64,
     /// Containers that are kept created and not started, as long as fewer than `max` instances are there.
+    #[schemars(range(min = 0, max = 64))]
     pub prepared: u32,
     /// Connections that may wait for an instance. More are refused at once.
+    #[schemars(range(min = 1, max = 65536))]
     pub queue: u32,
 }
 
@@ -66,9 +78,11 @@ impl Scale {
 pub struct Deadlines {
     /// From the start of a container to its readiness.
     #[serde(alias = "start", deserialize_with = "quantity::milliseconds")]
+    #[schemars(range(min = 100, max = 600000))]
     pub start_ms: u64,
     /// From the request to stop to the kill.
     #[serde(alias = "drain", deserialize_with = "quantity::milliseconds")]
+    #[schemars(range(min = 0, max = 600000))]
     pub drain_ms: u64,
 }
 

@@ -45,6 +45,18 @@ fn units_are_understood() {
 }
 
 #[test]
+fn a_scale_says_how_many_and_for_how_long() {
+    let scale = |text: &str| FunctionSpec::from_toml(&format!("[scale]\n{text}")).unwrap().scale;
+    assert_eq!(scale("min = 0").max(), 1, "the first connection starts one");
+    assert_eq!(scale("min = 3").max(), 3, "without a maximum it is a number");
+    let all = "min = 0\nmax = 8\nconcurrency = 10\nidle = '2m'\nprepared = 2\nqueue = 100";
+    let expected = Scale { min: 0, max: Some(8), concurrency: 10, idle_ms: 120_000, prepared: 2, queue: 100 };
+    assert_eq!(scale(all), expected);
+    assert_eq!(scale(all).idle(), Duration::from_secs(120));
+    assert_eq!(scale("idle = '24h'").idle_ms, 86_400_000);
+}
+
+#[test]
 fn the_store_reads_what_it_wrote() {
     let spec = FunctionSpec { env: [("A".into(), "b".into())].into(), ..FunctionSpec::default() };
     let text = serde_json::to_string(&spec).unwrap();
@@ -77,7 +89,22 @@ fn bad_declarations_name_the_key_and_the_remedy() {
         ("[limits]\nmemory = '1MiB'", "8MiB"),
         ("[limits]\ncpu = 0", "0.01"),
         ("[scale]\nmin = 1000", "0 to 64"),
-        ("[deadlines]\nstart = '1h'", "30s"),
+        ("[scale]\nmax = 0", "1 at least"),
+        ("[scale]\nmin = 3\nmax = 2", "scale.min"),
+        ("[scale]\nmax = 65", "to 64"),
+        ("[scale]\nconcurrency = 0", "1 to 1000000"),
+        ("[scale]\nidle = '999ms'", "1s to 24h"),
+        ("[scale]\nidle = '25h'", "1s to 24h"),
+        ("[scale]\nidle = '1 week'", "30s"),
+        ("[scale]\nprepared = 65", "0 to 64"),
+        ("[scale]\nqueue = 0", "1 to 65536"),
+        ("[scale]\nmaximum = 4", "unknown field `maximum`"),
+        ("[scale]\nmaks = 4", "did you mean `max`"),
+        ("[scale]\nconcurency = 4", "did you mean `concurrency`"),
+        ("[scale]\nidel = '5m'", "did you mean `idle`"),
+        ("[scale]\nprepare = 1", "did you mean `prepared`"),
+        ("[deadlines]\nstart = '1h'", "100ms to 10m"),
+        ("[deadlines]\nstart = '1d'", "30s"),
         ("[env]\n'A=B' = 'c'", "no '='"),
         ("x", "faas.toml"),
     ] {

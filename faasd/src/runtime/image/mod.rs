@@ -227,6 +227,17 @@ impl Drop for Draft {
     }
 }
 
+/// The digest that an archive's code would be kept under, found out without keeping it.
+///
+/// # Errors
+/// [`UnpackError`], as if it were to be kept.
+pub fn digest(archive: impl Read) -> Result<String, UnpackError> {
+    let store = |source| UnpackError::Store { path: std::env::temp_dir(), source };
+    let dir = tempfile::tempdir().map_err(store)?;
+    let tree = unpack_into(archive, dir.path())?;
+    Ok(format!("{ALGORITHM}:{}", tree.digest()))
+}
+
 /// Unpacks into an empty directory.
 fn unpack_into(archive: impl Read, root: &Path) -> Result<Tree, UnpackError> {
     let mut tree = Tree::default();
