@@ -23,9 +23,9 @@ use tokio::io::AsyncRead;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+pub use self::lines::Lines;
 use super::body::ReadBody;
 use super::condition::Condition;
-pub use self::lines::Lines;
 use super::types::{
     ARCHIVE_BYTES_MAX, AliasTarget, Deploy, EventQuery, Events, Function, Functions, Image, Images,
     ImportedImage, Invite, Invited, LogQuery, PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX,

@@ -137,8 +137,8 @@ const GROUPS: [(&str, &[&str]); 4] = [
     (
         "Functions",
         &[
-            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "logs", "events", "rm", "image",
-            "secret",
+            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "logs", "events", "rm",
+            "image", "secret",
         ],
     ),
     ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),

@@ -15,6 +15,12 @@ impl Owner {
         };
         let names: Vec<_> =
             self.functions.iter().filter(|(_, e)| wants(e)).map(|(name, _)| name.clone()).collect();
+        if self.is_crowded && self.prepared.len() < self.parts.config.prepared_max {
+            self.is_crowded = false;
+            for name in self.functions.keys().cloned().collect::<Vec<_>>() {
+                self.step(&name, Event::Tick).await;
+            }
+        }
         for name in names {
             let before = self.taking(&name);
             let event = self.load(&self.functions[&name]);

@@ -205,6 +205,8 @@ pub struct Owner {
     seats: Seats,
     /// Instances whose containers are prepared, of all functions.
     prepared: HashSet<u32>,
+    /// Some function was refused a prepared container for want of room.
+    is_crowded: bool,
     /// When each function's clock is to be looked at.
     ticks: BTreeMap<FunctionName, Duration>,
     began: Instant,
@@ -217,6 +219,8 @@ struct Supply<'a> {
     next_key: &'a mut u32,
     /// Containers that may still be prepared.
     room: usize,
+    /// There was no room when it was asked for.
+    refused: bool,
 }
 
 impl Machine for Supply<'_> {
@@ -228,6 +232,7 @@ impl Machine for Supply<'_> {
 
     fn may_prepare(&mut self) -> bool {
         let may = self.room > 0;
+        self.refused |= !may;
         self.room = self.room.saturating_sub(1);
         may
     }
@@ -432,7 +437,9 @@ impl Owner {
         let now = self.began.elapsed();
         let room = self.parts.config.prepared_max.saturating_sub(self.prepared.len());
         let Some(entry) = self.functions.get_mut(name) else { return Vec::new() };
-        let actions = entry.lifecycle.step(event, now, &mut Supply { next_key: &mut self.next_key, room });
+        let mut supply = Supply { next_key: &mut self.next_key, room, refused: false };
+        let actions = entry.lifecycle.step(event, now, &mut supply);
+        self.is_crowded |= supply.refused;
         match entry.lifecycle.next_tick() {
             Some(at) => drop(self.ticks.insert(name.clone(), at)),
             None => drop(self.ticks.remove(name)),
@@ -491,7 +498,7 @@ impl Owner {
     }
 
     fn fresh_key(&mut self) -> u32 {
-        Supply { next_key: &mut self.next_key, room: 0 }.fresh_key()
+        Supply { next_key: &mut self.next_key, room: 0, refused: false }.fresh_key()
     }
 
     fn live(&mut self, key: u32) -> Option<&mut Live> {

@@ -21,6 +21,7 @@ impl Owner {
             by_key: HashMap::new(),
             seats: Seats::default(),
             prepared: HashSet::new(),
+            is_crowded: false,
             ticks: BTreeMap::new(),
             began: Instant::now(),
             next_key: 0,

@@ -139,7 +139,9 @@ impl Lifecycle {
             let count = self.instances.count(share.revision.number);
             let pool = self.pools.get(&share.revision.number);
             let is_busy = pool.is_some_and(|p| p.is_waited_for() || p.sheds || p.failures.is_pausing());
-            count.alive() > count.held() || is_busy
+            // As many as ever may be, and as few: there is nothing to decide.
+            let is_fixed = share.revision.least() == share.revision.most() && count.withdrawn == 0;
+            (count.alive() > count.held() && !is_fixed) || is_busy
         })
     }
 }
