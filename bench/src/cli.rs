@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::acceptors::Acceptor;
+use crate::cold::{self, Cold};
 use crate::host::Cpus;
 use crate::load::{Placement, Scenario, Seat};
 use crate::report::{self, Report, Setup};
@@ -31,9 +32,17 @@ pub struct Cli {
 enum Command {
     /// Measure.
     Run(Box<Run>),
+    /// Measure cold starts.
+    Cold(Box<Cold>),
     /// Serve the stand-in function.
     #[command(hide = true)]
     Hello,
+    /// Wait for a byte, and start a program in namespaces of its own.
+    #[command(hide = true, trailing_var_arg = true)]
+    Floor {
+        #[arg(allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Accept and hand over to the instance behind standard input.
     #[command(hide = true)]
     Acceptor { kind: Acceptor, address: SocketAddr },
@@ -116,6 +125,8 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Run(run) => run.run(),
+            Command::Cold(cold) => cold.run(),
+            Command::Floor { words } => cold::floor(&words),
             Command::Hello => hello::run(),
             Command::Acceptor { kind, address } => kind.run(address),
         }

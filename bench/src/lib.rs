@@ -3,6 +3,7 @@
 
 pub mod acceptors;
 pub mod cli;
+pub mod cold;
 pub mod hello;
 pub mod host;
 pub mod idle;

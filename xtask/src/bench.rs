@@ -3,6 +3,7 @@
 //! A real daemon is started in a network namespace of its own, a real container serves the SDK's example in it, and the
 //! harness (`bench/`) measures it beside a bare server, nginx and three acceptors. docs/BENCHMARKS.md has the method.
 
+mod cold;
 mod density;
 pub mod measure;
 mod platform;
@@ -25,6 +26,9 @@ pub struct Args {
     /// What a thousand functions cost against one, instead
     #[arg(long, conflicts_with = "quick")]
     density: bool,
+    /// What a connection to a function that does not run waits for, instead
+    #[arg(long, conflicts_with = "density")]
+    cold: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -54,6 +58,10 @@ pub fn main(args: &Args) -> Result<()> {
     let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
     if args.density {
         let measured = density::run(&platform.server(), args);
+        return measured.and(platform.end());
+    }
+    if args.cold {
+        let measured = cold::run(&platform.server(), args);
         return measured.and(platform.end());
     }
     let targets = step("bench", "deploying the functions", || measure::deploy(&platform.server()));
@@ -86,7 +94,7 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density")] {
+    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density"), (args.cold, "--cold")] {
         if wanted {
             command.arg(flag);
         }

@@ -8,7 +8,7 @@ use super::ago::relative;
 use super::traffic::shares;
 use super::ui::{printable, size, state_cell};
 use super::{Context, Failure, Format, Output};
-use crate::api::types::{EventQuery, Function};
+use crate::api::types::{EventQuery, Function, Instance, StartTimes};
 use crate::core::name::FunctionName;
 use crate::core::secret::SecretName;
 use crate::core::spec::{Contract, Lane};
@@ -60,9 +60,10 @@ impl Describe {
                 Cell::new(instance.in_flight),
                 Cell::new(relative(instance.started_at, now)),
                 Cell::new(if instance.adopted { "yes" } else { "no" }),
+                Cell::new(start(instance)),
             ]
         });
-        ui.table(["  ID", "PHASE", "PID", "REVISION", "IN FLIGHT", "STARTED", "ADOPTED"], rows)?;
+        ui.table(["  ID", "PHASE", "PID", "REVISION", "IN FLIGHT", "STARTED", "ADOPTED", "START"], rows)?;
         events(context, &self.name).await
     }
 }
@@ -153,6 +154,18 @@ fn summary(function: &Function, now: Timestamp) -> Vec<(&'static str, Cell)> {
         pairs.insert(2, ("reason", Cell::new(printable(reason))));
     }
     pairs
+}
+
+/// What its start took: its container, then its program until it was ready.
+fn start(instance: &Instance) -> String {
+    let ms = |us: u64| us as f64 / 1e3;
+    match instance.start {
+        None => "-".to_owned(),
+        Some(StartTimes { create_us, release_us: Some(release), ready_us: Some(ready) }) => {
+            format!("{:.1} + {:.1} ms", ms(create_us), ms(release + ready))
+        }
+        Some(StartTimes { create_us, .. }) => format!("{:.1} ms", ms(create_us)),
+    }
 }
 
 /// The image that it runs in: the name that was deployed, and what that stood for then.

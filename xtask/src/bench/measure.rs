@@ -25,7 +25,7 @@ const LIMITS: &str = "\n[scale]\nmin = 1\n\n[limits]\ncpu = 2\nmemory = \"512MiB
 
 /// The weight of everything that is measured among what else the machine does. `chrt` would be stronger, but a task
 /// in a cpu cgroup cannot have a real-time policy, and the function is in one.
-const NICE: &str = "-20";
+pub const NICE: &str = "-20";
 
 /// A daemon that serves.
 pub struct Server<'a> {

@@ -152,6 +152,11 @@ fn places() -> Vec<PathBuf> {
     places.into_iter().flat_map(|(flag, place)| [flag.into(), place]).collect()
 }
 
+/// Where the daemon makes its bundles.
+pub fn bundles() -> PathBuf {
+    Path::new(STATE).join("state/bundles")
+}
+
 fn configuration() -> PathBuf {
     Path::new(STATE).join("faasd.toml")
 }
