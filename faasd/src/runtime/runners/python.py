@@ -276,7 +276,7 @@ class Connection(BaseHTTPRequestHandler):
             while True:
                 self.input.head()
                 self.one_request()
-                if self.close_connection or self.server.draining:
+                if self.close_connection:
                     self.finish_writing()
                     return False
                 self.input.probing = True
@@ -430,7 +430,9 @@ class Connection(BaseHTTPRequestHandler):
             self.close_connection = True
         elif not bodiless and length is None:
             self.send_header("Content-Length", str(len(body)))
-        if self.close_connection or self.server.draining:
+        # Once it is said it is done, and what is not said is not done: the client goes by it.
+        self.close_connection = self.close_connection or self.server.draining
+        if self.close_connection:
             self.send_header("Connection", "close")
         elif self.request_version < "HTTP/1.1":
             self.send_header("Connection", "keep-alive")
