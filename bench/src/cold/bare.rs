@@ -109,10 +109,11 @@ impl Bundle {
     /// The program's words, as they are outside.
     fn outside(&self) -> anyhow::Result<(Vec<String>, PathBuf)> {
         let code = self.source("/app").context("the bundle has no code")?;
-        let word = |word: &str| match (word.strip_prefix("./"), self.source("/run/faasd")) {
-            (Some(file), _) => format!("{code}/{file}"),
-            (None, Some(runner)) => word.replace("/run/faasd/", &format!("{runner}/")),
-            (None, None) => word.to_owned(),
+        let places = [("./", Some(code)), ("/app/", Some(code)), ("/run/faasd/", self.source("/run/faasd"))];
+        let word = |word: &str| {
+            let place =
+                places.iter().find_map(|(inside, source)| Some((word.strip_prefix(inside)?, (*source)?)));
+            place.map_or_else(|| word.to_owned(), |(file, source)| format!("{source}/{file}"))
         };
         Ok((self.strings("args").into_iter().map(word).collect(), code.into()))
     }
@@ -124,7 +125,7 @@ impl Bundle {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("floor").args(words).current_dir(code).env_clear();
         command.envs(self.strings("env").into_iter().filter_map(|pair| pair.split_once('=')));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let (listener, socket, accepts) = place.give(&mut command)?;
         let mut launcher = command.spawn().context("cannot start the floor")?;
         drop(command);

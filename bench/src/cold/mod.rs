@@ -46,7 +46,7 @@ pub struct Cold {
     #[arg(long, value_name = "DIRECTORY")]
     bundles: PathBuf,
     /// In each of which everything is started once.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, overrides_with = "rounds")]
     rounds: u32,
     /// Write the results here too, as JSON.
     #[arg(long, value_name = "FILE")]

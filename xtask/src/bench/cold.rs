@@ -12,19 +12,27 @@ use super::measure::{NICE, Server};
 use super::{Args, built, platform};
 use crate::run;
 
-/// What is started: a name, the files of its code, and its function file's head.
-const PROGRAMS: [(&str, Option<(&str, &str)>, &str); 3] = [
-    ("static", None, "contract = \"fd\"\ncommand = [\"./hello\"]\n"),
-    (
-        "python",
-        Some(("handler.py", "def handle(event, context):\n    return \"hello\\n\"\n")),
-        "contract = \"handler\"\nhandler = \"handler.py:handle\"\n",
-    ),
-    (
-        "node",
-        Some(("handler.mjs", "export function handle() {\n  return 'hello\\n';\n}\n")),
-        "contract = \"handler\"\nhandler = \"handler.mjs:handle\"\n",
-    ),
+/// What is started.
+struct Program {
+    name: &'static str,
+    /// The file of its code and what is in it; else it is the SDK's example.
+    code: Option<(&'static str, &'static str)>,
+    /// How its function file begins.
+    head: &'static str,
+}
+
+const PROGRAMS: [Program; 3] = [
+    Program { name: "static", code: None, head: "contract = \"fd\"\ncommand = [\"./hello\"]\n" },
+    Program {
+        name: "python",
+        code: Some(("handler.py", "def handle(event, context):\n    return \"hello\\n\"\n")),
+        head: "contract = \"handler\"\nhandler = \"handler.py:handle\"\n",
+    },
+    Program {
+        name: "node",
+        code: Some(("handler.mjs", "export function handle() {\n  return 'hello\\n';\n}\n")),
+        head: "contract = \"handler\"\nhandler = \"handler.mjs:handle\"\n",
+    },
 ];
 
 /// Rounds of a quick run.
@@ -36,7 +44,7 @@ pub fn run(server: &Server<'_>, args: &Args) -> Result<()> {
     command.args(["-n", NICE]).arg(built("faasd-bench")).arg("cold");
     command.arg("--faas").arg(built("faas")).arg("--socket").arg(server.run.join("faasd.sock"));
     command.arg("--bundles").arg(platform::bundles());
-    for (program, code, head) in PROGRAMS {
+    for Program { name: program, code, head } in PROGRAMS {
         for (prepared, suffix) in [(0, ""), (1, "-prepared")] {
             let name = format!("{program}{suffix}");
             let scale = format!("\n[scale]\nmin = 0\nprepared = {prepared}\nidle = \"1s\"\n");
