@@ -7,7 +7,8 @@ use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Un
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::dns::DnsCounts;
-use crate::api::types::{Function, Peer, Phase};
+use super::owner::Listed;
+use crate::api::types::{Peer, Phase};
 use crate::dataplane::{LATENCY_BOUNDS_NS, Stats};
 use crate::telemetry::names::{self, Metric};
 
@@ -15,7 +16,7 @@ use crate::telemetry::names::{self, Metric};
 #[derive(Debug)]
 pub struct Snapshot {
     /// With the counters of those who serve: one for each revision.
-    pub functions: Vec<(Function, Vec<Arc<Stats>>, Lives)>,
+    pub functions: Vec<Listed>,
     pub decisions: [u64; Decision::COUNT as usize],
     pub dns: DnsCounts,
     pub peers: Vec<Peer>,

@@ -181,7 +181,7 @@ mod tests {
 
         let share = |revision, weight| ShareRecord { revision, weight, slot: 1 };
         let function = FunctionRecord {
-            name: revision.name.clone(),
+            name: revision.name,
             slot: 3,
             newest: 4,
             shares: vec![share(2, 50), share(3, 50)],

@@ -16,7 +16,8 @@ fn example(name: &str) -> PathBuf {
 }
 
 fn deploy(bed: &Bed, name: &str) -> Result<Output> {
-    bed.faas(&["deploy", name, &example(name).display().to_string()])
+    // Also if it is there already, as it stands.
+    bed.faas(&["deploy", "--force", name, &example(name).display().to_string()])
 }
 
 /// What every example has: a greeting that names the caller, JSON, a stream, and a failure that its log explains.

@@ -59,6 +59,9 @@ const IMAGE_AGE_MIN: Duration = Duration::from_secs(3600);
 /// An answer to who asked.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
+/// A function, with the counters of those who serve and what became of its instances.
+pub type Listed = (Function, Vec<Arc<Stats>>, Lives);
+
 /// What the owner is told.
 #[derive(Debug)]
 pub enum Message {
@@ -89,7 +92,7 @@ pub enum Message {
         reply: Reply<Function>,
     },
     List {
-        reply: oneshot::Sender<Vec<(Function, Vec<Arc<Stats>>, Lives)>>,
+        reply: oneshot::Sender<Vec<Listed>>,
     },
     /// Every root image that has a name, with the functions that run from it.
     Images {
