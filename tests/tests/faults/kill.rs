@@ -41,7 +41,7 @@ pub fn at_once() -> Result<()> {
                 Some(0) => went_well += 1,
                 _ => {
                     ensure!(!answer.contains(own), "'{own}' was refused and serves: {output:?}");
-                    says(output, &["another deploy of 'f' overtook this one"])?;
+                    says(output, &["another change of 'f' overtook this one"])?;
                 }
             }
         }

@@ -114,6 +114,11 @@ impl Owner {
         };
         let change =
             Change { shares, new: number, is_rollback, reply, error: None, listeners: BTreeMap::new() };
+        // The policy is about to abandon what it overtakes.
+        for overtaken in entry.changes.values_mut() {
+            let title = format!("another change of '{name}' overtook this one");
+            overtaken.error = Some(ApiError::conflict(title));
+        }
         entry.changes.insert(id, change);
         self.step(&name, Event::Plan(plan)).await;
     }
