@@ -38,7 +38,8 @@ pub struct Config {
     pub acceptors: usize,
     /// Connections that may queue at one function while it has no instance, and between two sweeps.
     pub backlog: u32,
-    /// Containers kept created and not started, over all functions. Each takes some 2.4 MiB of memory.
+    /// Containers kept prepared, over all functions. Each takes some 6 MiB of memory, and 13 to 17 where a runner is held
+    /// in it (`docs/BENCHMARKS.md`).
     pub prepared_max: usize,
     /// Changes that the API takes in a second, with the double at once.
     pub api_writes_per_second: NonZeroU32,
