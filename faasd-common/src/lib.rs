@@ -83,7 +83,7 @@ impl Route {
     /// A service of the daemon's own (DNS, metrics): the socket is found as usual.
     pub const SERVICE: Self = Self { slot: u32::MAX, flags: 0 };
 
-    /// Connections are shared out by what stands at `slot` in [`maps::SPLITS`]; all go to `slot` if nothing does.
+    /// Connections are shared out by what stands at `slot` in [`maps::SPLITS`]; they are refused if nothing does.
     pub const SPLIT: u32 = 1;
 
     /// Connections are refused.

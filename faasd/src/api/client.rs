@@ -28,9 +28,9 @@ pub use self::lines::Lines;
 use super::body::ReadBody;
 use super::condition::Condition;
 use super::types::{
-    ARCHIVE_BYTES_MAX, AliasTarget, Deploy, Function, Functions, Image, Images,
-    ImportedImage, Invite, Invited, PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX,
-    Revisions, Traffic, UNCHANGED_HEADER, Version,
+    ARCHIVE_BYTES_MAX, AliasTarget, Deploy, Function, Functions, Image, Images, ImportedImage, Invite,
+    Invited, PROBLEM_HEADER, Peers, Problem, Pruned, ROOT_ARCHIVE_BYTES_MAX, Revisions, Traffic,
+    UNCHANGED_HEADER, Version,
 };
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;

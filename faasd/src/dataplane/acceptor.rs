@@ -194,6 +194,8 @@ impl Acceptor {
             let now = now_ns();
             match command {
                 Command::AddFunction { slot, listener, stats } => {
+                    let former = self.functions.get_mut(slot as usize).and_then(Option::as_mut);
+                    let estate = former.map(|function| function.hand_over());
                     self.close(slot, ring)?;
                     self.next_key = self.next_key.wrapping_add(1);
                     // Instances' keys are even, listeners' odd: no completion is taken for another's.
@@ -204,6 +206,9 @@ impl Acceptor {
                         self.functions.resize_with(at + 1, || None);
                     }
                     self.functions[at] = Some(function);
+                    if let Some(estate) = estate {
+                        self.with(slot, ring, |function, ring| function.inherit(estate, ring, now))?;
+                    }
                 }
                 Command::RemoveFunction { slot } => self.close(slot, ring)?,
                 Command::AddInstance { slot, instance } => {
@@ -230,7 +235,7 @@ impl Acceptor {
                 Command::Refuse { slot } => {
                     self.with(slot, ring, |function, ring| function.refuse(ring).map(|()| Then::Nothing))?;
                 }
-                Command::Yield { slot } => self.give_up(slot),
+                Command::Yield { slot, heir } => self.give_up(slot, heir),
                 Command::Stop => {
                     stop = true;
                     for slot in 0..self.functions.len() as u32 {
@@ -244,11 +249,12 @@ impl Acceptor {
     }
 
     /// Sends back what waits at a slot. Dropped, if the control plane does not keep up: that closes it.
-    fn give_up(&mut self, slot: u32) {
+    fn give_up(&mut self, slot: u32, heir: Option<u32>) {
         let Some(function) = self.functions.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+        let Some(heir) = heir else { return function.refuse_waiting() };
         let connections = function.give_up();
         if !connections.is_empty()
-            && let Err(error) = self.events.try_send(Event::Yielded { slot, connections })
+            && let Err(error) = self.events.try_send(Event::Yielded { slot: heir, connections })
         {
             tracing::warn!(slot, %error, "connections that waited for a revision that left are lost");
         }

@@ -76,6 +76,14 @@ pub(super) struct Function {
     deaf: Vec<u32>,
 }
 
+/// What a function leaves to the next one of its slot.
+#[derive(Debug)]
+pub(super) struct Estate {
+    receivers: Vec<Receiver>,
+    open: Vec<Option<MessageId>>,
+    waiting: VecDeque<(Record, OwnedFd)>,
+}
+
 /// What a change calls for beyond the function itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -169,9 +177,7 @@ impl Function {
 
     /// Refuses everything that waits, here and in the kernel's queue, and watches for the next.
     pub(super) fn refuse(&mut self, ring: &mut Ring) -> io::Result<()> {
-        while let Some((_, connection)) = self.waiting.pop_front() {
-            self.reset(connection);
-        }
+        self.refuse_waiting();
         // While accepting is armed the kernel's queue is empty, and two must not accept at once.
         while !self.is_armed() && waits(&self.listener) {
             match rustix::net::accept_with(&self.listener, rustix::net::SocketFlags::CLOEXEC) {
@@ -202,6 +208,30 @@ impl Function {
     pub(super) fn accepted(&mut self, record: Record, connection: OwnedFd) {
         self.stats.accept();
         self.hold(record, connection);
+    }
+
+    /// Refuses what was accepted and waits.
+    pub(super) fn refuse_waiting(&mut self) {
+        while let Some((_, connection)) = self.waiting.pop_front() {
+            self.reset(connection);
+        }
+        self.stats.set_waiting(0);
+    }
+
+    /// Leaves everything but the listener to the slot's next function.
+    pub(super) fn hand_over(&mut self) -> Estate {
+        Estate {
+            receivers: std::mem::take(&mut self.receivers),
+            open: std::mem::take(&mut self.open),
+            waiting: std::mem::take(&mut self.waiting),
+        }
+    }
+
+    /// Takes over what the slot's former function left. Its instances are not given more, until they are added again.
+    pub(super) fn inherit(&mut self, estate: Estate, ring: &mut Ring, now: u64) -> io::Result<Then> {
+        (self.receivers, self.open, self.waiting) = (estate.receivers, estate.open, estate.waiting);
+        self.receivers.iter_mut().for_each(|receiver| receiver.draining = true);
+        self.deliver(ring, now)
     }
 
     /// Gives up what waits, so that it can be served elsewhere.
@@ -386,6 +416,10 @@ impl Function {
             Mode::Reported | Mode::Stopped if accept => self.arm(ring)?,
             Mode::Stopped if !anybody && self.waiting.is_empty() => self.watch(ring)?,
             Mode::Stopped | Mode::Watching if !anybody && !self.waiting.is_empty() => {
+                if self.mode == Mode::Watching {
+                    // Or there would be one more each time.
+                    ring.cancel_poll(self.token)?;
+                }
                 self.mode = Mode::Reported;
                 return Ok(Then::Report);
             }

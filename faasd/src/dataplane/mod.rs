@@ -34,7 +34,8 @@ const COMMANDS_MAX: usize = 4096;
 /// What the control plane tells an acceptor.
 #[derive(Debug)]
 pub enum Command {
-    /// Connections of a new function come in by `listener`.
+    /// Connections of a function come in by `listener`. What is known at the slot already goes on without its former
+    /// listener: what waits waits on, and instances finish unless they are added again.
     AddFunction { slot: u32, listener: Arc<OwnedFd>, stats: Arc<Stats> },
     /// The function is gone: what waits is refused.
     RemoveFunction { slot: u32 },
@@ -52,8 +53,9 @@ pub enum Command {
     Watch { slot: u32 },
     /// No instance will come: what waits is refused.
     Refuse { slot: u32 },
-    /// What waits is to be served elsewhere: it comes back by [`Event::Yielded`].
-    Yield { slot: u32 },
+    /// What waits is to be served at another slot, for which it comes back by [`Event::Yielded`]; without one it is
+    /// refused.
+    Yield { slot: u32, heir: Option<u32> },
     /// Accept nothing further, finish what is under way, end.
     Stop,
 }
@@ -69,7 +71,7 @@ impl Command {
             | Self::Room { slot }
             | Self::Adopt { slot, .. }
             | Self::Watch { slot }
-            | Self::Yield { slot }
+            | Self::Yield { slot, .. }
             | Self::Refuse { slot } => *slot,
             Self::Stop => 0,
         }
@@ -95,7 +97,7 @@ pub enum Event {
     Waiting { slot: u32 },
     /// An instance has shut its socket for good, and is to be replaced.
     Deaf { key: u32 },
-    /// What waited when [`Command::Yield`] came.
+    /// What waited when [`Command::Yield`] came, for this slot.
     Yielded { slot: u32, connections: Vec<(Record, OwnedFd)> },
 }
 

@@ -124,7 +124,7 @@ def handle(event, context):
     ensure!(failing["reason"].as_str().is_some_and(|why| why.contains("the database is gone")), "{failing}");
     ensure!(failing["retry_in_ms"].as_u64().is_some_and(|ms| ms > 300), "{failing}");
     let listed = bed.faas(&["ls"])?.ok()?;
-    ensure!(listed.contains("failing") && listed.contains("code 3"), "{listed}");
+    ensure!(listed.contains("failing") && listed.contains("the database is gone"), "{listed}");
     bed.finish()
 }
 

@@ -42,7 +42,10 @@ impl Served {
     }
 
     fn redeploy(&self) -> Result<()> {
-        self.bed.faas(&["deploy", "--force", self.name, &self.directory.display().to_string()])?.ok().map(drop)
+        self.bed
+            .faas(&["deploy", "--force", self.name, &self.directory.display().to_string()])?
+            .ok()
+            .map(drop)
     }
 
     /// What a program on the client prints.

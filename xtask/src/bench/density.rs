@@ -93,7 +93,7 @@ fn costs(server: &Server<'_>, target: &str, label: &str) -> Result<Costs> {
     Ok(Costs {
         deploy,
         look_up: timed(&["describe", "handoff", "-o", "json"])?,
-        page: timed(&["ls", "f1", "-o", "json"])?,
+        page: timed(&["ls", "handoff", "-o", "json"])?,
         dns: dns(server)?,
         connection: connection(server, target)?,
         daemon_kib: memory(server.pid)?,
@@ -120,7 +120,7 @@ fn dns(server: &Server<'_>) -> Result<Duration> {
 /// What a new connection to the first function costs against a bare server, interleaved.
 fn connection(server: &Server<'_>, target: &str) -> Result<f64> {
     let out = server.work.join("connection.json");
-    let arguments = ["--quick", "--scenarios", "new", "--clients", "1", "--subjects", "handoff", "--out"];
+    let arguments = ["--quick", "--scenarios", "new", "--clients", "1", "--subjects", "control", "--out"];
     let mut arguments: Vec<_> = arguments.map(Into::into).to_vec();
     arguments.push(out.clone().into_os_string());
     run::quiet(&mut measure::command(&[target.to_owned()], &arguments))?;

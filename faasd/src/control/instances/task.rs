@@ -305,7 +305,10 @@ impl Task {
                         let _ = process.signal(Signal::KILL);
                     }
                     // An earlier daemon did, and a second signal to stop may mean to stop at once.
-                    Order::Drain if self.page.draining() => {}
+                    Order::Drain if self.page.draining() => {
+                        self.listener = None;
+                        agent = None;
+                    }
                     Order::Drain if self.spec.lane() == Lane::Warm => {
                         self.page.set_draining();
                         if let Some(listener) = self.listener.take() {

@@ -6,7 +6,7 @@
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
-use crate::api::types::Connections;
+use crate::core::spec::Lane;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
 
@@ -42,13 +42,14 @@ impl Owner {
         let Some(port) = port.map(|record| record.spec.port) else { return Ok(()) };
         let mut before = std::mem::take(&mut entry.branches);
         for share in &record.shares {
+            // A revision is relieved by itself alone: it does not refuse because the one before it did.
+            let shed = before.get(&share.revision).is_some_and(|branch| branch.shed);
             // Its own, or that of a revision that leaves: what waits there waits for it now.
             let mut takes_over = before.iter().filter(|(_, branch)| branch.slot == share.slot);
             let taken = takes_over.next().map(|(revision, _)| *revision).and_then(|r| before.remove(&r));
             let listener = fresh.remove(&share.slot).map(Arc::new);
             let is_new = taken.is_none() || listener.is_some();
             let stats = taken.as_ref().map_or_else(Arc::default, |branch| Arc::clone(&branch.stats));
-            let shed = taken.as_ref().is_some_and(|branch| branch.shed);
             let known = lobbies.get(&share.revision).copied();
             let lobby = known.or(taken.as_ref().and_then(|branch| branch.lobby));
             let Some(listener) = listener.or(taken.map(|branch| branch.listener)) else {
@@ -115,8 +116,9 @@ impl Owner {
             [] => Ok(()),
             [bpf::Branch { slot: branch, shed, .. }] => {
                 let flags = if shed { Route::SHED } else { 0 };
-                kernel.set_route(address, port, Route { flags, ..Route::to(branch) })?;
-                kernel.clear_split(slot)
+                // For whoever has read the route just before.
+                kernel.set_split(slot, &branches)?;
+                kernel.set_route(address, port, Route { flags, ..Route::to(branch) })
             }
             _ => {
                 kernel.set_split(slot, &branches)?;
@@ -132,7 +134,7 @@ impl Owner {
         for branch in &entry.leaving {
             // Not listening any more: closed before.
             let _ = shutdown(&*branch.listener, Shutdown::Read);
-            self.tell(Command::Yield { slot: branch.slot });
+            self.tell(Command::Yield { slot: branch.slot, heir: heir(entry) });
         }
         self.sweep_branches(name);
     }
@@ -164,7 +166,8 @@ impl Owner {
         {
             tracing::error!(function = %name, %error, "a branch that left stays in the kernel's maps");
         }
-        self.tell(Command::Yield { slot });
+        let heir = self.functions.get(name).and_then(heir);
+        self.tell(Command::Yield { slot, heir });
         self.tell(Command::RemoveFunction { slot });
         self.by_slot.remove(&slot);
         if let Err(error) = drop_listener(&self.parts.fdstore, slot) {
@@ -178,6 +181,8 @@ impl Owner {
         let (slot, address) = (entry.slot, entry.address);
         let branches: Vec<_> = std::mem::take(&mut entry.branches).into_values().collect();
         let leaving = std::mem::take(&mut entry.leaving);
+        // Its instances are with no branch any more, and the slots are for others.
+        entry.placed.clear();
         if let Some(port) = entry.routed.take() {
             self.publish(|zone, serial| zone.without(name, serial));
             let cleared = [self.parts.kernel.clear_route(address, port), self.parts.kernel.clear_split(slot)];
@@ -206,7 +211,12 @@ impl Owner {
     /// Connections wait in a slot, and no instance of its acceptor can take them.
     pub(super) async fn waiting(&mut self, slot: u32) {
         let Some(name) = self.by_slot.get(&slot).cloned() else { return };
-        let serving = self.functions.get(&name).and_then(|e| e.branches.iter().find(|(_, b)| b.slot == slot));
+        let Some(entry) = self.functions.get(&name) else { return };
+        let serving = entry.branches.iter().find(|(_, branch)| branch.slot == slot);
+        if serving.is_none_or(|(revision, _)| !takes_from_acceptor(entry, *revision)) {
+            // Nobody will take what the acceptor holds there.
+            self.tell(Command::Yield { slot, heir: heir(entry) });
+        }
         match serving.map(|(revision, _)| *revision) {
             // With a seat taken, these only missed it: an instance ended just then.
             Some(revision) => {
@@ -214,15 +224,12 @@ impl Owner {
                     self.step(&name, Event::Waiting { revision }).await;
                 }
             }
-            None => self.tell(Command::Yield { slot }),
+            None => {}
         }
     }
 
-    /// What waited for a revision that has left is for those that serve now.
+    /// What an acceptor held for a revision that has left is for another that serves now.
     pub(super) fn yielded(&self, slot: u32, connections: Vec<(Record, OwnedFd)>) {
-        let entry = self.by_slot.get(&slot).and_then(|name| self.functions.get(name));
-        let heir = entry.and_then(|e| e.branches.values().max_by_key(|branch| branch.weight));
-        let Some(slot) = heir.map(|branch| branch.slot) else { return };
         for (record, connection) in connections {
             self.tell(Command::Adopt { slot, record, connection });
         }
@@ -282,4 +289,16 @@ impl Owner {
             tracing::error!(function = %name, %error, "the kernel program was not told to refuse connections");
         }
     }
+}
+
+/// Who takes connections that an acceptor has accepted: the branch with the largest share of those on the hand-off lane.
+fn heir(entry: &Entry) -> Option<u32> {
+    let takes = |(revision, _): &(&u64, &Branch)| takes_from_acceptor(entry, **revision);
+    let heir = entry.branches.iter().filter(takes).max_by_key(|(_, branch)| branch.weight);
+    heir.map(|(_, branch)| branch.slot)
+}
+
+/// Whether a revision's instances are given connections by an acceptor.
+fn takes_from_acceptor(entry: &Entry, revision: u64) -> bool {
+    entry.revisions.get(&revision).is_some_and(|record| record.spec.lane() == Lane::HandOff)
 }

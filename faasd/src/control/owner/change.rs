@@ -197,7 +197,7 @@ impl Owner {
     }
 
     fn record_of(&self, name: &FunctionName) -> Result<(&Entry, &FunctionRecord), ApiError> {
-        let entry = self.functions.get(name);
+        let entry = self.functions.get(name).filter(|entry| !entry.lifecycle.is_removed());
         let found = entry.and_then(|entry| Some((entry, entry.record.as_ref()?)));
         found.ok_or_else(|| self.no_function(name))
     }
@@ -435,7 +435,9 @@ fn slots(entry: &Entry, shares: &[(u64, u32)], used: Vec<u32>) -> Option<Vec<u32
 }
 
 fn known(entry: &Entry, name: &FunctionName, number: u64) -> Result<(), ApiError> {
-    match entry.revisions.contains_key(&number) {
+    // One that is being deployed may not come to be.
+    let is_on_record = entry.changes.values().all(|change| !change.deploys(number));
+    match is_on_record && entry.revisions.contains_key(&number) {
         true => Ok(()),
         false => Err(ApiError::NotFound {
             what: format!("revision v{number} of '{name}'"),

@@ -117,10 +117,12 @@ impl Owner {
                 None => self.parts.instances.discard(spare, &socket).await,
             }
         }
-        let running: Vec<_> = entry.live.iter().map(|(key, live)| (*key, live.revision)).collect();
+        // One that was asked to finish goes on finishing, whoever serves: number 0 is no revision's.
+        let number = |live: &Live| if live.page.draining() { 0 } else { live.revision };
+        let running: Vec<_> = entry.live.iter().map(|(key, live)| (*key, number(live))).collect();
         entry.lifecycle = Lifecycle::adopted(u64::from(record.slot), shares, running);
         // What is on its way out is with no branch: it gets nothing, and finishes.
-        for (key, live) in &entry.live {
+        for (key, live) in entry.live.iter().filter(|(_, live)| !live.page.draining()) {
             if let Some(share) = record.shares.iter().find(|share| share.revision == live.revision) {
                 entry.placed.insert(*key, share.slot);
             }
@@ -144,11 +146,23 @@ impl Owner {
             let record = self.functions[name].revisions.get(&share.revision);
             let port = record.map_or(0, |record| record.spec.port);
             match kept.get(&share.slot).filter(|listener| is_bound_to(listener, address, port)) {
-                Some(listener) => lobbies.extend(self.seat_of(listener).map(|seat| (share.revision, seat))),
+                Some(listener) => {
+                    // Taken from the lobby a moment before the end, if somebody sits there.
+                    let sits =
+                        |seat: &u32| self.functions[name].live.values().any(|live| live.seat == Some(*seat));
+                    let seat = self.seat_of(listener).filter(|seat| !sits(seat));
+                    lobbies.extend(seat.map(|seat| (share.revision, seat)));
+                }
                 None => drop(kept.insert(share.slot, self.listener(address, port)?)),
             }
         }
-        self.serve_by_record(name, kept, &lobbies)
+        self.serve_by_record(name, kept, &lobbies)?;
+        // Who sat there and is gone must not be steered to: the seat may be somebody else's next.
+        let slots: Vec<u32> = self.functions[name].branches.values().map(|branch| branch.slot).collect();
+        for slot in slots {
+            self.set_pool(name, slot)?;
+        }
+        Ok(())
     }
 
     /// Where a listener's connections are counted.
@@ -180,7 +194,8 @@ impl Owner {
             for branch in branches.into_iter().filter(|branch| !slots.contains(&branch.slot)) {
                 kernel.clear_listener(branch.slot)?;
             }
-            if !records.iter().any(|record| record.slot == slot && record.shares.len() > 1) {
+            // One that is declared stays for as long as its route may lead to it.
+            if !records.iter().any(|record| record.slot == slot) {
                 kernel.clear_split(slot)?;
             }
         }
