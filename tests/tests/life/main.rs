@@ -3,6 +3,7 @@
 
 mod chaos;
 mod code;
+mod restart;
 mod scale;
 mod traffic;
 
@@ -43,6 +44,9 @@ fn main() {
         shared("a_prepared_container_takes_the_first_connection", scale::prepared),
         shared("a_crash_loop_backs_off_and_says_so", scale::crash_loop),
         shared("too_many_connections_are_refused_at_once", scale::overload),
+        shared("a_new_revision_relieves_an_overloaded_function", scale::relieved_by_a_deploy),
+        shared("what_was_draining_goes_on_draining", restart::while_draining),
+        shared("a_seat_of_the_dead_leads_to_nobody", restart::dead_seat),
         alone("a_deploy_a_rollback_and_a_scale_in_cost_no_request", traffic::under_load),
         alone("kills_at_random_moments_cost_nothing", chaos::kills),
     ];

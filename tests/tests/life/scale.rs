@@ -152,3 +152,20 @@ pub fn overload() -> Result<()> {
     ensure!(status == 404, "status {status}");
     bed.finish()
 }
+
+pub fn relieved_by_a_deploy() -> Result<()> {
+    let bed = Bed::joined()?;
+    let program = faasd_tests::program("examples/router");
+    bed.deploy_program("busy", &program, "[scale]\nmax = 1\nqueue = 20\n")?.ok()?;
+    let address = address(&bed.describe("busy")?)?;
+    let held: Vec<TcpStream> =
+        (0..40).map(|_| Ok(bed.client().connect(address, 80)?)).collect::<Result<_>>()?;
+    until(&bed, "busy", "it is overloaded", |f| f["state"] == "overloaded")?;
+    bed.deploy_hello("busy", "")?;
+    ensure!(bed.client().curl("http://busy.faas/")? == "hello from faasd\n");
+    // What waited is answered by the new one.
+    let mut waited = held.into_iter().next_back().context("nobody waits")?;
+    let (status, _) = get(&mut waited, "/")?;
+    ensure!(status == 200, "status {status}");
+    bed.finish()
+}
