@@ -217,14 +217,12 @@ impl Owner {
             // Nobody will take what the acceptor holds there.
             self.tell(Command::Yield { slot, heir: heir(entry) });
         }
-        match serving.map(|(revision, _)| *revision) {
-            // With a seat taken, these only missed it: an instance ended just then.
-            Some(revision) => {
-                if !self.move_to_seats(&name, slot) {
-                    self.step(&name, Event::Waiting { revision }).await;
-                }
-            }
-            None => {}
+        let revision = serving.map(|(revision, _)| *revision);
+        // With a seat taken, these only missed it: an instance ended just then.
+        if let Some(revision) = revision
+            && !self.move_to_seats(&name, slot)
+        {
+            self.step(&name, Event::Waiting { revision }).await;
         }
     }
 
