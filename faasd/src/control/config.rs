@@ -38,7 +38,7 @@ pub struct Config {
     pub acceptors: usize,
     /// Connections that may queue at one function while it has no instance, and between two sweeps.
     pub backlog: u32,
-    /// Containers kept prepared, over all functions. Each takes some 6 MiB of memory, and 13 to 17 where a runner is held
+    /// Containers kept prepared, over all functions. Each takes some 9 MiB of memory, and 16 to 43 where a runner is held
     /// in it (`docs/BENCHMARKS.md`).
     pub prepared_max: usize,
     /// Changes that the API takes in a second, with the double at once.
