@@ -1,7 +1,9 @@
 //! Desired state: a small ordered map of keys to versioned values, durable once a write returns.
 //!
 //! [`Store`] has the shape of etcd's key space (a store-wide revision, compare-and-set on a key's last revision), so
-//! that a cluster's store can stand behind it. [`Embedded`] is one machine's: one file, one process.
+//! that a cluster's store can stand behind it: a key's version is its `mod_revision`, and what changed since a revision
+//! is what a watch from there would tell. [`Embedded`] is one machine's: one file, one process, of which this daemon is the
+//! only writer, so that nothing here watches or leases yet. `conformance` holds every store to the same rules.
 //!
 //! Calls block for as long as the disk takes. Call writes from a thread that may block.
 
@@ -514,5 +516,7 @@ fn parse<T: DeserializeOwned>(key: &str, found: &Versioned) -> Result<Stored<T>,
     Ok(Stored { record, version: found.version })
 }
 
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod tests;

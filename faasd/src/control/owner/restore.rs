@@ -231,3 +231,47 @@ fn is_bound_to(listener: &OwnedFd, address: Ipv6Addr, port: u16) -> bool {
         rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
     bound.is_some_and(|bound| *bound.ip() == address && bound.port() == port)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::store::Embedded;
+    use crate::core::spec::FunctionSpec;
+
+    #[test]
+    fn a_deploy_that_was_cut_short_leaves_the_record_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store")).unwrap();
+        let name: FunctionName = "hello".parse().unwrap();
+        let revision = |revision| RevisionRecord {
+            name: name.clone(),
+            slot: 0,
+            revision,
+            image: None,
+            root: None,
+            dependencies: None,
+            spec: FunctionSpec::default(),
+            deployed_at: Timestamp::UNIX_EPOCH,
+        };
+        let function = FunctionRecord {
+            name: name.clone(),
+            slot: 0,
+            newest: 1,
+            shares: vec![ShareRecord { revision: 1, weight: 100, slot: 0 }],
+            previous: Vec::new(),
+            aliases: BTreeMap::new(),
+        };
+        put_json(&store, &revision(1).key(), &revision(1), Expect::Any).unwrap();
+        put_json(&store, &FunctionRecord::key(&name), &function, Expect::Any).unwrap();
+        // Killed between the two writes of a deploy, and once more within a removal.
+        put_json(&store, &revision(2).key(), &revision(2), Expect::Any).unwrap();
+        let gone: FunctionName = "gone".parse().unwrap();
+        let left = RevisionRecord { name: gone, ..revision(1) };
+        put_json(&store, &left.key(), &left, Expect::Any).unwrap();
+
+        let (functions, kept) = on_record(&store).unwrap();
+        assert_eq!(functions, [function]);
+        assert_eq!(kept, Kept::from([(name.clone(), BTreeMap::from([(1, revision(1))]))]));
+        assert_eq!(store.list(REVISIONS).unwrap().len(), 1, "what nothing names stays");
+    }
+}

@@ -6,8 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-
 use super::*;
 
 fn temporary() -> (tempfile::TempDir, PathBuf) {
@@ -16,118 +14,41 @@ fn temporary() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-#[test]
-fn writes_are_versioned_and_survive_reopening() {
-    let (_dir, path) = temporary();
-    let store = Embedded::open(&path).unwrap();
-    assert_eq!((store.revision().unwrap(), store.get("a").unwrap()), (0, None));
-    assert_eq!(store.put("a", b"1", Expect::Any).unwrap(), 1);
-    assert_eq!(store.put("b", b"2", Expect::Absent).unwrap(), 2);
-    assert_eq!(store.put("a", b"3", Expect::Version(1)).unwrap(), 3);
-    assert!(store.delete("b", Expect::Version(2)).unwrap());
-    assert!(!store.delete("b", Expect::Any).unwrap());
-    // A deletion counts as a change, an empty one does not.
-    assert_eq!(store.revision().unwrap(), 4);
-    drop(store);
-    let store = Embedded::open(&path).unwrap();
-    assert_eq!(store.revision().unwrap(), 4);
-    assert_eq!(store.get("a").unwrap(), Some(Versioned { value: b"3".to_vec(), version: 3 }));
-    assert_eq!(store.get("b").unwrap(), None);
-    assert_eq!(store.put("b", b"", Expect::Absent).unwrap(), 5);
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+/// Each rule that every store keeps to is a test of this one.
+macro_rules! conforms {
+    ($($rule:ident),* $(,)?) => { $(
+        #[test]
+        fn $rule() {
+            let (_dir, path) = temporary();
+            conformance::$rule(&Embedded::open(&path).unwrap());
+        }
+    )* };
 }
 
+conforms!(
+    writes_are_versioned,
+    a_write_that_expects_otherwise_changes_nothing,
+    of_many_writers_who_expect_the_same_one_wins,
+    a_list_is_what_begins_with_the_prefix,
+    limits_are_told,
+    records_go_in_and_out_as_json,
+    it_is_a_map_with_versions,
+);
+
 #[test]
-fn a_write_that_expects_otherwise_changes_nothing() {
+fn what_was_written_is_there_when_it_is_opened_again() {
     let (_dir, path) = temporary();
     let store = Embedded::open(&path).unwrap();
     store.put("a", b"1", Expect::Any).unwrap();
-    for (key, expect, why) in [
-        ("a", Expect::Absent, "was to have no value, but has version 1"),
-        ("a", Expect::Version(2), "was to have version 2, but has version 1"),
-        ("b", Expect::Version(1), "was to have version 1, but does not exist"),
-    ] {
-        for error in [store.put(key, b"2", expect).unwrap_err(), store.delete(key, expect).unwrap_err()] {
-            assert!(matches!(error, StoreError::Conflict { .. }), "{error:?}");
-            assert!(error.to_string().contains(why), "{error}");
-        }
-    }
-    assert_eq!(store.list("").unwrap(), [("a".to_owned(), Versioned { value: b"1".to_vec(), version: 1 })]);
-    assert_eq!(store.revision().unwrap(), 1);
-}
-
-#[test]
-fn of_many_writers_who_expect_the_same_one_wins() {
-    let (_dir, path) = temporary();
+    store.put("b", b"2", Expect::Any).unwrap();
+    store.delete("b", Expect::Any).unwrap();
+    drop(store);
     let store = Embedded::open(&path).unwrap();
-    std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..8u8)
-            .map(|i| {
-                scope.spawn({
-                    let store = &store;
-                    move || store.put("a", &[i], Expect::Absent).is_ok()
-                })
-            })
-            .collect();
-        let won = writers
-            .into_iter()
-            .filter(|_| true)
-            .map(|writer| writer.join().unwrap())
-            .filter(|won| *won)
-            .count();
-        assert_eq!(won, 1);
-    });
-    assert_eq!(store.revision().unwrap(), 1);
-}
-
-#[test]
-fn a_list_is_what_begins_with_the_prefix() {
-    let (_dir, path) = temporary();
-    let store = Embedded::open(&path).unwrap();
-    for key in ["peers/a", "functions/b", "functions/a", "functions", "functions0"] {
-        store.put(key, key.as_bytes(), Expect::Any).unwrap();
-    }
-    let keys = |prefix| store.list(prefix).unwrap().into_iter().map(|(key, _)| key).collect::<Vec<_>>();
-    assert_eq!(keys("functions/"), ["functions/a", "functions/b"]);
-    assert_eq!(keys("x"), [""; 0]);
-    assert_eq!(keys("").len(), 5);
-}
-
-#[test]
-fn limits_are_told() {
-    let (_dir, path) = temporary();
-    let store = Embedded::open(&path).unwrap();
-    let longest = "k".repeat(KEY_BYTES_MAX);
-    store.put(&longest, &vec![7; VALUE_BYTES_MAX], Expect::Any).unwrap();
-    assert_eq!(store.get(&longest).unwrap().unwrap().value, vec![7; VALUE_BYTES_MAX]);
-    let error = store.put("a", &vec![7; VALUE_BYTES_MAX + 1], Expect::Any).unwrap_err();
-    assert!(error.to_string().contains("'a' has 1048577 bytes; at most 1048576"), "{error}");
-    for bad in ["", "a b", "ä", "a\0", &"k".repeat(KEY_BYTES_MAX + 1)] {
-        assert!(matches!(store.put(bad, b"", Expect::Any), Err(StoreError::Key(_))), "{bad}");
-        assert!(matches!(store.get(bad), Err(StoreError::Key(_))), "{bad}");
-    }
-}
-
-#[test]
-fn records_go_in_and_out_as_json() {
-    #[derive(Debug, PartialEq, Serialize, Deserialize)]
-    struct Record {
-        n: u64,
-    }
-    let (_dir, path) = temporary();
-    let store = Embedded::open(&path).unwrap();
-    assert_eq!(get_json::<Record>(&store, "r/a").unwrap(), None);
-    put_json(&store, "r/a", &Record { n: 1 }, Expect::Absent).unwrap();
-    put_json(&store, "r/b", &Record { n: 2 }, Expect::Absent).unwrap();
-    assert_eq!(get_json(&store, "r/b").unwrap(), Some(Stored { record: Record { n: 2 }, version: 2 }));
-    let all = list_json::<Record>(&store, "r/").unwrap();
-    assert_eq!(
-        all.iter().map(|(key, stored)| (key.as_str(), stored.record.n)).collect::<Vec<_>>(),
-        [("r/a", 1), ("r/b", 2)]
-    );
-    store.put("r/a", b"{", Expect::Any).unwrap();
-    let error = list_json::<Record>(&store, "r/").unwrap_err();
-    assert!(matches!(&error, StoreError::Value { key, .. } if key == "r/a"), "{error:?}");
+    assert_eq!(store.revision().unwrap(), 3);
+    assert_eq!(store.get("a").unwrap(), Some(Versioned { value: b"1".to_vec(), version: 1 }));
+    assert_eq!(store.get("b").unwrap(), None);
+    assert_eq!(store.put("b", b"", Expect::Absent).unwrap(), 4);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]
