@@ -135,10 +135,12 @@ fn a_panic_is_an_error_500_and_the_connection_goes_on() {
 }
 
 #[test]
-fn the_drain_answers_what_has_begun_and_closes_what_is_idle() {
+fn the_drain_answers_what_has_begun_and_once_more_what_is_idle() {
     let mut daemon = Daemon::start();
     let mut idle = daemon.dial(&get("/"));
     answer(&mut idle);
+    let mut silent = daemon.dial(&get("/"));
+    answer(&mut silent);
     let mut fresh = daemon.dial("");
     let mut slow = daemon.dial(&get("/slow"));
     let reader = std::thread::spawn(move || {
@@ -147,7 +149,11 @@ fn the_drain_answers_what_has_begun_and_closes_what_is_idle() {
         (text, rest)
     });
     rustix::net::send(&daemon.socket, &wire::header(Kind::Drain, 0), SendFlags::empty()).unwrap();
-    // Closed by the drain: from here on the drain has begun, and the fresh connection still has its first request.
+    // The drain has begun with the first answer that says that it is the last.
+    while {
+        idle.write_all(get("/").as_bytes()).unwrap();
+        !answer(&mut idle).contains("connection: close")
+    } {}
     assert_eq!(idle.read(&mut [0]).unwrap(), 0);
     fresh.write_all(get("/late").as_bytes()).unwrap();
     let text = answer(&mut fresh);
@@ -156,6 +162,8 @@ fn the_drain_answers_what_has_begun_and_closes_what_is_idle() {
     let (text, rest) = reader.join().unwrap();
     assert!(text.ends_with("at /slow\n"));
     assert_eq!(rest, 0);
+    // Who asks for nothing more is waited for a while, and then closed.
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
     daemon.instance.take().unwrap().join().unwrap().unwrap();
     assert_eq!(daemon.heard(), Kind::Drained);
     assert_eq!(daemon.status.in_flight(), 0);

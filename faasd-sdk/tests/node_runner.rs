@@ -190,12 +190,18 @@ fn the_drain_answers_what_has_begun() {
     let mut began = node.dial();
     began.get_mut().write_all(get("/slow").as_bytes()).unwrap();
     ask(&mut idle, &get("/"));
+    let mut silent = node.dial();
+    ask(&mut silent, &get("/"));
     node.terminate();
+    // The drain has begun with the first answer that says that it is the last.
+    while !ask(&mut idle, &get("/")).head.contains("Connection: close") {}
     assert_eq!(idle.read(&mut [0]).unwrap(), 0);
     let late = ask(&mut fresh, &get("/"));
     assert!(late.body == b"hello\n" && late.head.contains("Connection: close"), "{}", late.head);
     assert_eq!(answer(&mut slow, false).body, b"slept\n");
     assert_eq!(answer(&mut began, false).body, b"slept\n");
+    // Who asks for nothing more is waited for a while, and then closed.
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
     node.ended();
 }
 

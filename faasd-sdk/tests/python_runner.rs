@@ -159,13 +159,18 @@ fn the_drain_answers_what_has_begun() {
     let mut fresh = runner.dial();
     let mut idle = runner.dial();
     ask(&mut idle, &get("/"));
+    let mut silent = runner.dial();
+    ask(&mut silent, &get("/"));
     let drained = std::thread::scope(|scope| {
         let drained = scope.spawn(|| runner.drain());
-        // Closed by the drain, which has begun thus; the fresh connection still has its first request.
+        // The drain has begun with the first answer that says that it is the last.
+        while !ask(&mut idle, &get("/")).head.contains("Connection: close") {}
         assert_eq!(idle.read(&mut [0]).unwrap(), 0);
         let late = ask(&mut fresh, &get("/"));
         assert!(late.body == b"hello\n" && late.head.contains("Connection: close"));
         assert_eq!(answer(&mut slow, false).body, b"slept\n");
+        // Who asks for nothing more is waited for a while, and then closed.
+        assert_eq!(silent.read(&mut [0]).unwrap(), 0);
         drained.join().unwrap()
     });
     assert!(drained.status.success());
