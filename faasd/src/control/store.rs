@@ -18,7 +18,7 @@ use std::sync::{PoisonError, RwLock};
 
 use redb::backends::FileBackend;
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
     WriteTransaction,
 };
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -61,6 +61,13 @@ impl fmt::Display for Expect {
     }
 }
 
+/// One of several changes that are made together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    Put { key: String, value: Vec<u8> },
+    Delete { key: String },
+}
+
 /// Where desired state is kept.
 pub trait Store: Send + Sync + fmt::Debug {
     /// # Errors
@@ -87,6 +94,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::Conflict`] if `expect` does not hold; those of the medium. Nothing was deleted then, with the
     /// same exception.
     fn delete(&self, key: &str, expect: Expect) -> Result<bool, StoreError>;
+
+    /// Makes all of these changes or none of them, whatever was there, as one revision. With nothing to delete and
+    /// nothing to write it makes none.
+    ///
+    /// # Errors
+    /// Limits; those of the medium. Nothing was changed then, with the same exception.
+    fn write_all(&self, writes: &[Write]) -> Result<(), StoreError>;
 
     /// The number of changes ever made. It never falls.
     ///
@@ -391,6 +405,29 @@ fn check_key(key: &str) -> Result<(), StoreError> {
     Ok(())
 }
 
+fn check_value(key: &str, value: &[u8]) -> Result<(), StoreError> {
+    match value.len() {
+        bytes if bytes > VALUE_BYTES_MAX => Err(StoreError::ValueTooLarge { key: key.to_owned(), bytes }),
+        _ => Ok(()),
+    }
+}
+
+fn insert(
+    data: &mut Table<'_, &'static str, (u64, &'static [u8])>,
+    key: &str,
+    value: &[u8],
+    expect: Expect,
+    revision: u64,
+) -> Result<(), Failure> {
+    let found = data.get(key)?.map(|found| found.value().0);
+    check_expect(key, expect, found)?;
+    if found.is_none() && data.len()? >= KEYS_MAX {
+        return Err(Failure::Refused(StoreError::KeysMax));
+    }
+    data.insert(key, (revision, value))?;
+    Ok(())
+}
+
 fn check_expect(key: &str, expected: Expect, found: Option<u64>) -> Result<(), Failure> {
     let holds = match expected {
         Expect::Any => true,
@@ -430,17 +467,10 @@ impl Store for Embedded {
 
     fn put(&self, key: &str, value: &[u8], expect: Expect) -> Result<u64, StoreError> {
         check_key(key)?;
-        if value.len() > VALUE_BYTES_MAX {
-            return Err(StoreError::ValueTooLarge { key: key.to_owned(), bytes: value.len() });
-        }
+        check_value(key, value)?;
         self.write(|transaction, revision| {
             let mut data = transaction.open_table(DATA)?;
-            let found = data.get(key)?.map(|found| found.value().0);
-            check_expect(key, expect, found)?;
-            if found.is_none() && data.len()? >= KEYS_MAX {
-                return Err(Failure::Refused(StoreError::KeysMax));
-            }
-            data.insert(key, (revision, value))?;
+            insert(&mut data, key, value, expect, revision)?;
             Ok((true, revision))
         })
     }
@@ -453,6 +483,28 @@ impl Store for Embedded {
             check_expect(key, expect, found)?;
             let removed = data.remove(key)?.is_some();
             Ok((removed, removed))
+        })
+    }
+
+    fn write_all(&self, writes: &[Write]) -> Result<(), StoreError> {
+        for write in writes {
+            match write {
+                Write::Put { key, value } => check_key(key).and_then(|()| check_value(key, value))?,
+                Write::Delete { key } => check_key(key)?,
+            }
+        }
+        self.write(|transaction, revision| {
+            let mut data = transaction.open_table(DATA)?;
+            let mut changed = false;
+            for write in writes {
+                changed |= match write {
+                    Write::Put { key, value } => {
+                        insert(&mut data, key, value, Expect::Any, revision).map(|()| true)?
+                    }
+                    Write::Delete { key } => data.remove(key.as_str())?.is_some(),
+                };
+            }
+            Ok((changed, ()))
         })
     }
 
@@ -489,9 +541,20 @@ pub fn put_json<T: Serialize>(
     record: &T,
     expect: Expect,
 ) -> Result<u64, StoreError> {
-    let value =
-        serde_json::to_vec(record).map_err(|source| StoreError::Value { key: key.to_owned(), source })?;
-    store.put(key, &value, expect)
+    store.put(key, &to_json(key, record)?, expect)
+}
+
+/// A record's write, for [`Store::write_all`].
+///
+/// # Errors
+/// [`StoreError::Value`].
+pub fn json_write<T: Serialize>(key: String, record: &T) -> Result<Write, StoreError> {
+    let value = to_json(&key, record)?;
+    Ok(Write::Put { key, value })
+}
+
+fn to_json<T: Serialize>(key: &str, record: &T) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(record).map_err(|source| StoreError::Value { key: key.to_owned(), source })
 }
 
 /// # Errors

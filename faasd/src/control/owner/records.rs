@@ -2,33 +2,23 @@
 
 use super::*;
 use crate::control::records::REVISIONS_MAX;
-use crate::control::store::StoreError;
 
 impl Owner {
-    /// Writes a function's record, and before it that of a revision which it may name: one that nothing names is
-    /// harmless, and removed by the next daemon.
+    /// Writes a function's record, together with that of a revision which is new.
     pub(super) async fn put(
         &self,
         record: &FunctionRecord,
         new: Option<&RevisionRecord>,
     ) -> Result<(), ApiError> {
-        let (record, new) = (record.clone(), new.cloned());
-        self.write(move |store| {
-            if let Some(new) = &new {
-                put_json(store, &new.key(), new, Expect::Any)?;
-            }
-            put_json(store, &FunctionRecord::key(&record.name), &record, Expect::Any)?;
-            Ok(())
-        })
-        .await
+        let function = json_write(FunctionRecord::key(&record.name), record);
+        let writes = new.map(|new| json_write(new.key(), new)).into_iter().chain([function]);
+        self.write(writes.collect::<Result<_, _>>().map_err(|e| ApiError::failed(&e))?).await
     }
 
-    pub(super) async fn write(
-        &self,
-        work: impl FnOnce(&dyn Store) -> Result<(), StoreError> + Send + 'static,
-    ) -> Result<(), ApiError> {
+    /// Makes all of these changes or none.
+    pub(super) async fn write(&self, writes: Vec<Write>) -> Result<(), ApiError> {
         let store = Arc::clone(&self.parts.store);
-        match tokio::task::spawn_blocking(move || work(&*store)).await {
+        match tokio::task::spawn_blocking(move || store.write_all(&writes)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(ApiError::failed(&e)),
             Err(e) => Err(ApiError::failed(&e)),
@@ -53,9 +43,8 @@ impl Owner {
         if old.is_empty() {
             return;
         }
-        let keys: Vec<_> = old.iter().map(|number| RevisionRecord::key_of(name, *number)).collect();
-        let deleted = self.write(move |store| delete(store, &keys)).await;
-        match deleted {
+        let keys = old.iter().map(|number| RevisionRecord::key_of(name, *number));
+        match self.write(keys.map(|key| Write::Delete { key }).collect()).await {
             Err(error) => tracing::warn!(function = %name, %error, "old revisions stay"),
             Ok(()) => {
                 if let Some(entry) = self.functions.get_mut(name) {
@@ -71,8 +60,4 @@ impl Owner {
             .iter()
             .flat_map(|(name, entry)| entry.revisions.values().map(move |record| (name, record)))
     }
-}
-
-pub(super) fn delete(store: &dyn Store, keys: &[String]) -> Result<(), StoreError> {
-    keys.iter().try_for_each(|key| store.delete(key, Expect::Any).map(drop))
 }

@@ -4,11 +4,11 @@ use super::*;
 
 impl Owner {
     pub(super) async fn remove(&mut self, name: &FunctionName) {
-        // The record goes first: whatever happens from here on, it does not come back.
+        // On record first: whatever happens from here on, it does not come back.
         let Some(entry) = self.functions.get(name) else { return };
-        let mut keys = vec![FunctionRecord::key(name)];
-        keys.extend(entry.revisions.keys().map(|number| RevisionRecord::key_of(name, *number)));
-        let deleted = self.write(move |store| records::delete(store, &keys)).await;
+        let revisions = entry.revisions.keys().map(|number| RevisionRecord::key_of(name, *number));
+        let keys = revisions.chain([FunctionRecord::key(name)]);
+        let deleted = self.write(keys.map(|key| Write::Delete { key }).collect()).await;
         if let (Err(error), Some(entry)) = (deleted, self.functions.get_mut(name)) {
             for reply in entry.removals.drain(..) {
                 drop(reply.send(Err(error.clone())));

@@ -54,6 +54,38 @@ pub(super) fn a_list_is_what_begins_with_the_prefix(store: &dyn Store) {
     assert_eq!(keys("").len(), 5);
 }
 
+pub(super) fn several_writes_are_one_change(store: &dyn Store) {
+    let put = |key: &str, value: &[u8]| Write::Put { key: key.to_owned(), value: value.to_vec() };
+    let delete = |key: &str| Write::Delete { key: key.to_owned() };
+    store.write_all(&[put("a", b"1"), put("b", b"2")]).unwrap();
+    let version = |key: &str| store.get(key).unwrap().map(|found| found.version);
+    assert_eq!((version("a"), version("b"), store.revision().unwrap()), (Some(1), Some(1), 1));
+    store.write_all(&[delete("a"), put("b", b"3"), put("c", b"4"), delete("none")]).unwrap();
+    assert_eq!([version("a"), version("b"), version("c")], [None, Some(2), Some(2)]);
+    // Nothing is no change.
+    store.write_all(&[delete("a"), delete("none")]).unwrap();
+    store.write_all(&[]).unwrap();
+    assert_eq!(store.revision().unwrap(), 2);
+    // One that is refused takes all with it, wherever it stands.
+    let large = vec![0; VALUE_BYTES_MAX + 1];
+    for bad in [put("d", &large), put("a b", b""), delete("")] {
+        for writes in [[put("a", b"5"), delete("b"), bad.clone()], [bad, put("a", b"5"), delete("b")]] {
+            assert!(store.write_all(&writes).is_err());
+        }
+    }
+    assert_eq!([version("a"), version("b"), version("c")], [None, Some(2), Some(2)]);
+    assert_eq!(store.revision().unwrap(), 2);
+}
+
+pub(super) fn a_version_is_good_once(store: &dyn Store) {
+    // None is no version.
+    assert!(store.put("a", b"", Expect::Version(0)).is_err());
+    let first = store.put("a", b"1", Expect::Any).unwrap();
+    store.delete("a", Expect::Version(first)).unwrap();
+    store.put("a", b"1", Expect::Absent).unwrap();
+    assert!(store.put("a", b"2", Expect::Version(first)).is_err());
+}
+
 pub(super) fn limits_are_told(store: &dyn Store) {
     let longest = "k".repeat(KEY_BYTES_MAX);
     store.put(&longest, &vec![7; VALUE_BYTES_MAX], Expect::Any).unwrap();
@@ -63,6 +95,7 @@ pub(super) fn limits_are_told(store: &dyn Store) {
     for bad in ["", "a b", "\u{e4}", "a\0", &"k".repeat(KEY_BYTES_MAX + 1)] {
         assert!(matches!(store.put(bad, b"", Expect::Any), Err(StoreError::Key(_))), "{bad}");
         assert!(matches!(store.get(bad), Err(StoreError::Key(_))), "{bad}");
+        assert!(matches!(store.delete(bad, Expect::Any), Err(StoreError::Key(_))), "{bad}");
     }
 }
 

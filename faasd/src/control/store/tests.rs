@@ -30,6 +30,8 @@ conforms!(
     a_write_that_expects_otherwise_changes_nothing,
     of_many_writers_who_expect_the_same_one_wins,
     a_list_is_what_begins_with_the_prefix,
+    several_writes_are_one_change,
+    a_version_is_good_once,
     limits_are_told,
     records_go_in_and_out_as_json,
     it_is_a_map_with_versions,
@@ -118,8 +120,14 @@ fn change(model: &mut BTreeMap<String, Vec<u8>>, i: u64) -> (String, Option<Vec<
         Some(value) => model.insert(key.clone(), value.clone()),
         None => model.remove(&key),
     };
+    if i % 2 == 1 {
+        model.insert(PAIR.to_owned(), i.to_string().into_bytes());
+    }
     (key, value)
 }
+
+/// What every second change changes as well.
+const PAIR: &str = "pair";
 
 const CRASH_FILE: &str = "FAASD_TEST_CRASH_FILE";
 const CRASH_FROM: &str = "FAASD_TEST_CRASH_FROM";
@@ -135,9 +143,18 @@ fn crash_writer() {
     let store = Embedded::open(Path::new(&path)).unwrap();
     let mut out = io::stdout().lock();
     for i in from.parse::<u64>().unwrap().. {
-        match change(&mut BTreeMap::new(), i) {
-            (key, Some(value)) => drop(store.put(&key, &value, Expect::Any).unwrap()),
-            (key, None) => drop(store.delete(&key, Expect::Any).unwrap()),
+        // In turn alone, and with a second key that is to change with it or not at all.
+        match (change(&mut BTreeMap::new(), i), i % 2) {
+            ((key, Some(value)), 0) => drop(store.put(&key, &value, Expect::Any).unwrap()),
+            ((key, None), 0) => drop(store.delete(&key, Expect::Any).unwrap()),
+            ((key, value), _) => {
+                let pair = Write::Put { key: PAIR.to_owned(), value: i.to_string().into_bytes() };
+                let change = match value {
+                    Some(value) => Write::Put { key, value },
+                    None => Write::Delete { key },
+                };
+                store.write_all(&[change, pair]).unwrap();
+            }
         }
         writeln!(out, "acknowledged {i}").unwrap();
         out.flush().unwrap();
@@ -303,10 +320,25 @@ fn a_full_disk_is_told_and_passes() {
     assert_eq!(store.list("k").unwrap().len(), written);
     assert!(matches!(store.put("more", &value, Expect::Any), Err(StoreError::Full { .. })));
 
+    // With four pages more at each try: it fails at every write that it takes, and none leaves half of it.
+    let both = ["one", "two"].map(|key| Write::Put { key: key.to_owned(), value: value.clone() });
+    let before = (store.list("").unwrap(), store.revision().unwrap());
+    let mut room = File::options().write(true).open(&ballast).unwrap().metadata().unwrap().len();
+    let mut failures = 0;
+    while let Err(error) = store.write_all(&both) {
+        assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+        assert_eq!((store.list("").unwrap(), store.revision().unwrap()), before);
+        failures += 1;
+        room = room.saturating_sub(16 << 10);
+        File::options().write(true).open(&ballast).unwrap().set_len(room).unwrap();
+    }
+    assert!(failures > 3, "{failures}");
+    assert_eq!(store.list("one").unwrap().len() + store.list("two").unwrap().len(), 2);
+
     // With room again, the same store goes on, without a restart.
     fs::remove_file(&ballast).unwrap();
     let revision = store.put("after", &value, Expect::Any).unwrap();
-    assert_eq!(revision, written as u64 + 2);
+    assert_eq!(revision, written as u64 + 3);
     drop(store);
     assert_eq!(Embedded::open(&path).unwrap().get("after").unwrap().unwrap().value, value);
     drop(mounted);
