@@ -8,10 +8,12 @@ mod bed;
 mod leaks;
 mod load;
 mod process;
+mod suite;
 mod view;
 
 pub use bed::{Bed, Client, DEADLINE, Output, eventually, exchange, get, hello_program, program};
 pub use leaks::Traces;
 pub use load::Load;
 pub use process::{anonymous_bytes_of, descriptors_of, established, signal, sockets_of};
+pub use suite::{alone, run, shared};
 pub use view::{address, only, ready, started, until};

@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
-use faasd_tests::{Bed, eventually, get, program};
+use faasd_tests::{Bed, eventually, get, program, run, shared};
 use libc::{
     AF_INET, AF_INET6, AF_UNIX, EADDRINUSE, EAGAIN, ECONNREFUSED, EINPROGRESS, EINVAL, EISCONN, ENOENT,
     ENOSYS, EPERM, EROFS, ESRCH, MSG_DONTWAIT, MSG_FASTOPEN, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET,
 };
-use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 
 /// The port of everything that an attacker must not reach.
@@ -30,24 +29,23 @@ const SOCKET_FD: i64 = 3;
 const PAGE_FD: i64 = 100;
 
 fn main() {
-    let trial = |name: &str, test: fn() -> Result<()>| {
-        Trial::test(name, move || test().map_err(|e| Failed::from(format!("{e:#}"))))
-    };
-    let trials = vec![
-        trial("a_passed_connection_leads_nowhere", a_passed_connection_leads_nowhere),
-        trial("an_inherited_listener_leads_nowhere", an_inherited_listener_leads_nowhere),
-        trial("a_socket_made_to_listen_is_not_reachable", a_socket_made_to_listen_is_not_reachable),
-        trial("each_lock_holds_alone", each_lock_holds_alone),
-        trial("options_and_interfaces_are_out_of_reach", options_and_interfaces_are_out_of_reach),
-        trial("a_descriptor_cannot_be_sent_on", a_descriptor_cannot_be_sent_on),
-        trial("a_removed_function_keeps_nothing", a_removed_function_keeps_nothing),
-        trial("the_container_is_closed", the_container_is_closed),
-        trial("a_malicious_instance_harms_itself_alone", a_malicious_instance_harms_itself_alone),
-        trial("a_close_that_lingers_does_not_stop_the_daemon", a_close_that_lingers_does_not_stop_the_daemon),
-        trial("runtimes_work_under_the_filter", runtimes_work_under_the_filter),
-        trial("a_peer_reaches_what_is_declared_alone", a_peer_reaches_what_is_declared_alone),
-    ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    run(vec![
+        shared("a_passed_connection_leads_nowhere", a_passed_connection_leads_nowhere),
+        shared("an_inherited_listener_leads_nowhere", an_inherited_listener_leads_nowhere),
+        shared("a_socket_made_to_listen_is_not_reachable", a_socket_made_to_listen_is_not_reachable),
+        shared("each_lock_holds_alone", each_lock_holds_alone),
+        shared("options_and_interfaces_are_out_of_reach", options_and_interfaces_are_out_of_reach),
+        shared("a_descriptor_cannot_be_sent_on", a_descriptor_cannot_be_sent_on),
+        shared("a_removed_function_keeps_nothing", a_removed_function_keeps_nothing),
+        shared("the_container_is_closed", the_container_is_closed),
+        shared("a_malicious_instance_harms_itself_alone", a_malicious_instance_harms_itself_alone),
+        shared(
+            "a_close_that_lingers_does_not_stop_the_daemon",
+            a_close_that_lingers_does_not_stop_the_daemon,
+        ),
+        shared("runtimes_work_under_the_filter", runtimes_work_under_the_filter),
+        shared("a_peer_reaches_what_is_declared_alone", a_peer_reaches_what_is_declared_alone),
+    ])
 }
 
 /// A connection to code that does whatever it is told.

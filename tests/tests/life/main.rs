@@ -7,32 +7,10 @@ mod restart;
 mod scale;
 mod traffic;
 
-use std::sync::{PoisonError, RwLock};
-
-use anyhow::Result;
-use libtest_mimic::{Arguments, Failed, Trial};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-/// Held alone by a test that loads the machine, and shared by all others.
-static MACHINE: RwLock<()> = RwLock::new(());
+use faasd_tests::{alone, run, shared};
 
 fn main() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let outcome = |result: Result<()>| result.map_err(|e| Failed::from(format!("{e:#}")));
-    let shared = |name: &str, test: fn() -> Result<()>| {
-        Trial::test(name, move || {
-            let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-            outcome(test())
-        })
-    };
-    let alone = |name: &str, test: fn() -> Result<()>| {
-        Trial::test(name, move || {
-            let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-            outcome(test())
-        })
-    };
-    let trials = vec![
+    run(vec![
         shared("connections_are_given_by_weight", traffic::split),
         shared("a_revision_without_traffic_only_shows_that_it_can", traffic::canary),
         shared("a_rollback_goes_back_and_forth", traffic::rollback),
@@ -49,6 +27,5 @@ fn main() {
         shared("a_seat_of_the_dead_leads_to_nobody", restart::dead_seat),
         alone("a_deploy_a_rollback_and_a_scale_in_cost_no_request", traffic::under_load),
         alone("kills_at_random_moments_cost_nothing", chaos::kills),
-    ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    ])
 }

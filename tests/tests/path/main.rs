@@ -13,33 +13,12 @@ mod secrets;
 mod volume;
 
 use std::net::TcpStream;
-use std::sync::{PoisonError, RwLock};
 
 use anyhow::{Result, ensure};
-use faasd_tests::{address, only, ready, until};
-use libtest_mimic::{Arguments, Failed, Trial};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-/// Held alone by a test that measures, and shared by all others.
-static MACHINE: RwLock<()> = RwLock::new(());
+use faasd_tests::{address, alone, only, ready, run, shared, until};
 
 fn main() {
-    let limit = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    let outcome = |result: Result<()>| result.map_err(|e| Failed::from(format!("{e:#}")));
-    let shared = |name: &str, test: fn() -> Result<()>| {
-        Trial::test(name, move || {
-            let _machine = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-            outcome(test())
-        })
-    };
-    let alone = |name: &str, test: fn() -> Result<()>| {
-        Trial::test(name, move || {
-            let _machine = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-            outcome(test())
-        })
-    };
-    let trials = vec![
+    run(vec![
         shared("both_kinds_of_function_answer_by_name_through_the_tunnel", answers::both_kinds),
         shared("python_handlers_answer", languages::python),
         shared("a_program_takes_connections_or_a_listener", languages::contracts),
@@ -75,8 +54,7 @@ fn main() {
         shared("what_is_applied_twice_changes_once", apply::twice),
         shared("of_many_who_edit_a_function_one_succeeds", apply::concurrent_edits),
         alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),
-    ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    ])
 }
 
 /// Whether a connection has come to its end, by FIN or RST.

@@ -3,39 +3,34 @@
 mod lane;
 mod real;
 
-use anyhow::Result;
-use libtest_mimic::{Arguments, Failed, Trial};
+use faasd_tests::{run, shared};
 
 fn main() {
-    let test = |name: &str, test: fn() -> Result<()>| {
-        Trial::test(name, move || test().map_err(|e| Failed::from(format!("{e:#}"))))
-    };
-    let trials = vec![
-        test("a_server_answers_from_its_own_listener", lane::answers),
-        test("a_server_that_inherits_its_listener_answers", lane::inherits),
-        test("a_cold_server_is_woken_and_serves_what_waited", lane::cold),
-        test("a_killed_daemon_costs_no_connection_to_a_server", lane::daemon_killed),
-        test("what_waits_at_a_dead_server_another_answers", lane::moved),
-        test("a_new_revision_of_a_server_takes_over_under_load", lane::rolling),
-        test("a_function_changes_its_contract_under_load", lane::contracts),
-        test("each_worker_may_bind_for_itself", lane::workers),
-        test("what_else_a_server_binds_is_its_own", lane::elsewhere),
-        test("a_server_that_binds_ipv4_alone_is_relayed", lane::ipv4),
-        test("a_server_that_never_listens_is_refused", lane::never),
-        test("nginx_from_zero", real::nginx),
-        test("nginx_finishes_what_it_is_serving", real::nginx_drains),
-        test("redis_from_zero", real::redis),
-        test("postgresql_from_zero", real::postgresql),
-        test("go_from_zero", real::go),
-        test("express_from_zero", real::express),
-        test("fastapi_from_zero", real::fastapi),
-        test("gunicorn_from_zero", real::gunicorn),
-        test("java_from_zero", real::java),
-        test("grpc_from_zero", real::grpc),
-        test("websocket_from_zero", real::websocket),
-        test("memcached_from_zero", real::memcached),
-        test("haproxy_from_zero", real::haproxy),
-        test("lighttpd_from_zero", real::lighttpd),
-    ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    run(vec![
+        shared("a_server_answers_from_its_own_listener", lane::answers),
+        shared("a_server_that_inherits_its_listener_answers", lane::inherits),
+        shared("a_cold_server_is_woken_and_serves_what_waited", lane::cold),
+        shared("a_killed_daemon_costs_no_connection_to_a_server", lane::daemon_killed),
+        shared("what_waits_at_a_dead_server_another_answers", lane::moved),
+        shared("a_new_revision_of_a_server_takes_over_under_load", lane::rolling),
+        shared("a_function_changes_its_contract_under_load", lane::contracts),
+        shared("each_worker_may_bind_for_itself", lane::workers),
+        shared("what_else_a_server_binds_is_its_own", lane::elsewhere),
+        shared("a_server_that_binds_ipv4_alone_is_relayed", lane::ipv4),
+        shared("a_server_that_never_listens_is_refused", lane::never),
+        shared("nginx_from_zero", real::nginx),
+        shared("nginx_finishes_what_it_is_serving", real::nginx_drains),
+        shared("redis_from_zero", real::redis),
+        shared("postgresql_from_zero", real::postgresql),
+        shared("go_from_zero", real::go),
+        shared("express_from_zero", real::express),
+        shared("fastapi_from_zero", real::fastapi),
+        shared("gunicorn_from_zero", real::gunicorn),
+        shared("java_from_zero", real::java),
+        shared("grpc_from_zero", real::grpc),
+        shared("websocket_from_zero", real::websocket),
+        shared("memcached_from_zero", real::memcached),
+        shared("haproxy_from_zero", real::haproxy),
+        shared("lighttpd_from_zero", real::lighttpd),
+    ])
 }
