@@ -1,6 +1,6 @@
 //! The daemon: it asks the policy, does what that says, samples, and is restarted.
 
-use faasd::core::life::{Action, Demand, Event, Lifecycle, Machine as _};
+use faasd::core::life::{Action, Demand, Event, Lifecycle, Machine as _, Running};
 
 use super::world::{Check, Container, Due, SAMPLE, Stage, World};
 
@@ -154,7 +154,7 @@ impl World {
             for connection in self.connections.values_mut().filter(|c| c.at == Some(key)) {
                 connection.at = Some(new);
             }
-            running.push((new, container.revision.number));
+            running.push(Running { key: new, revision: container.revision, draining: false });
             container.told_until = self.now;
             container.admitted = false;
             self.containers.insert(new, container);
@@ -163,9 +163,9 @@ impl World {
         self.life = if self.record.is_empty() {
             Lifecycle::new(self.steps)
         } else {
-            Lifecycle::adopted(self.steps, self.record.clone(), running.iter().copied())
+            Lifecycle::adopted(self.steps, self.record.clone(), running.iter().copied(), self.now)
         };
-        for (key, _) in running {
+        for Running { key, .. } in running {
             if self.life.takes_connections(key) {
                 self.execute(&Action::Admit { key });
             }

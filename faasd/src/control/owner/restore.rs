@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::control::records::{FUNCTIONS, REVISIONS};
 use crate::control::store::StoreError;
-use crate::core::life::Share;
+use crate::core::life::{Running, Share};
 use crate::sys::bpf::{Owner as Mark, Route};
 
 impl Owner {
@@ -117,13 +117,18 @@ impl Owner {
                 None => self.parts.instances.discard(spare, &socket).await,
             }
         }
-        // One that was asked to finish goes on finishing, whoever serves: number 0 is no revision's.
-        let number = |live: &Live| if live.page.draining() { 0 } else { live.revision };
-        let running: Vec<_> = entry.live.iter().map(|(key, live)| (*key, number(live))).collect();
-        entry.lifecycle = Lifecycle::adopted(u64::from(record.slot), shares, running);
-        // What is on its way out is with no branch: it gets nothing, and finishes.
-        for (key, live) in entry.live.iter().filter(|(_, live)| !live.page.draining()) {
-            if let Some(share) = record.shares.iter().find(|share| share.revision == live.revision) {
+        let running = entry.live.iter().filter_map(|(key, live)| {
+            let revision = change::policy(revisions.get(&live.revision)?);
+            Some(Running { key: *key, revision, draining: live.page.draining() })
+        });
+        let now = self.began.elapsed();
+        entry.lifecycle = Lifecycle::adopted(u64::from(record.slot), shares, running, now);
+        for (key, live) in &mut entry.live {
+            if live.page.draining() {
+                // Not to be asked once more, but to be let finish: nobody else is to hold its listener.
+                live.release_listener();
+                live.order(Order::Drain);
+            } else if let Some(share) = record.shares.iter().find(|share| share.revision == live.revision) {
                 entry.placed.insert(*key, share.slot);
             }
         }
@@ -206,21 +211,13 @@ impl Owner {
 /// By function and number.
 type Kept = HashMap<FunctionName, BTreeMap<u64, RevisionRecord>>;
 
-/// The functions and their revisions. A revision that belongs to no function is one whose deploy was cut short, or whose
-/// function's removal was; it is deleted.
+/// The functions and their revisions.
 fn on_record(store: &dyn Store) -> Result<(Vec<FunctionRecord>, Kept), StoreError> {
-    let functions: Vec<FunctionRecord> =
-        list_json(store, FUNCTIONS)?.into_iter().map(|(_, stored)| stored.record).collect();
-    let newest: HashMap<_, _> = functions.iter().map(|record| (&record.name, record.newest)).collect();
+    let functions = list_json(store, FUNCTIONS)?.into_iter().map(|(_, stored)| stored.record).collect();
     let mut revisions = Kept::new();
-    for (key, stored) in list_json::<RevisionRecord>(store, REVISIONS)? {
-        let record: RevisionRecord = stored.record;
-        match newest.get(&record.name) {
-            Some(newest) if record.revision <= *newest => {
-                revisions.entry(record.name.clone()).or_default().insert(record.revision, record);
-            }
-            _ => drop(store.delete(&key, Expect::Any)?),
-        }
+    for (_, stored) in list_json::<RevisionRecord>(store, REVISIONS)? {
+        let record = stored.record;
+        revisions.entry(record.name.clone()).or_default().insert(record.revision, record);
     }
     Ok((functions, revisions))
 }
@@ -230,48 +227,4 @@ fn is_bound_to(listener: &OwnedFd, address: Ipv6Addr, port: u16) -> bool {
     let bound =
         rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
     bound.is_some_and(|bound| *bound.ip() == address && bound.port() == port)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::store::Embedded;
-    use crate::core::spec::FunctionSpec;
-
-    #[test]
-    fn a_deploy_that_was_cut_short_leaves_the_record_as_it_was() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&dir.path().join("store")).unwrap();
-        let name: FunctionName = "hello".parse().unwrap();
-        let revision = |revision| RevisionRecord {
-            name: name.clone(),
-            slot: 0,
-            revision,
-            image: None,
-            root: None,
-            dependencies: None,
-            spec: FunctionSpec::default(),
-            deployed_at: Timestamp::UNIX_EPOCH,
-        };
-        let function = FunctionRecord {
-            name: name.clone(),
-            slot: 0,
-            newest: 1,
-            shares: vec![ShareRecord { revision: 1, weight: 100, slot: 0 }],
-            previous: Vec::new(),
-            aliases: BTreeMap::new(),
-        };
-        put_json(&store, &revision(1).key(), &revision(1), Expect::Any).unwrap();
-        put_json(&store, &FunctionRecord::key(&name), &function, Expect::Any).unwrap();
-        // Killed between the two writes of a deploy, and once more within a removal.
-        put_json(&store, &revision(2).key(), &revision(2), Expect::Any).unwrap();
-        let gone: FunctionName = "gone".parse().unwrap();
-        let left = RevisionRecord { name: gone, ..revision(1) };
-        put_json(&store, &left.key(), &left, Expect::Any).unwrap();
-
-        let (functions, kept) = on_record(&store).unwrap();
-        assert_eq!(functions, [function]);
-        assert_eq!(kept, Kept::from([(name.clone(), BTreeMap::from([(1, revision(1))]))]));
-        assert_eq!(store.list(REVISIONS).unwrap().len(), 1, "what nothing names stays");
-    }
 }

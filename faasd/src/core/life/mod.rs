@@ -36,13 +36,12 @@ mod tests;
 mod types;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use self::demand::Pool;
 use self::failures::{Jitter, STABLE_AFTER};
 use self::instances::{Instance, Instances};
 use self::plan::Change;
-pub use self::types::{Action, Demand, Event, Machine, Outlook, Phase, Plan, Revision, Share, Time};
+pub use self::types::{Action, Demand, Event, Machine, Outlook, Phase, Plan, Revision, Running, Share, Time};
 
 /// A function's state.
 #[derive(Clone, Debug)]
@@ -69,19 +68,26 @@ impl Lifecycle {
     /// A function that nobody has heard of. The seed is for what is left to chance.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self::adopted(seed, Vec::new(), [])
+        Self::adopted(seed, Vec::new(), [], Time::ZERO)
     }
 
-    /// A function that an earlier daemon left: who serves, and the instances (key, revision) that are ready. Those of
-    /// revisions that serve take connections, and are to be given them; others drain at the first step. Nothing is shed.
+    /// A function that an earlier daemon left: who serves, and the instances that are ready. Those of revisions that serve
+    /// take connections, and are to be given them; those that were asked to finish go on finishing; others are asked to at
+    /// the first step. Nothing is shed.
     #[must_use]
-    pub fn adopted(seed: u64, shares: Vec<Share>, running: impl IntoIterator<Item = (u32, u64)>) -> Self {
-        let drain_deadline = shares.iter().map(|s| s.revision.drain_deadline).max().unwrap_or_default();
-        let adopt = |(key, number)| {
-            let share = shares.iter().find(|share| share.revision.number == number);
-            let revision = share.map_or(stranger(number, drain_deadline), |share| share.revision);
-            let instance = Instance::new(revision, Phase::Ready, 0);
-            (key, Instance { admitted: share.is_some(), ..instance })
+    pub fn adopted(
+        seed: u64,
+        shares: Vec<Share>,
+        running: impl IntoIterator<Item = Running>,
+        now: Time,
+    ) -> Self {
+        let adopt = |Running { key, revision, draining }| {
+            let phase = match draining {
+                true => Phase::Draining { until: now.saturating_add(revision.drain_deadline) },
+                false => Phase::Ready,
+            };
+            let has_share = shares.iter().any(|share| share.revision.number == revision.number);
+            (key, Instance { admitted: has_share && !draining, ..Instance::new(revision, phase, 0) })
         };
         Self {
             instances: Instances(running.into_iter().map(adopt).collect()),
@@ -281,19 +287,4 @@ fn shows_stability(instance: &Instance, pool: &Pool, now: Time) -> bool {
         && instance.is_ready()
         && instance.generation == pool.failures.generation
         && instance.ready_since.saturating_add(STABLE_AFTER) <= now
-}
-
-/// A revision of which nothing is known but its number: only good for being let go.
-fn stranger(number: u64, drain_deadline: Duration) -> Revision {
-    Revision {
-        number,
-        min: 0,
-        max: 1,
-        concurrency: 1,
-        idle: Duration::ZERO,
-        prepared: 0,
-        queue: 0,
-        start_deadline: Duration::ZERO,
-        drain_deadline,
-    }
 }

@@ -4,6 +4,8 @@ mod properties;
 mod scale;
 
 use super::failures::{BACKOFF_FIRST, BACKOFF_MAX, FAILURES_BEFORE_REFUSAL, STABLE_AFTER};
+use std::time::Duration;
+
 use super::*;
 
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -87,9 +89,9 @@ impl World {
 
     /// One with so many instances that are ready: keys from 1.
     fn warm(revision: Revision, instances: u32) -> Self {
-        let running = (1..=instances).map(|key| (key, revision.number));
+        let running = (1..=instances).map(|key| Running { key, revision, draining: false });
         let mut world = Self::new();
-        world.life = Lifecycle::adopted(1, vec![Share { revision, weight: 100 }], running);
+        world.life = Lifecycle::adopted(1, vec![Share { revision, weight: 100 }], running, Time::ZERO);
         world.keys.last = instances;
         world.open = (1..=instances).map(|key| (key, 0)).collect();
         world

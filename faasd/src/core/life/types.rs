@@ -108,6 +108,15 @@ pub enum Action {
     Gone,
 }
 
+/// An instance that an earlier daemon left, and that is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    pub key: u32,
+    pub revision: Revision,
+    /// It was asked to finish, whoever serves now.
+    pub draining: bool,
+}
+
 /// Where an instance stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

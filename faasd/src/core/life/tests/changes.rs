@@ -269,10 +269,15 @@ fn removal_ends_everything() {
 fn what_an_earlier_daemon_left_serves_on() {
     let mut world = World::new();
     let shares = vec![Share { revision: revision(2, 2), weight: 100 }];
-    world.life = Lifecycle::adopted(1, shares, [(10, 2), (11, 1)]);
+    // The one that has no share finishes by its own deadline; the last was asked to before, though its revision serves.
+    let slow = Revision { drain_deadline: 3 * DRAIN_DEADLINE, ..revision(1, 1) };
+    let running = [(10, revision(2, 2), false), (11, slow, false), (12, revision(2, 2), true)];
+    let running = running.map(|(key, revision, draining)| Running { key, revision, draining });
+    world.life = Lifecycle::adopted(1, shares, running, world.now);
     world.keys.last = 20;
-    assert!(world.life.takes_connections(10) && !world.life.takes_connections(11));
+    assert_eq!([10, 11, 12].map(|key| world.life.takes_connections(key)), [true, false, false]);
     let actions = world.tick();
     assert_eq!(actions, [Action::Start { key: 21, revision: 2, hold: false }, Action::Drain { key: 11 }]);
-    assert_eq!(world.life.phase(11), Some(Phase::Draining { until: DRAIN_DEADLINE }));
+    assert_eq!(world.life.phase(11), Some(Phase::Draining { until: 3 * DRAIN_DEADLINE }));
+    assert_eq!(world.life.phase(12), Some(Phase::Draining { until: DRAIN_DEADLINE }));
 }

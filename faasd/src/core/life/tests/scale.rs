@@ -188,6 +188,7 @@ fn a_machine_without_room_prepares_nothing() {
         1,
         vec![Share { revision: Revision { prepared: 3, ..wide(0, 3) }, weight: 100 }],
         [],
+        Time::ZERO,
     );
     assert_eq!(world.tick(), []);
     world.keys.may_prepare = true;
