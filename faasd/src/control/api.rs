@@ -89,7 +89,8 @@ pub const DEPLOY_MARGIN: Duration = Duration::from_secs(60);
 #[async_trait]
 pub trait Service: Send + Sync + 'static {
     async fn version(&self) -> Version;
-    async fn functions(&self) -> Result<Vec<Function>, ApiError>;
+    /// Those whose names begin so.
+    async fn functions(&self, prefix: &str) -> Result<Vec<Function>, ApiError>;
     async fn function(&self, name: &FunctionName) -> Result<Function, ApiError>;
     /// Takes in the code in a tar archive. The file is removed when this returns.
     async fn add_image(&self, archive: &Path) -> Result<Image, ApiError>;

@@ -63,7 +63,7 @@ impl Daemon {
     /// For each function, the secrets that its revisions read which serve or have a name.
     async fn read_secrets(&self) -> Result<Vec<(FunctionName, BTreeSet<SecretName>)>, ApiError> {
         let mut all = Vec::new();
-        for Function { name, revision, spec, traffic, aliases, .. } in self.functions().await? {
+        for Function { name, revision, spec, traffic, aliases, .. } in self.functions("").await? {
             let mut secrets = BTreeSet::from_iter(spec.secrets);
             let mut numbers = traffic.iter().map(|share| share.revision).chain(aliases.into_values());
             if numbers.any(|number| number != revision) {
@@ -88,7 +88,7 @@ impl Daemon {
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
         Ok(Snapshot {
-            functions: self.ask(|reply| Message::List { reply }).await?,
+            functions: self.ask(|reply| Message::List { prefix: String::new(), reply }).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),
             peers: self.peers().await?,
@@ -125,8 +125,9 @@ impl Service for Daemon {
         }
     }
 
-    async fn functions(&self) -> Result<Vec<Function>, ApiError> {
-        let all = self.ask(|reply| Message::List { reply }).await?;
+    async fn functions(&self, prefix: &str) -> Result<Vec<Function>, ApiError> {
+        let prefix = prefix.to_owned();
+        let all = self.ask(|reply| Message::List { prefix, reply }).await?;
         Ok(all.into_iter().map(|(function, ..)| function).collect())
     }
 
@@ -169,7 +170,7 @@ impl Service for Daemon {
         .await?;
         tracing::info!(image = %imported.named.name, digest = imported.named.digest, "imported");
         // Functions keep the image that they were deployed with, whatever its name stands for now.
-        let functions = self.functions().await?;
+        let functions = self.functions("").await?;
         let users = functions.into_iter().filter(|f| f.root.as_ref() == Some(&imported.named.digest));
         let users = users.map(|function| function.name).collect();
         Ok(ImportedImage { image: images::view(imported.named, users), notes: imported.notes })

@@ -88,7 +88,7 @@ impl Service for Fake {
         }
     }
 
-    async fn functions(&self) -> Result<Vec<Function>, ApiError> {
+    async fn functions(&self, _: &str) -> Result<Vec<Function>, ApiError> {
         Ok(self.functions.lock().unwrap().values().cloned().collect())
     }
 

@@ -38,7 +38,7 @@ pub(super) async fn functions(
     Asked(listing): Asked<Listing>,
 ) -> Result<Json<Functions>> {
     listing.check()?;
-    let functions = within(QUICK, "listing the functions", api.service.functions()).await?;
+    let functions = within(QUICK, "listing the functions", api.service.functions(&listing.prefix)).await?;
     let (functions, next) = listing.page(functions, |function| function.name.to_string());
     Ok(Json(Functions { functions, next }))
 }

@@ -17,7 +17,7 @@ pub(super) struct Listing {
     /// What comes after this name: the `next` of the page before
     after: String,
     /// What begins with this
-    prefix: String,
+    pub(super) prefix: String,
 }
 
 impl Default for Listing {

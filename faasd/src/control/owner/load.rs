@@ -46,14 +46,17 @@ impl Owner {
 
     fn load(&self, entry: &Entry) -> Event {
         // What was only counted in the lobby is with one of them; nobody knows with whom, so each keeps it.
-        let in_lobby = |live: &Live| {
-            let lobby = entry.branches.get(&live.revision).and_then(|branch| branch.lobby);
-            lobby
-                .filter(|_| live.seat.is_some())
-                .map_or(0, |seat| self.parts.kernel.live(seat).unwrap_or_default())
+        let count = |branch: &Branch| self.parts.kernel.live(branch.lobby?).ok();
+        let lobbies: BTreeMap<u64, u64> = entry
+            .branches
+            .iter()
+            .filter_map(|(revision, branch)| Some((*revision, count(branch)?)))
+            .collect();
+        let open = |live: &Live| {
+            let lobby = live.seat.and_then(|_| lobbies.get(&live.revision));
+            self.in_flight(live) + lobby.copied().unwrap_or_default()
         };
-        let instances =
-            entry.live.iter().map(|(key, live)| (*key, self.in_flight(live) + in_lobby(live))).collect();
+        let instances = entry.live.iter().map(|(key, live)| (*key, open(live))).collect();
         let demand = entry.branches.iter().map(|(revision, branch)| Demand {
             revision: *revision,
             waiting: branch.stats.waiting() + queued(&branch.listener),

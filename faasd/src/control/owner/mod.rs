@@ -36,7 +36,7 @@ use super::ingress::Ingress;
 use super::instances::{Instances, Live, Order, drop_listener, keep_listener, listener_entry};
 use super::metrics::Lives;
 use super::records::{FunctionRecord, RevisionRecord, ShareRecord, free_slot};
-use super::store::{Expect, Store, list_json, put_json};
+use super::store::{Store, Write, json_write, list_json};
 use crate::api::condition::{Condition, etag};
 use crate::api::types::{Connections, EventKind, Function, NamedImage, Pruned, Revisions};
 use crate::core::image::ImageName;
@@ -91,7 +91,9 @@ pub enum Message {
         name: FunctionName,
         reply: Reply<Function>,
     },
+    /// Functions whose names begin so: to look at each costs some system calls.
     List {
+        prefix: String,
         reply: oneshot::Sender<Vec<Listed>>,
     },
     /// Every root image that has a name, with the functions that run from it.
@@ -307,12 +309,13 @@ impl Owner {
                 let view = self.functions.get(&name).and_then(|entry| self.view(&name, entry));
                 drop(reply.send(view.ok_or_else(|| self.no_function(&name))));
             }
-            Message::List { reply } => {
+            Message::List { prefix, reply } => {
                 let view = |(name, entry): (&FunctionName, &Entry)| {
                     let stats = entry.branches.values().map(|branch| Arc::clone(&branch.stats)).collect();
                     Some((self.view(name, entry)?, stats, entry.lives))
                 };
-                drop(reply.send(self.functions.iter().filter_map(view).collect()));
+                let named = self.functions.iter().filter(|(name, _)| name.as_str().starts_with(&prefix));
+                drop(reply.send(named.filter_map(view).collect()));
             }
             Message::Decisions { reply } => {
                 drop(reply.send(self.parts.kernel.decisions().map_err(|e| ApiError::failed(&e))));
