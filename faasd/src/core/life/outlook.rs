@@ -21,10 +21,11 @@ impl Lifecycle {
         deadlines.chain(retries).chain(self.change.as_ref().and_then(|change| change.due())).min()
     }
 
-    /// What a caller would meet; with several revisions, what is worth knowing first.
+    /// What a caller of the function would meet; with several revisions, what is worth knowing first.
     #[must_use]
     pub fn outlook(&self) -> Outlook {
-        let of_each: Vec<Outlook> = self.shares.iter().map(|share| self.outlook_of(share)).collect();
+        let weighed = self.shares.iter().filter(|share| share.weight > 0);
+        let of_each: Vec<Outlook> = weighed.map(|share| self.outlook_of(share)).collect();
         let first = [Outlook::Overloaded, Outlook::Failing, Outlook::Warm, Outlook::Starting];
         let is_starting = || self.instances.0.values().any(|i| matches!(i.phase, Phase::Starting { .. }));
         match first.into_iter().find(|outlook| of_each.contains(outlook)) {
@@ -54,7 +55,7 @@ impl Lifecycle {
     /// Why the last instance failed, while there is no better news.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
-        let serving = self.pools.iter().filter(|(number, _)| self.has_share(**number));
+        let serving = self.pools.iter().filter(|(number, _)| self.has_weight(**number));
         let reasons = serving.filter_map(|(_, pool)| pool.failures.reason.as_ref());
         reasons.max_by_key(|(at, _)| *at).map(|(_, why)| why.as_str())
     }
@@ -62,14 +63,14 @@ impl Lifecycle {
     /// When the next start is tried after a failure.
     #[must_use]
     pub fn retry_at(&self) -> Option<Time> {
-        let serving = self.pools.iter().filter(|(number, _)| self.has_share(**number));
+        let serving = self.pools.iter().filter(|(number, _)| self.has_weight(**number));
         serving.filter_map(|(_, pool)| pool.failures.retry_at).min()
     }
 
     /// Failures in a row, of the revision that has the most.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        let serving = self.pools.iter().filter(|(number, _)| self.has_share(**number));
+        let serving = self.pools.iter().filter(|(number, _)| self.has_weight(**number));
         serving.map(|(_, pool)| pool.failures.count).max().unwrap_or(0)
     }
 

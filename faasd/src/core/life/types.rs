@@ -38,7 +38,8 @@ pub struct Share {
 pub struct Plan {
     /// Never used before for this function.
     pub id: u64,
-    /// Who is to serve. Weights add up to 100, none is 0, no revision is named twice.
+    /// Who is to serve. Weights add up to 100, no revision is named twice. One with a weight of 0 is reached by its own
+    /// name alone: it has nothing to prove, and is started when somebody dials it.
     pub shares: Vec<Share>,
     /// A revision without a share that has to show that it becomes ready all the same.
     pub prove: Option<Revision>,
