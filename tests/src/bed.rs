@@ -14,6 +14,7 @@ use faasd::sys::netns::NetNs;
 use serde_json::Value;
 
 use crate::leaks::Traces;
+use crate::wireguard;
 
 /// No condition is waited for longer.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -207,7 +208,12 @@ impl Bed {
     }
 
     fn start_daemon(&mut self) -> Result<()> {
-        fs::write(self.path("faasd.toml"), &self.config)?;
+        // A test that is about it says so itself.
+        let choice = match self.config.contains("wireguard") {
+            true => String::new(),
+            false => format!("wireguard = \"{}\"\n", wireguard::choice()),
+        };
+        fs::write(self.path("faasd.toml"), choice + &self.config)?;
         let log = File::options().create(true).append(true).open(self.path("faasd.log"))?;
         let mut command = Command::new("nsenter");
         // Not `ip netns exec`, which mounts a new /sys over the cgroups.
@@ -276,6 +282,8 @@ impl Bed {
                 &self.at("client"),
                 "--interface",
                 &self.netns('t'),
+                "--wireguard",
+                wireguard::choice(),
             ])?
             .ok()?;
         self.joined = true;

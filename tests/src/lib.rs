@@ -10,6 +10,7 @@ mod load;
 mod process;
 mod suite;
 mod view;
+pub mod wireguard;
 
 pub use bed::{Bed, Client, DEADLINE, Output, eventually, exchange, get, hello_program, program};
 pub use leaks::Traces;

@@ -125,7 +125,9 @@ impl Lifecycle {
     /// What the failure of an instance means for the plan. Those that served before it are no proof of it.
     pub(super) fn proof_failed(&mut self, revision: u64, why: &str, turn: &mut Turn<'_>) {
         let is_proven = self.instances.count(revision).proven() > 0;
-        let Some(change) = self.change.as_mut().filter(|change| change.awaits_proof_of(revision)) else { return };
+        let Some(change) = self.change.as_mut().filter(|change| change.awaits_proof_of(revision)) else {
+            return;
+        };
         let Stage::Proving { one_is_enough, .. } = &mut change.stage else { return };
         if is_proven {
             *one_is_enough = true;
