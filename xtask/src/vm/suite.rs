@@ -111,7 +111,7 @@ fn command(program: &Program, arguments: &[&str], filters: &[&str]) -> String {
     let directory = program.directory.display();
     let filters = filters.iter().map(|filter| format!("'{filter}'")).collect::<Vec<_>>().join(" ");
     format!(
-        "cd '{directory}' && CARGO_MANIFEST_DIR='{directory}' FAASD_TEST_WIREGUARD=kernel '{}' --test-threads=1 {} {filters}",
+        "cd '{directory}' && CARGO_MANIFEST_DIR='{directory}' FAASD_TEST_WIREGUARD=kernel FAASD_TEST_MACHINE=1 '{}' --test-threads=1 {} {filters}",
         program.path.display(),
         arguments.join(" "),
     )
