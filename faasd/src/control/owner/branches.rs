@@ -6,6 +6,7 @@
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
+use crate::core::access::Guard;
 use crate::core::spec::Lane;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
@@ -66,6 +67,9 @@ impl Owner {
         }
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let (address, routed) = (entry.address, entry.routed.replace(port));
+        // Known before it is reachable, and before it can call.
+        self.parts.access.show_function(name, record.subject, address);
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
         self.set_routes(name)?;
@@ -101,7 +105,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Tells the kernel program who serves by which weight.
+    /// Tells the kernel program who serves by which weight, and for whom. The one place where a function's route is set.
     pub(super) fn set_routes(&mut self, name: &FunctionName) -> Result<(), BpfError> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let Some(port) = entry.routed else { return Ok(()) };
@@ -111,20 +115,16 @@ impl Owner {
             .values()
             .map(|branch| bpf::Branch { slot: branch.slot, weight: branch.weight, shed: branch.shed })
             .collect();
+        let (to, who) = match branches[..] {
+            [] => return Ok(()),
+            [bpf::Branch { slot: branch, shed, .. }] => (branch, if shed { Route::SHED } else { 0 }),
+            _ => (slot, Route::SPLIT),
+        };
+        let flags = who | guard_flags(self.parts.access.guard(name));
         let kernel = &mut self.parts.kernel;
-        match branches[..] {
-            [] => Ok(()),
-            [bpf::Branch { slot: branch, shed, .. }] => {
-                let flags = if shed { Route::SHED } else { 0 };
-                // For whoever has read the route just before.
-                kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, Route { flags, ..Route::to(branch) })
-            }
-            _ => {
-                kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, Route { flags: Route::SPLIT, ..Route::to(slot) })
-            }
-        }
+        // Also for whoever has read a route without a split just before.
+        kernel.set_split(slot, &branches)?;
+        kernel.set_route(address, port, Route { flags, ..Route::to(to) })
     }
 
     /// Closes the listeners of branches that no longer serve, which leaves what waits in their queues to the function's
@@ -287,6 +287,12 @@ impl Owner {
             tracing::error!(function = %name, %error, "the kernel program was not told to refuse connections");
         }
     }
+}
+
+/// What a route says of who may come.
+fn guard_flags(guard: Guard) -> u32 {
+    let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+    flag(guard.guarded, Route::GUARDED) | flag(guard.closed, Route::CLOSED)
 }
 
 /// Who takes connections that an acceptor has accepted: the branch with the largest share of those on the hand-off lane.
