@@ -14,8 +14,9 @@ mod show;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use change::RULES_MAX;
@@ -25,13 +26,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::api::{ApiError, nearest};
 use super::owner::Message;
-use super::records::{
-    DefaultRecord, GroupRecord, MemberRecord, PeerRecord, RuleRecord,
-};
+use super::records::{DefaultRecord, GroupRecord, MemberRecord, PeerRecord, RuleRecord};
 use super::store::{Store, StoreError, Write, json_write};
-use crate::core::access::{
-    Edit, Effect, Fact, GroupName, Guard, Image, Policy, Refused, Subject,
-};
+use crate::core::access::{Edit, Effect, Fact, GroupName, Guard, Image, Policy, Refused, Subject};
 use crate::core::name::FunctionName;
 
 /// The kernel, as the policy uses it.
@@ -48,11 +45,12 @@ pub trait Enforcer: Send + Sync + fmt::Debug {
     /// Those of the maps.
     fn take(&self, step: &Effect) -> anyhow::Result<()>;
 
-    /// Cuts the connections, from a subject's address to a function's, for which this holds. Returns how many.
+    /// Cuts the connections in the ingress for which this holds, by the other end's address and by this end: of a
+    /// connection from one function to another it is asked for both. Returns how many.
     ///
     /// # Errors
     /// Those of `sock_diag(7)`.
-    fn cut(&self, is_refused: &dyn Fn(Ipv6Addr, Ipv6Addr) -> bool) -> anyhow::Result<u64>;
+    fn cut(&self, is_refused: &dyn Fn(Ipv6Addr, SocketAddrV6) -> bool) -> anyhow::Result<u64>;
 
     /// What it has counted.
     ///
@@ -84,6 +82,9 @@ pub struct Access {
     /// Held over a change, from looking at what is there to its being in the maps. Nobody waits for the owner with it.
     writer: Mutex<()>,
     policy: RwLock<Policy>,
+    /// The ports at which functions were reached under this daemon: where one function has a connection with another,
+    /// they tell which of them has called.
+    ports: Mutex<HashMap<FunctionName, HashSet<u16>>>,
     attached: OnceLock<Attached>,
 }
 
@@ -133,7 +134,9 @@ impl Access {
     }
 
     /// A function is on record, and about to be reachable.
-    pub fn show_function(&self, name: &FunctionName, number: u32, address: Ipv6Addr) {
+    pub fn show_function(&self, name: &FunctionName, number: u32, at: SocketAddrV6) {
+        let address = *at.ip();
+        self.ports().entry(name.clone()).or_default().insert(at.port());
         let subject = Subject::Function(name.clone());
         self.show(&Edit::Caller { subject, number, address, active: true });
     }
@@ -157,6 +160,9 @@ impl Access {
             caller => Edit::CallerGone { subject: caller.clone() },
         };
         let effects = self.policy_mut().apply(&edit);
+        if let Subject::Function(name) = subject {
+            self.ports().remove(name);
+        }
         Ok(Going(effects))
     }
 
@@ -185,7 +191,11 @@ impl Access {
             }
             let taken = self.attached.get().map_or(Ok(()), |attached| attached.enforcer.take(&effect));
             if let Err(error) = taken {
-                tracing::error!(?effect, error = format!("{error:#}"), "the kernel does not follow the policy");
+                tracing::error!(
+                    ?effect,
+                    error = format!("{error:#}"),
+                    "the kernel does not follow the policy"
+                );
             }
         }
         guards
@@ -209,6 +219,10 @@ impl Access {
         done.blocking_recv().map_err(|_| stopping())?
     }
 
+    fn ports(&self) -> MutexGuard<'_, HashMap<FunctionName, HashSet<u16>>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn policy(&self) -> RwLockReadGuard<'_, Policy> {
         self.policy.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -229,7 +243,9 @@ impl Access {
             nearest(wanted.as_str(), known).map(|name| format!("{mark}{name}"))
         };
         let (what, suggestion) = match refused {
-            Refused::NoFunction(name) => (format!("function '{name}'"), near(name, policy.functions().collect(), "")),
+            Refused::NoFunction(name) => {
+                (format!("function '{name}'"), near(name, policy.functions().collect(), ""))
+            }
             Refused::NoSubject(subject) => {
                 let callers = policy.callers().map(|(caller, _)| caller);
                 let (known, mark) = match subject {

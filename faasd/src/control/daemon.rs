@@ -40,7 +40,7 @@ use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts;
 use crate::runtime::secrets as secret_files;
-use crate::sys::bpf::{Attachment, Kernel};
+use crate::sys::bpf::{AccessMaps, Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
 use crate::tunnel::userspace::Launch;
@@ -143,14 +143,16 @@ async fn serve(
         .index(&config.interface)?
         .with_context(|| format!("the interface {} is gone again", config.interface))?;
 
+    let server = config.vpn_prefix.server();
     let mut kernel = Kernel::load(&Attachment {
         dir: &paths.bpf(),
         ingress: ingress.ns(),
         cgroup: &cgroup,
         tunnel: &config.interface,
         tunnel_ifindex,
+        server,
+        functions: config.function_prefix.network(),
     })?;
-    let server = config.vpn_prefix.server();
     let (writes_per_second, http_port) = (config.api_writes_per_second, config.http_port);
     let sockets = DnsSockets {
         udp: ingress.udp(server, DNS_PORT)?,
@@ -183,7 +185,7 @@ async fn serve(
         messages.clone(),
     );
     // Before the owner sets any route: its flags speak of rules that are there.
-    let enforcer = KernelEnforcer::new(kernel.access_maps()?, ingress.ns().try_clone()?);
+    let enforcer = KernelEnforcer::new(AccessMaps::open(&paths.bpf())?, ingress.ns().try_clone()?);
     access.attach(Arc::new(enforcer), messages.clone())?;
     let owner = Owner::restore(owner::Parts {
         access: Arc::clone(&access),

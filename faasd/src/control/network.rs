@@ -12,7 +12,7 @@ use super::api::ApiError;
 use super::config::Config;
 use super::peers::Peers;
 use super::records::{PEERS, PeerRecord};
-use super::store::{Expect, Store, Stored, StoreError, Write, list_json, put_json};
+use super::store::{Expect, Store, StoreError, Stored, Write, list_json, put_json};
 use crate::api::types::{Invitation, Invite, Invited, Join, Peer};
 use crate::core::access::{GroupName, Role, Subject};
 use crate::core::invitation;

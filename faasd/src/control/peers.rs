@@ -144,7 +144,8 @@ mod tests {
     fn who_has_expired_is_told_until_it_is_settled() {
         let vpn = |host| VPN_PREFIX.host(host);
         let invited = [("a", 10), ("b", 20), ("c", 30)];
-        let records = invited.iter().zip(2..).map(|(&(name, until), host)| peer(name, vpn(host), Some(until)));
+        let records =
+            invited.iter().zip(2..).map(|(&(name, until), host)| peer(name, vpn(host), Some(until)));
         let mut peers = Peers::new(VPN_PREFIX, records);
         let names = |peers: &Peers, now| -> Vec<String> {
             peers.expired(at(now)).map(|record| record.name.to_string()).collect()

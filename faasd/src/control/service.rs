@@ -456,7 +456,10 @@ impl Service for Daemon {
             let changed = access.set_default(name.as_ref(), &change)?;
             if changed.changed > 0 {
                 let to = change.default.map_or("what comes next", |access| access.as_str());
-                let event = NewEvent::new(EventKind::PolicyChanged, format!("the default is {to}{}", cut_text(changed.cut)));
+                let event = NewEvent::new(
+                    EventKind::PolicyChanged,
+                    format!("the default is {to}{}", cut_text(changed.cut)),
+                );
                 match &name {
                     Some(name) => events.record(name, event),
                     None => events.record_daemon(event),

@@ -5,7 +5,7 @@ use crate::api::types::{Changed, DefaultChange, GroupChange, NAMED_MAX, RuleChan
 use crate::core::access::{GROUPS_MAX, Refused};
 
 /// The most rules that there are.
-pub const RULES_MAX: usize = 262_144;
+pub const RULES_MAX: usize = faasd_common::RULES_MAX as usize;
 
 impl Access {
     /// Makes, changes or forgets rules, all or none. Blocks.
@@ -113,13 +113,12 @@ impl Access {
     ) -> Result<Changed, ApiError> {
         let writer = self.writer();
         let edits = edits(&self.policy()).map_err(|refused| self.refusal(&refused))?;
-        let writes = edits.iter().filter_map(|edit| write_of(edit).transpose()).collect::<Result<Vec<_>, _>>();
+        let writes =
+            edits.iter().filter_map(|edit| write_of(edit).transpose()).collect::<Result<Vec<_>, _>>();
         if edits.is_empty() {
             return Ok(Changed::default());
         }
-        self.store
-            .write_all(&writes.map_err(|e| ApiError::failed(&e))?)
-            .map_err(|e| ApiError::failed(&e))?;
+        self.store.write_all(&writes.map_err(|e| ApiError::failed(&e))?).map_err(|e| ApiError::failed(&e))?;
         let effects = {
             let mut policy = self.policy_mut();
             edits.iter().flat_map(|edit| policy.apply(edit)).collect()
@@ -134,13 +133,16 @@ impl Access {
     /// Cuts connections that would not be let in any more.
     fn cut_refused(&self, keep: bool) -> Result<u64, ApiError> {
         let Some(Attached { enforcer, .. }) = self.attached.get().filter(|_| !keep) else { return Ok(0) };
-        let is_refused = |from: Ipv6Addr, to: Ipv6Addr| {
+        let is_refused = |from: Ipv6Addr, to: SocketAddrV6| {
             let policy = self.policy();
-            let (Some(caller), Some(Subject::Function(function))) = (policy.caller(from), policy.caller(to)) else {
+            let (caller, called) = (policy.caller(from), policy.caller(*to.ip()));
+            let (Some(caller), Some(Subject::Function(function))) = (caller, called) else {
                 // Not between a subject and a function: the daemon's own, say.
                 return false;
             };
-            !policy.decide(caller, function).allowed
+            let is_called = || self.ports().get(function).is_some_and(|ports| ports.contains(&to.port()));
+            let is_call = matches!(caller, Subject::Peer(_)) || is_called();
+            is_call && !policy.decide(caller, function).allowed
         };
         enforcer.cut(&is_refused).map_err(|e| ApiError::failed(e.as_ref()))
     }

@@ -1,6 +1,6 @@
 //! The policy's side of the kernel: its maps, and the connections of the ingress namespace.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use faasd_common::GROUPS_MAX;
@@ -57,8 +57,8 @@ impl Enforcer for KernelEnforcer {
         Ok(taken?)
     }
 
-    fn cut(&self, is_refused: &dyn Fn(Ipv6Addr, Ipv6Addr) -> bool) -> anyhow::Result<u64> {
-        Ok(sock_diag::destroy_if(&self.ingress, is_refused)?)
+    fn cut(&self, is_refused: &dyn Fn(Ipv6Addr, SocketAddrV6) -> bool) -> anyhow::Result<u64> {
+        Ok(sock_diag::destroy_if(&self.ingress, |local, remote| is_refused(*remote.ip(), local))?)
     }
 
     fn counts(&self) -> anyhow::Result<Counts> {

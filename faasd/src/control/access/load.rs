@@ -52,6 +52,7 @@ impl Access {
             store,
             writer: Mutex::new(()),
             policy: RwLock::new(policy),
+            ports: Mutex::default(),
             attached: OnceLock::new(),
         })
     }
@@ -76,7 +77,9 @@ fn facts(store: &dyn Store, policy: &mut Policy) -> Result<Vec<String>, StoreErr
     let known: HashSet<FunctionName> = policy.functions().cloned().collect();
     for (key, _) in list_json::<MemberRecord>(store, MEMBERS)? {
         match MemberRecord::parse(&key) {
-            Some((group, subject)) if policy.members(&group).is_some() && policy.number(&subject).is_some() => {
+            Some((group, subject))
+                if policy.members(&group).is_some() && policy.number(&subject).is_some() =>
+            {
                 policy.apply(&Edit::Member { group, subject, is_in: true });
             }
             _ => stale.push(key),

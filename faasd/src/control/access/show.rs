@@ -1,7 +1,5 @@
 //! The policy as callers see it.
 
-use std::collections::HashMap;
-
 use super::*;
 use crate::api::types::{FunctionPolicy, Group, Policies, RefusedCount, Rule};
 
@@ -25,14 +23,19 @@ impl Access {
         let Some(Attached { enforcer, .. }) = self.attached.get() else { return Ok(NamedCounts::default()) };
         let counts = enforcer.counts().map_err(|e| ApiError::failed(e.as_ref()))?;
         let policy = self.policy();
-        let names: HashMap<u32, &Subject> = policy.callers().map(|(subject, number)| (number, subject)).collect();
+        let names: HashMap<u32, &Subject> =
+            policy.callers().map(|(subject, number)| (number, subject)).collect();
         let subject = |number: &u32| names.get(number).map(|subject| (*subject).clone());
         let function = |address: Ipv6Addr| match policy.caller(address) {
             Some(Subject::Function(name)) => Some(name.clone()),
             _ => None,
         };
-        let subjects = counts.subjects.iter().filter_map(|(n, admitted, refused)| Some((subject(n)?, *admitted, *refused)));
-        let refusals = counts.refusals.iter().filter_map(|(n, to, count)| Some((subject(n)?, function(*to)?, *count)));
+        let subjects = counts
+            .subjects
+            .iter()
+            .filter_map(|(n, admitted, refused)| Some((subject(n)?, *admitted, *refused)));
+        let refusals =
+            counts.refusals.iter().filter_map(|(n, to, count)| Some((subject(n)?, function(*to)?, *count)));
         Ok(NamedCounts { subjects: subjects.collect(), refusals: refusals.collect() })
     }
 
@@ -49,7 +52,12 @@ impl Access {
         let named = policy.functions().filter(|name| name.as_str().starts_with(prefix));
         let functions =
             named.map(|name| one(&policy, name, refused.remove(name).unwrap_or_default())).collect();
-        Ok(Policies { default: policy.common_default(), configured: policy.configured(), functions, next: None })
+        Ok(Policies {
+            default: policy.common_default(),
+            configured: policy.configured(),
+            functions,
+            next: None,
+        })
     }
 
     /// Who may call a function.
@@ -61,7 +69,8 @@ impl Access {
             return Err(self.refusal(&Refused::NoFunction(name.clone())));
         }
         let refused = self.counts()?.refusals.into_iter().filter(|(_, function, _)| function == name);
-        let refused = refused.map(|(subject, _, connections)| RefusedCount { subject, connections }).collect();
+        let refused =
+            refused.map(|(subject, _, connections)| RefusedCount { subject, connections }).collect();
         Ok(one(&self.policy(), name, refused))
     }
 

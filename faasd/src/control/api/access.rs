@@ -10,7 +10,8 @@ use super::handlers::{Result, parse_name, within};
 use super::list::Listing;
 use super::{Api, QUICK};
 use crate::api::types::{
-    Changed, DefaultChange, FunctionPolicy, Group, GroupChange, Groups, Peer, Policies, RoleChange, RuleChange,
+    Changed, DefaultChange, FunctionPolicy, Group, GroupChange, Groups, Peer, Policies, RoleChange,
+    RuleChange,
 };
 
 /// How a group is removed.

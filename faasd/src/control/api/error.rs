@@ -132,7 +132,9 @@ impl ApiError {
                 Some(name) => format!("on the server: `faas vpn role {name} admin`"),
                 None => "peers that have joined as admins may ask".to_owned(),
             }),
-            Self::Page => Some("use `faas`, or a client that sends no Origin and the server's address as Host".to_owned()),
+            Self::Page => Some(
+                "use `faas`, or a client that sends no Origin and the server's address as Host".to_owned(),
+            ),
             Self::TooMany { .. } => {
                 Some("`faas` waits by itself; other clients go by Retry-After".to_owned())
             }

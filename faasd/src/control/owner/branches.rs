@@ -3,6 +3,8 @@
 //! Each revision with a share of the traffic is a branch: a listener of its own at the function's address and port, a
 //! slot in the kernel program's maps, a place in an acceptor. The kernel program chooses the branch for each connection.
 
+use std::net::SocketAddrV6;
+
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
@@ -68,7 +70,7 @@ impl Owner {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let (address, routed) = (entry.address, entry.routed.replace(port));
         // Known before it is reachable, and before it can call.
-        self.parts.access.show_function(name, record.subject, address);
+        self.parts.access.show_function(name, record.subject, SocketAddrV6::new(address, port, 0, 0));
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
