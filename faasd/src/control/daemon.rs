@@ -17,7 +17,8 @@ use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::api::{self, Spool};
+use super::access::{Access, KernelEnforcer};
+use super::api::{self, Api, Refusals, Spool};
 use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
@@ -39,7 +40,7 @@ use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts;
 use crate::runtime::secrets as secret_files;
-use crate::sys::bpf::{Attachment, Kernel};
+use crate::sys::bpf::{AccessMaps, Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
 use crate::tunnel::userspace::Launch;
@@ -124,8 +125,10 @@ async fn serve(
     let host = NetNs::current().context("cannot open this network namespace")?;
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
     let key = keys::load_or_create(&paths.wireguard)?;
+    let access = Arc::new(Access::open(Arc::clone(&store), config.access, config.function_prefix)?);
     let network = {
         let parts = network::Parts {
+            access: Arc::clone(&access),
             config: config.clone(),
             endpoint: options.endpoint.clone().or_else(|| config.endpoint.clone()),
             key,
@@ -150,7 +153,7 @@ async fn serve(
         server,
         functions: config.function_prefix.network(),
     })?;
-    let writes_per_second = config.api_writes_per_second;
+    let (writes_per_second, http_port) = (config.api_writes_per_second, config.http_port);
     let sockets = DnsSockets {
         udp: ingress.udp(server, DNS_PORT)?,
         tcp: vec![ingress.listen_service(server, DNS_PORT)?],
@@ -181,7 +184,11 @@ async fn serve(
         Arc::clone(&secrets),
         messages.clone(),
     );
+    // Before the owner sets any route: its flags speak of rules that are there.
+    let enforcer = KernelEnforcer::new(AccessMaps::open(&paths.bpf())?, ingress.ns().try_clone()?);
+    access.attach(Arc::new(enforcer), messages.clone())?;
     let owner = Owner::restore(owner::Parts {
+        access: Arc::clone(&access),
         store: Arc::clone(&store),
         fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
@@ -201,9 +208,12 @@ async fn serve(
     let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&zone))?;
     let watching = [tokio::spawn(Arc::clone(&network).watch()), tokio::spawn(fdstore::watch(fdstore))];
     let zone_file = tokio::spawn(keep_zone_file(paths.zone_file(), zone, zone_changed));
+    let refusals = Arc::<Refusals>::default();
     let daemon = Arc::new(Daemon {
         owner: messages.clone(),
         network,
+        access,
+        refusals: Arc::clone(&refusals),
         ingress,
         images,
         logs,
@@ -222,9 +232,10 @@ async fn serve(
         }
     };
     let spool = Spool::open(paths.state.join("uploads"))?;
-    let routes = api::local(daemon.clone(), spool, writes_per_second);
-    let local = tokio::spawn(api::serve_unix(api_socket, routes, until_stopped()));
-    let peers = tokio::spawn(api::serve_tunnel(http, api::tunnel(daemon), until_stopped()));
+    let routes = Api::new(daemon, spool, writes_per_second);
+    let local = tokio::spawn(api::serve_unix(api_socket, api::local(&routes), until_stopped()));
+    let routes = api::tunnel(&routes, server, http_port, refusals);
+    let peers = tokio::spawn(api::serve_tunnel(http, routes, until_stopped()));
     tracing::info!(
         socket = %paths.socket().display(),
         version = env!("CARGO_PKG_VERSION"),

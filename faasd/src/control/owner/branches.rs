@@ -3,9 +3,14 @@
 //! Each revision with a share of the traffic is a branch: a listener of its own at the function's address and port, a
 //! slot in the kernel program's maps, a place in an acceptor. The kernel program chooses the branch for each connection.
 
+use std::net::SocketAddrV6;
+
+use std::net::SocketAddrV6;
+
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
+use crate::core::access::Guard;
 use crate::core::spec::Lane;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
@@ -66,6 +71,9 @@ impl Owner {
         }
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let (address, routed) = (entry.address, entry.routed.replace(port));
+        // Known before it is reachable, and before it can call.
+        self.parts.access.show_function(name, record.subject, SocketAddrV6::new(address, port, 0, 0));
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
         self.set_routes(name)?;
@@ -101,7 +109,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Tells the kernel program who serves by which weight.
+    /// Tells the kernel program who serves by which weight, and for whom. The one place where a function's route is set.
     pub(super) fn set_routes(&mut self, name: &FunctionName) -> Result<(), BpfError> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let Some(port) = entry.routed else { return Ok(()) };
@@ -120,23 +128,25 @@ impl Owner {
                 Some((*n, (self.parts.config.function_prefix.revision(name, *n), port)))
             })
             .collect();
+        let guard = guard_flags(self.parts.access.guard(name));
+        // One set of rules, whichever of its addresses is dialled.
+        let to = |slot, flags| Route { slot, flags: flags | guard, function: bpf::words(address) };
+        let shed = |shed| if shed { Route::SHED } else { 0 };
         let kernel = &mut self.parts.kernel;
-        let to = |slot, shed| Route { flags: if shed { Route::SHED } else { 0 }, ..Route::to(slot) };
+        if !branches.is_empty() {
+            // Also for whoever has read a route without a split just before.
+            kernel.set_split(slot, &branches)?;
+        }
         match branches[..] {
             [] => {}
-            [bpf::Branch { slot: branch, shed, .. }] => {
-                // For whoever has read the route just before.
-                kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, to(branch, shed))?;
+            [bpf::Branch { slot: branch, shed: sheds, .. }] => {
+                kernel.set_route(address, port, to(branch, shed(sheds)))?;
             }
-            _ => {
-                kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, Route { flags: Route::SPLIT, ..Route::to(slot) })?;
-            }
+            _ => kernel.set_route(address, port, to(slot, Route::SPLIT))?,
         }
         for (number, &(address, port)) in &by_name {
             let branch = &entry.branches[number];
-            kernel.set_route(address, port, to(branch.slot, branch.shed))?;
+            kernel.set_route(address, port, to(branch.slot, shed(branch.shed)))?;
         }
         for (_, (address, port)) in
             entry.routed_revisions.iter().filter(|gone| by_name.get(gone.0) != Some(gone.1))
@@ -325,6 +335,12 @@ impl Owner {
     }
 }
 
+/// What a route says of who may come.
+fn guard_flags(guard: Guard) -> u32 {
+    let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+    flag(guard.guarded, Route::GUARDED) | flag(guard.closed, Route::CLOSED)
+}
+
 /// Who takes connections that an acceptor has accepted: the branch with the largest share of those on the hand-off lane.
 fn heir(entry: &Entry) -> Option<u32> {
     let takes =
@@ -340,7 +356,6 @@ fn takes_from_acceptor(entry: &Entry, revision: u64) -> bool {
 
 /// Whether a listener is at one of these addresses, and at this port.
 pub(super) fn is_bound_to(listener: &OwnedFd, addresses: &[Ipv6Addr], port: u16) -> bool {
-    let bound =
-        rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
+    let bound = rustix::net::getsockname(listener).ok().and_then(|a| SocketAddrV6::try_from(a).ok());
     bound.is_some_and(|bound| addresses.contains(bound.ip()) && bound.port() == port)
 }
