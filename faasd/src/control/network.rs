@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 
 use super::api::ApiError;
+use super::callers::Callers;
 use super::config::Config;
 use super::records::{PEERS, PeerRecord, free_peer_address};
 use super::store::{Expect, Store, StoreError, get_json, list_json, put_json};
@@ -41,6 +42,7 @@ pub struct Network {
     host: NetNs,
     ingress: NetNs,
     store: Arc<dyn Store>,
+    callers: Arc<Callers>,
     up: Mutex<Up>,
 }
 
@@ -62,6 +64,7 @@ pub struct Parts {
     pub host: NetNs,
     pub ingress: NetNs,
     pub store: Arc<dyn Store>,
+    pub callers: Arc<Callers>,
 }
 
 impl Network {
@@ -70,7 +73,7 @@ impl Network {
     /// # Errors
     /// Those of the tunnel and of the store.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, endpoint, key, launch, host, ingress, store } = parts;
+        let Parts { config, endpoint, key, launch, host, ingress, store, callers } = parts;
         let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
         let network = Self {
             config,
@@ -80,6 +83,7 @@ impl Network {
             host,
             ingress,
             store,
+            callers,
             up: Mutex::new(Up { interface, peers: Vec::new() }),
         };
         network.reconcile(&mut network.lock())?;
@@ -162,8 +166,12 @@ impl Network {
     /// # Errors
     /// If there is no such peer.
     pub fn revoke(&self, name: &FunctionName) -> Result<(), ApiError> {
-        let removed =
-            self.store.delete(&PeerRecord::key(name), Expect::Any).map_err(|e| ApiError::failed(&e))?;
+        let key = PeerRecord::key(name);
+        let known = get_json::<PeerRecord>(&*self.store, &key).map_err(|e| ApiError::failed(&e))?;
+        let removed = self.store.delete(&key, Expect::Any).map_err(|e| ApiError::failed(&e))?;
+        if let Some(known) = known {
+            self.callers.clear(known.record.address);
+        }
         if !removed {
             let known = self.records().map_err(|e| ApiError::failed(&e))?;
             return Err(ApiError::no_peer(name, known.iter().map(|r| r.name.as_str())));
@@ -281,6 +289,7 @@ impl Network {
                 tracing::error!(peer = %record.name, "the peer's record has no valid key");
                 continue;
             };
+            self.callers.set_peer(record.address, &record.name);
             let mut peer = config(&record, key);
             peer.endpoint = up.peers.iter().find(|p| p.public_key == key).and_then(|p| p.endpoint);
             wanted.push(peer);

@@ -71,7 +71,10 @@ impl Owner {
         self.set_routes(name)?;
         match routed {
             Some(old) if old != port => self.parts.kernel.clear_route(address, old)?,
-            None => self.publish(|zone, serial| zone.with(name, address, serial)),
+            None => {
+                self.publish(|zone, serial| zone.with(name, address, serial));
+                self.parts.callers.set_function(address, name);
+            }
             Some(_) => {}
         }
         for slot in leaving {
@@ -185,6 +188,7 @@ impl Owner {
         entry.placed.clear();
         if let Some(port) = entry.routed.take() {
             self.publish(|zone, serial| zone.without(name, serial));
+            self.parts.callers.clear(address);
             let cleared = [self.parts.kernel.clear_route(address, port), self.parts.kernel.clear_split(slot)];
             for error in cleared.into_iter().filter_map(Result::err) {
                 tracing::error!(function = %name, %error, "a removed function stays in the kernel's maps");
@@ -227,9 +231,9 @@ impl Owner {
     }
 
     /// What an acceptor held for a revision that has left is for another that serves now.
-    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Record, OwnedFd)>) {
-        for (record, connection) in connections {
-            self.tell(Command::Adopt { slot, record, connection });
+    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Arrival, OwnedFd)>) {
+        for (arrival, connection) in connections {
+            self.tell(Command::Adopt { slot, arrival, connection });
         }
     }
 
