@@ -146,14 +146,16 @@ async fn serve(
         .index(&config.interface)?
         .with_context(|| format!("the interface {} is gone again", config.interface))?;
 
+    let server = config.vpn_prefix.server();
     let mut kernel = Kernel::load(&Attachment {
         dir: &paths.bpf(),
         ingress: ingress.ns(),
         cgroup: &cgroup,
         tunnel: &config.interface,
         tunnel_ifindex,
+        server,
+        functions: config.function_prefix.network(),
     })?;
-    let server = config.vpn_prefix.server();
     let writes_per_second = config.api_writes_per_second;
     let sockets = DnsSockets {
         udp: ingress.udp(server, DNS_PORT)?,
