@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::access::{Access, KernelEnforcer};
 use super::api::{self, Api, Refusals, Spool};
+use super::callers::Callers;
 use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
@@ -126,6 +127,10 @@ async fn serve(
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
     let key = keys::load_or_create(&paths.wireguard)?;
     let access = Arc::new(Access::open(Arc::clone(&store), config.access, config.function_prefix)?);
+    let callers = Arc::new(
+        Callers::open(&paths.callers())
+            .with_context(|| format!("cannot make {}", paths.callers().display()))?,
+    );
     let network = {
         let parts = network::Parts {
             access: Arc::clone(&access),
@@ -136,6 +141,7 @@ async fn serve(
             host: host.try_clone()?,
             ingress: ingress.ns().try_clone()?,
             store: Arc::clone(&store),
+            callers: Arc::clone(&callers),
         };
         Arc::new(tokio::task::spawn_blocking(|| Network::open(parts)).await?.context("there is no tunnel")?)
     };
@@ -193,16 +199,18 @@ async fn serve(
         fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
         kernel,
-        acceptors: Acceptors::start(config.acceptors, &to_owner)?,
+        acceptors: Acceptors::start(config.acceptors, &to_owner, callers.table())?,
         instances,
         images: images.clone(),
         logs: logs.clone(),
         events: events.clone(),
         zone: Arc::clone(&zone),
         zone_changed: Arc::clone(&zone_changed),
+        callers: Arc::clone(&callers),
         config: config.clone(),
     })
     .await?;
+    callers.sweep().context("cannot remove the names of callers that are gone")?;
     let owner = tokio::spawn(owner.run(inbox, acceptor_events));
 
     let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&zone))?;

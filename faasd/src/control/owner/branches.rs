@@ -5,8 +5,6 @@
 
 use std::net::SocketAddrV6;
 
-use std::net::SocketAddrV6;
-
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
@@ -79,7 +77,10 @@ impl Owner {
         self.set_routes(name)?;
         match routed {
             Some(old) if old != port => self.parts.kernel.clear_route(address, old)?,
-            None => self.publish(|zone, serial| zone.with(name, address, serial)),
+            None => {
+                self.publish(|zone, serial| zone.with(name, address, serial));
+                self.parts.callers.set_function(address, name);
+            }
             Some(_) => {}
         }
         for slot in leaving {
@@ -229,6 +230,7 @@ impl Owner {
         entry.placed.clear();
         if let Some(port) = entry.routed.take() {
             self.publish(|zone, serial| zone.without(name, serial));
+            self.parts.callers.clear(address);
             let kernel = &mut self.parts.kernel;
             let mut cleared = vec![kernel.clear_route(address, port), kernel.clear_split(slot)];
             cleared.extend(by_name.into_values().map(|(address, port)| kernel.clear_route(address, port)));
@@ -273,9 +275,9 @@ impl Owner {
     }
 
     /// What an acceptor held for a revision that has left is for another that serves now.
-    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Record, OwnedFd)>) {
-        for (record, connection) in connections {
-            self.tell(Command::Adopt { slot, record, connection });
+    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Arrival, OwnedFd)>) {
+        for (arrival, connection) in connections {
+            self.tell(Command::Adopt { slot, arrival, connection });
         }
     }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use faasd_common::SLOTS_MAX;
-use faasd_sdk::wire::Record;
+use faasd_sdk::wire::{Arrival, Record};
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -30,6 +30,7 @@ pub use self::change::Wanted;
 use self::seats::Seats;
 use super::access::Access;
 use super::api::ApiError;
+use super::callers::Callers;
 use super::config::Config;
 use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
@@ -170,6 +171,8 @@ pub struct Parts {
     pub zone: Arc<ArcSwap<Zone>>,
     /// Told whenever the zone has changed.
     pub zone_changed: Arc<Notify>,
+    /// Told of each function's address.
+    pub callers: Arc<Callers>,
 }
 
 /// One function.
