@@ -436,6 +436,8 @@ pub enum EventKind {
     Deployed,
     DeployFailed,
     TrafficChanged,
+    /// Names of revisions changed, which bring revisions within reach or out of it.
+    AliasesChanged,
     RolledBack,
     Removed,
     InstanceStarting,
@@ -471,6 +473,7 @@ impl EventKind {
             Self::Deployed => "deployed",
             Self::DeployFailed => "deploy-failed",
             Self::TrafficChanged => "traffic-changed",
+            Self::AliasesChanged => "aliases-changed",
             Self::RolledBack => "rolled-back",
             Self::Removed => "removed",
             Self::InstanceStarting => "instance-starting",

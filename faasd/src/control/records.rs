@@ -34,7 +34,7 @@ pub struct FunctionRecord {
     pub subject: u32,
     /// Of the newest revision. Numbers are not used again.
     pub newest: u64,
-    /// Who serves. The weights add up to 100.
+    /// Who serves. The weights add up to 100; of 0 for whoever is reached by its own name alone.
     pub shares: Vec<ShareRecord>,
     /// Who served before that, for a rollback: revisions and weights.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -63,6 +63,11 @@ impl FunctionRecord {
     #[must_use]
     pub fn primary(&self) -> Option<u64> {
         self.shares.iter().max_by_key(|share| (share.weight, share.revision)).map(|share| share.revision)
+    }
+
+    /// The revisions that the function's connections are shared out to, with their weights.
+    pub fn weighed(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.shares.iter().map(|share| (share.revision, share.weight)).filter(|(_, weight)| *weight > 0)
     }
 
     /// Whether a revision is named by anything that a user may go by.

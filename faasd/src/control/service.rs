@@ -257,8 +257,8 @@ impl Service for Daemon {
         alias: Alias,
         revision: Option<u64>,
     ) -> Result<Function, ApiError> {
-        let name = name.clone();
-        self.ask(|reply| Message::Alias { name, alias, revision, reply }).await?
+        let (name, wanted) = (name.clone(), Wanted::Alias { alias, revision });
+        self.ask(|reply| Message::Change { name, wanted, reply }).await?
     }
 
     async fn remove(&self, name: &FunctionName, condition: Condition) -> Result<(), ApiError> {

@@ -16,6 +16,9 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Present while systemd-resolved runs.
 const RESOLVED_DIR: &str = "/run/systemd/resolve";
 
+/// Which services the C library asks for names.
+const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+
 /// The largest `resolv.conf` that is edited, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
@@ -56,7 +59,9 @@ pub fn point(mode: DnsMode, name: &str, server: Ipv6Addr, state_dir: &Path) -> R
     if mode == DnsMode::None {
         return Ok(Dns::Untouched);
     }
-    if Path::new(RESOLVED_DIR).exists() {
+    if Path::new(RESOLVED_DIR).exists()
+        && leads_to_resolved(&read(Path::new(RESOLV_CONF))?, &read(Path::new(NSSWITCH_CONF))?)
+    {
         let server = server.to_string();
         for arguments in [
             &["dns", name, &server][..],
@@ -87,6 +92,18 @@ pub fn restore(name: &str, state_dir: &Path) -> Result<(), DnsError> {
         let _ = resolvectl(&["revert", name]);
     }
     restore_file(Path::new(RESOLV_CONF), &saved(state_dir, name), name)
+}
+
+/// Whether programs here ask systemd-resolved, going by the content of the two files. It may run and serve others alone:
+/// those of another network namespace, whose links are not ours.
+fn leads_to_resolved(resolv_conf: &str, nsswitch_conf: &str) -> bool {
+    let is_stub = |line: &str| line.starts_with("nameserver") && line.ends_with("127.0.0.53");
+    let asks =
+        |line: &str| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve");
+    resolv_conf
+        .lines()
+        .any(|line| is_stub(line.trim()) || (line.starts_with('#') && line.contains("systemd-resolved")))
+        || nsswitch_conf.lines().any(asks)
 }
 
 fn saved(state_dir: &Path, name: &str) -> PathBuf {
@@ -192,6 +209,19 @@ mod tests {
     use super::*;
 
     const SERVER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xfaa5, 0, 0x100, 0, 0, 0, 1);
+
+    #[test]
+    fn a_resolver_that_nobody_here_asks_is_not_told() {
+        let files = "hosts: files dns\n";
+        assert!(leads_to_resolved("# comment\nnameserver 127.0.0.53\noptions edns0 trust-ad\n", files));
+        assert!(leads_to_resolved("# managed by man:systemd-resolved(8)\nnameserver 192.0.2.1\n", files));
+        assert!(leads_to_resolved(
+            "",
+            "passwd: files\nhosts: mymachines resolve [!UNAVAIL=return] files dns\n"
+        ));
+        assert!(!leads_to_resolved("nameserver 192.0.2.1\n", files));
+        assert!(!leads_to_resolved("", "# hosts: resolve\n"));
+    }
 
     #[test]
     fn the_file_is_edited_in_place_and_comes_back() {

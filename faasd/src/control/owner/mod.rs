@@ -76,13 +76,6 @@ pub enum Message {
         name: FunctionName,
         reply: Reply<Revisions>,
     },
-    /// Names a revision, or without one takes the name away.
-    Alias {
-        name: FunctionName,
-        alias: Alias,
-        revision: Option<u64>,
-        reply: Reply<Function>,
-    },
     Remove {
         name: FunctionName,
         condition: Condition,
@@ -199,6 +192,8 @@ struct Entry {
     leaving: Vec<Branch>,
     /// The port that is routed, once it is.
     routed: Option<u16>,
+    /// The addresses and ports of revisions that are routed.
+    routed_revisions: BTreeMap<u64, (Ipv6Addr, u16)>,
     live: BTreeMap<u32, Live>,
     /// The slots whose connections instances are given.
     placed: BTreeMap<u32, u32>,
@@ -297,10 +292,6 @@ impl Owner {
         match message {
             Message::Change { name, wanted, reply } => self.change(name, wanted, reply).await,
             Message::Revisions { name, reply } => drop(reply.send(self.revisions(&name))),
-            Message::Alias { name, alias, revision, reply } => {
-                let done = self.alias(&name, alias, revision).await;
-                drop(reply.send(done));
-            }
             Message::Remove { name, condition, reply } => {
                 let met = self.meets(&name, &condition);
                 match (self.functions.get_mut(&name), met) {
@@ -506,6 +497,7 @@ impl Owner {
             branches: BTreeMap::new(),
             leaving: Vec::new(),
             routed: None,
+            routed_revisions: BTreeMap::new(),
             live: BTreeMap::new(),
             placed: BTreeMap::new(),
             past: Connections::default(),
