@@ -29,6 +29,7 @@ use super::owner::Message;
 use super::records::{DefaultRecord, GroupRecord, MemberRecord, PeerRecord, RuleRecord};
 use super::store::{Store, StoreError, Write, json_write};
 use crate::core::access::{Edit, Effect, Fact, GroupName, Guard, Image, Policy, Refused, Subject};
+use crate::core::address::Prefix;
 use crate::core::name::FunctionName;
 
 /// The kernel, as the policy uses it.
@@ -79,6 +80,8 @@ struct Attached {
 #[derive(Debug)]
 pub struct Access {
     store: Arc<dyn Store>,
+    /// The functions' addresses.
+    prefix: Prefix,
     /// Held over a change, from looking at what is there to its being in the maps. Nobody waits for the owner with it.
     writer: Mutex<()>,
     policy: RwLock<Policy>,
@@ -134,11 +137,14 @@ impl Access {
     }
 
     /// A function is on record, and about to be reachable.
-    pub fn show_function(&self, name: &FunctionName, number: u32, at: SocketAddrV6) {
-        let address = *at.ip();
-        self.ports().entry(name.clone()).or_default().insert(at.port());
+    pub fn show_function(&self, name: &FunctionName, number: u32, address: Ipv6Addr) {
         let subject = Subject::Function(name.clone());
         self.show(&Edit::Caller { subject, number, address, active: true });
+    }
+
+    /// A function is about to be reachable at these ports.
+    pub fn show_ports(&self, name: &FunctionName, ports: impl IntoIterator<Item = u16>) {
+        self.ports().entry(name.clone()).or_default().extend(ports);
     }
 
     fn show(&self, edit: &Edit) {
