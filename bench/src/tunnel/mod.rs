@@ -213,7 +213,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_header(["subject", "Gbit/s", "of gotatun's", "CPU s/Gbit", "round trip p50 µs", "p99 µs"]);
     let some = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
     for row in rows {
