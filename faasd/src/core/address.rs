@@ -15,6 +15,9 @@ pub const VPN_PREFIX: Prefix = Prefix(Ipv6Addr::new(0xfd00, 0xfaa5, 0, 0x100, 0,
 /// The functions' addresses, one each.
 pub const FUNCTION_PREFIX: Prefix = Prefix(Ipv6Addr::new(0xfd00, 0xfaa5, 0, 0x200, 0, 0, 0, 0));
 
+/// The last bits of a function's addresses, which tell its revisions apart.
+pub const REVISION_BITS: u32 = 16;
+
 /// An IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -53,12 +56,20 @@ impl Prefix {
     }
 
     /// The address of a function: its name's hash, so that it is the same on every machine and after every
-    /// restart, and needs no allocation. Two names share one with a probability of 2⁻⁶⁴; a deploy checks.
+    /// restart, and needs no allocation. Two names share one with a probability of 2⁻⁴⁸; a deploy checks. The last
+    /// 16 bits are 0, and other numbers in the addresses of its revisions.
     #[must_use]
     pub fn function(self, name: &FunctionName) -> Ipv6Addr {
         let digest = Sha256::digest(name.as_str().as_bytes());
-        let host = digest.iter().take(8).fold(0u64, |host, byte| host << 8 | u64::from(*byte));
-        self.host(host)
+        let host = digest.iter().take(6).fold(0u64, |host, byte| host << 8 | u64::from(*byte));
+        self.host(host << REVISION_BITS)
+    }
+
+    /// The address of a function's revision. Numbers begin anew after 65,535, long after that revision was forgotten.
+    #[must_use]
+    pub fn revision(self, name: &FunctionName, revision: u64) -> Ipv6Addr {
+        let number = revision.saturating_sub(1) % ((1 << REVISION_BITS) - 1) + 1;
+        Ipv6Addr::from_bits(self.function(name).to_bits() | u128::from(number))
     }
 }
 
@@ -99,9 +110,18 @@ mod tests {
     #[test]
     fn a_function_keeps_its_address() {
         let hello = FUNCTION_PREFIX.function(&"hello".parse().unwrap());
-        // SHA-256("hello") begins 2cf24dba5fb0a30e.
-        assert_eq!(hello.to_string(), "fd00:faa5:0:200:2cf2:4dba:5fb0:a30e");
+        // SHA-256("hello") begins 2cf24dba5fb0.
+        assert_eq!(hello.to_string(), "fd00:faa5:0:200:2cf2:4dba:5fb0:0");
         assert!(FUNCTION_PREFIX.contains(hello) && !VPN_PREFIX.contains(hello));
+    }
+
+    #[test]
+    fn a_revision_has_an_address_beside_its_functions() {
+        let address = |number| FUNCTION_PREFIX.revision(&"hello".parse().unwrap(), number).to_string();
+        assert_eq!(address(3), "fd00:faa5:0:200:2cf2:4dba:5fb0:3");
+        assert_eq!(address(65_535), "fd00:faa5:0:200:2cf2:4dba:5fb0:ffff");
+        // Never the function's own.
+        assert_eq!(address(65_536), "fd00:faa5:0:200:2cf2:4dba:5fb0:1");
     }
 
     #[test]

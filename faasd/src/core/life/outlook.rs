@@ -21,10 +21,11 @@ impl Lifecycle {
         deadlines.chain(retries).chain(self.change.as_ref().and_then(|change| change.due())).min()
     }
 
-    /// What a caller would meet; with several revisions, what is worth knowing first.
+    /// What a caller of the function would meet; with several revisions, what is worth knowing first.
     #[must_use]
     pub fn outlook(&self) -> Outlook {
-        let of_each: Vec<Outlook> = self.shares.iter().map(|share| self.outlook_of(share)).collect();
+        let weighed = self.shares.iter().filter(|share| share.weight > 0);
+        let of_each: Vec<Outlook> = weighed.map(|share| self.outlook_of(share)).collect();
         let first = [Outlook::Overloaded, Outlook::Failing, Outlook::Warm, Outlook::Starting];
         let is_starting = || self.instances.0.values().any(|i| matches!(i.phase, Phase::Starting { .. }));
         match first.into_iter().find(|outlook| of_each.contains(outlook)) {

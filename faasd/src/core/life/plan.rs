@@ -24,15 +24,22 @@ enum Stage {
 }
 
 impl Change {
-    /// The plan's revisions with their weights: 0 for one that only has to prove itself.
-    fn revisions(&self) -> impl Iterator<Item = (Revision, u32)> + '_ {
-        let has_share = |one: &Revision| self.plan.shares.iter().any(|s| s.revision.number == one.number);
-        let proved = self.plan.prove.filter(|one| !has_share(one));
-        self.plan.shares.iter().map(|s| (s.revision, s.weight)).chain(proved.map(|one| (one, 0)))
+    /// The revisions that have to prove themselves, with their weights: 0 for one that only has to do that.
+    fn proofs(&self) -> impl Iterator<Item = (Revision, u32)> + '_ {
+        let weighed = || self.plan.shares.iter().filter(|share| share.weight > 0);
+        let is_weighed = move |one: &Revision| weighed().any(|share| share.revision.number == one.number);
+        let proved = self.plan.prove.filter(|one| !is_weighed(one));
+        weighed().map(|share| (share.revision, share.weight)).chain(proved.map(|one| (one, 0)))
     }
 
+    /// Whether a revision is to serve by the plan, or has to prove itself for it.
     pub(super) fn concerns(&self, revision: u64) -> bool {
-        self.revisions().any(|(one, _)| one.number == revision)
+        let mut revisions = self.plan.shares.iter().map(|share| share.revision).chain(self.plan.prove);
+        revisions.any(|one| one.number == revision)
+    }
+
+    fn awaits_proof_of(&self, revision: u64) -> bool {
+        self.proofs().any(|(one, _)| one.number == revision)
     }
 
     /// When it settles for fewer instances than it would like.
@@ -59,7 +66,7 @@ impl Lifecycle {
         }
         let mut change = Change { plan, stage: Stage::Committing };
         let mut longest = Time::ZERO;
-        for (revision, _) in change.revisions() {
+        for revision in change.plan.shares.iter().map(|share| share.revision).chain(change.plan.prove) {
             longest = longest.max(revision.start_deadline);
             // Whoever asks for a revision gives it another chance.
             self.pools.entry(revision.number).or_default().failures.forgive();
@@ -79,7 +86,7 @@ impl Lifecycle {
             *one_is_enough |= *until <= turn.now;
         }
         let mut is_proven = true;
-        for (revision, weight) in change.revisions() {
+        for (revision, weight) in change.proofs() {
             let needed = match change.stage {
                 Stage::Proving { one_is_enough: false, .. } => self.needed(revision, weight),
                 Stage::Proving { .. } | Stage::Committing => 1,
@@ -100,7 +107,7 @@ impl Lifecycle {
     /// that nothing serves yet, and for a revision that gets no share. [`Stage::Proving`] says when one is enough for
     /// all: an instance failed after one of its revision was ready, or the longest start deadline has passed.
     fn needed(&self, revision: Revision, weight: u32) -> u32 {
-        let serving = self.shares.iter().map(|share| share.revision.number);
+        let serving = self.shares.iter().filter(|share| share.weight > 0).map(|share| share.revision.number);
         let (mut takers, mut connections) = (0, 0_u64);
         for number in serving {
             let count = self.instances.count(number);
@@ -118,7 +125,9 @@ impl Lifecycle {
     /// What the failure of an instance means for the plan. Those that served before it are no proof of it.
     pub(super) fn proof_failed(&mut self, revision: u64, why: &str, turn: &mut Turn<'_>) {
         let is_proven = self.instances.count(revision).proven() > 0;
-        let Some(change) = self.change.as_mut().filter(|change| change.concerns(revision)) else { return };
+        let Some(change) = self.change.as_mut().filter(|change| change.awaits_proof_of(revision)) else {
+            return;
+        };
         let Stage::Proving { one_is_enough, .. } = &mut change.stage else { return };
         if is_proven {
             *one_is_enough = true;
@@ -129,8 +138,18 @@ impl Lifecycle {
 
     pub(super) fn committed(&mut self, plan: u64, turn: &mut Turn<'_>) {
         let Some(change) = self.take_recorded(plan) else { return };
-        self.shares = change.plan.shares;
+        let before = std::mem::replace(&mut self.shares, change.plan.shares);
         turn.actions.push(Action::Apply { plan });
+        // Whoever came for the function and not for this revision is to come to one that has a share now.
+        let had_weight = |number| before.iter().any(|s| s.revision.number == number && s.weight > 0);
+        let is_demoted = |number| had_weight(number) && self.has_share(number) && !self.has_weight(number);
+        for key in self.instances.keys(|i| is_demoted(i.revision.number)) {
+            match self.phase(key) {
+                Some(Phase::Ready | Phase::Withdrawn) => self.drain(key, turn),
+                Some(Phase::Preparing | Phase::Prepared) => self.kill(key, turn),
+                _ => {}
+            }
+        }
         // Those that were not needed take part again: what is wanted of each revision is not known yet.
         let is_idle = |i: &Instance| (i.phase == Phase::Ready && !i.admitted) || i.phase == Phase::Withdrawn;
         for key in self.instances.keys(|i| is_idle(i) && self.has_share(i.revision.number)) {
@@ -222,6 +241,11 @@ impl Lifecycle {
 
     pub(super) fn has_share(&self, revision: u64) -> bool {
         self.shares.iter().any(|share| share.revision.number == revision)
+    }
+
+    /// Whether connections to the function may come to a revision, and not only those to its own name.
+    pub(super) fn has_weight(&self, revision: u64) -> bool {
+        self.shares.iter().any(|share| share.revision.number == revision && share.weight > 0)
     }
 
     /// Whether a revision serves, or a plan that is under way wants it.

@@ -33,12 +33,24 @@ pub struct Share {
     pub weight: u32,
 }
 
+impl Share {
+    /// The revision as it is scaled: nothing is kept ready for one that is reached by its own name alone.
+    #[must_use]
+    pub fn scaled(&self) -> Revision {
+        match self.weight {
+            0 => Revision { min: 0, prepared: 0, ..self.revision },
+            _ => self.revision,
+        }
+    }
+}
+
 /// A change of who serves: a deploy, a rollback, other weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Never used before for this function.
     pub id: u64,
-    /// Who is to serve. Weights add up to 100, none is 0, no revision is named twice.
+    /// Who is to serve. Weights add up to 100, no revision is named twice. One with a weight of 0 is reached by its own
+    /// name alone: it has nothing to prove, and is started when somebody dials it.
     pub shares: Vec<Share>,
     /// A revision without a share that has to show that it becomes ready all the same.
     pub prove: Option<Revision>,

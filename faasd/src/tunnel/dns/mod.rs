@@ -20,6 +20,9 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Present while systemd-resolved runs.
 const RESOLVED_DIR: &str = "/run/systemd/resolve";
 
+/// Which services the C library asks for names.
+const NSSWITCH_CONF: &str = "/etc/nsswitch.conf";
+
 /// A name that every server of ours knows: its own.
 const PROBE: &str = "ns.faas";
 
@@ -83,7 +86,7 @@ pub enum DnsError {
 pub fn point(mode: DnsMode, name: &str, server: Ipv6Addr, state_dir: &Path) -> Result<Dns, DnsError> {
     let (wanted, done) = match mode {
         DnsMode::None => return Ok(Dns::Untouched),
-        DnsMode::Auto if Path::new(RESOLVED_DIR).exists() => {
+        DnsMode::Auto if is_resolved_asked() => {
             (Dns::Split, note(state_dir, name, &Dns::Split).map(|()| program::point_resolved(name, server)))
         }
         DnsMode::Auto if program::has_resolvconf() => {
@@ -159,6 +162,24 @@ pub fn probe() -> Option<IpAddr> {
     answer.recv_timeout(PROBE_DEADLINE).ok()?
 }
 
+/// Whether systemd-resolved runs, and programs here ask it. It may run and serve others alone: those of another network
+/// namespace, whose links are not ours.
+fn is_resolved_asked() -> bool {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    Path::new(RESOLVED_DIR).exists() && leads_to_resolved(&text(RESOLV_CONF), &text(NSSWITCH_CONF))
+}
+
+/// Whether programs are led to systemd-resolved, going by the content of the two files.
+fn leads_to_resolved(resolv_conf: &str, nsswitch_conf: &str) -> bool {
+    let is_stub = |line: &str| line.starts_with("nameserver") && line.ends_with("127.0.0.53");
+    let asks =
+        |line: &str| line.starts_with("hosts:") && line.split_whitespace().any(|word| word == "resolve");
+    resolv_conf
+        .lines()
+        .any(|line| is_stub(line.trim()) || (line.starts_with('#') && line.contains("systemd-resolved")))
+        || nsswitch_conf.lines().any(asks)
+}
+
 fn noted(state_dir: &Path, name: &str) -> PathBuf {
     state_dir.join(format!("{name}.dns"))
 }
@@ -171,4 +192,32 @@ fn note(state_dir: &Path, name: &str, dns: &Dns) -> Result<(), DnsError> {
 
 fn saved(state_dir: &Path, name: &str) -> PathBuf {
     state_dir.join(format!("{name}.resolv.conf"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_that_nobody_here_asks_is_not_told() {
+        let files = "hosts: files dns\n";
+        assert!(leads_to_resolved("# comment\nnameserver 127.0.0.53\noptions edns0 trust-ad\n", files));
+        assert!(leads_to_resolved("# managed by man:systemd-resolved(8)\nnameserver 192.0.2.1\n", files));
+        assert!(leads_to_resolved(
+            "",
+            "passwd: files\nhosts: mymachines resolve [!UNAVAIL=return] files dns\n"
+        ));
+        assert!(!leads_to_resolved("nameserver 192.0.2.1\n", files));
+        assert!(!leads_to_resolved("", "# hosts: resolve\n"));
+    }
+
+    #[test]
+    fn what_was_done_is_noted_down() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(state("faas0", dir.path()), None);
+        for dns in [Dns::Split, Dns::Resolvconf, Dns::File] {
+            note(dir.path(), "faas0", &dns).unwrap();
+            assert_eq!(state("faas0", dir.path()), Some(dns));
+        }
+    }
 }
