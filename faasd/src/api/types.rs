@@ -31,8 +31,19 @@
 //! | `GET /v1/peers` | | [`Peers`] |
 //! | `POST /v1/peers` | [`Invite`] | [`Invited`] |
 //! | `DELETE /v1/peers/NAME` | | nothing (204) |
+//! | `PUT /v1/peers/NAME/role` | [`RoleChange`] | [`Peer`] |
+//! | `GET /v1/policy` | | [`Policies`] |
+//! | `POST /v1/policy` | [`RuleChange`] | [`Changed`] |
+//! | `PUT /v1/policy` | [`DefaultChange`], the common one | [`Changed`] |
+//! | `GET /v1/policy/NAME` | | [`FunctionPolicy`] |
+//! | `PUT /v1/policy/NAME` | [`DefaultChange`], the function's own | [`Changed`] |
+//! | `GET /v1/groups` | | [`Groups`] |
+//! | `GET /v1/groups/NAME` | | [`Group`] |
+//! | `POST /v1/groups/NAME` | [`GroupChange`] | [`Changed`] |
+//! | `DELETE /v1/groups/NAME?keep=true` | | [`Changed`] |
 //!
-//! On the tunnel's own address, for peers, there are `GET /metrics` and `POST /v1/join` ([`Join`], 204) alone.
+//! On the server's own address in the tunnel there are `GET /metrics` for every peer, `POST /v1/join` ([`Join`], 204) for who
+//! is invited, and all of the above for admins.
 //!
 //! `TIME` is a time, or how long ago: `10m`. What is followed ends when the client hangs up; blank lines in it only show
 //! whether it has.
@@ -42,6 +53,8 @@
 //!
 //! Every error is a [`Problem`] with the media type `application/problem+json`.
 
+mod access;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 
@@ -49,6 +62,12 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use access::{
+    Changed, DefaultChange, FunctionPolicy, Group, GroupChange, Groups, NAMED_MAX, Policies, RefusedCount,
+    RoleChange, Rule, RuleAction, RuleChange,
+};
+
+use crate::core::access::{GroupName, Role};
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
@@ -433,6 +452,17 @@ pub enum EventKind {
     /// Connections are refused for want of room.
     Overloaded,
     Relieved,
+    /// Subjects may call it from now on.
+    Allowed,
+    /// Subjects may not call it any more.
+    Denied,
+    /// A rule was forgotten, or a default changed.
+    PolicyChanged,
+    GroupChanged,
+    PeerInvited,
+    PeerJoined,
+    PeerRevoked,
+    RoleChanged,
     DaemonStarted,
 }
 
@@ -455,6 +485,14 @@ impl EventKind {
             Self::BackingOff => "backing-off",
             Self::Overloaded => "overloaded",
             Self::Relieved => "relieved",
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::PolicyChanged => "policy-changed",
+            Self::GroupChanged => "group-changed",
+            Self::PeerInvited => "peer-invited",
+            Self::PeerJoined => "peer-joined",
+            Self::PeerRevoked => "peer-revoked",
+            Self::RoleChanged => "role-changed",
             Self::DaemonStarted => "daemon-started",
         }
     }
@@ -513,6 +551,9 @@ pub struct Peers {
 pub struct Peer {
     pub name: FunctionName,
     pub address: Ipv6Addr,
+    pub role: Role,
+    /// Those that it is in.
+    pub groups: Vec<GroupName>,
     /// Base64, as WireGuard writes it. While the invitation is open, that of the invitation's own key.
     pub public_key: String,
     /// Not joined yet; until when the invitation is good.
@@ -532,6 +573,9 @@ pub struct Invite {
     pub name: FunctionName,
     /// How long the invitation is good for.
     pub expires_in_ms: u64,
+    /// What the peer may do when it has joined.
+    #[serde(default)]
+    pub role: Role,
     /// `HOST:PORT` that clients dial, if not the daemon's own setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,

@@ -20,8 +20,7 @@ use faasd_common::{
 };
 pub use faasd_common::{GROUPS_MAX, Owner, Route, Subject, SubjectCounts};
 
-use self::access::Access;
-pub use self::access::{Refusal, Rule};
+pub use self::access::{AccessMaps, Refusal, Rule};
 
 use crate::sys::netns::NetNs;
 
@@ -150,7 +149,8 @@ pub struct Kernel {
     warm: PerCpuArray<MapData, u64>,
     splits: HashMap<MapData, u32, Plain<Split>>,
     live: PerCpuArray<MapData, Plain<Live>>,
-    access: Access,
+    /// Who may reach what.
+    pub access: AccessMaps,
 }
 
 /// One of the slots that a route's connections are shared out to.
@@ -205,7 +205,7 @@ impl Kernel {
             warm: typed(&mut object, maps::WARM)?,
             splits: typed(&mut object, maps::SPLITS)?,
             live: typed(&mut object, maps::LIVE)?,
-            access: Access::of(&mut object)?,
+            access: AccessMaps::of(&mut object)?,
         })
     }
 
