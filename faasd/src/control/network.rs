@@ -8,6 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::api::ApiError;
 use super::config::Config;
+use super::dns::Names;
 use super::records::{PEERS, PeerRecord, free_peer_address};
 use super::store::{Expect, Store, StoreError, get_json, list_json, put_json};
 use crate::api::types::{Invitation, Invite, Invited, Join, Peer};
@@ -41,6 +42,7 @@ pub struct Network {
     host: NetNs,
     ingress: NetNs,
     store: Arc<dyn Store>,
+    names: Arc<Names>,
     up: Mutex<Up>,
 }
 
@@ -62,6 +64,7 @@ pub struct Parts {
     pub host: NetNs,
     pub ingress: NetNs,
     pub store: Arc<dyn Store>,
+    pub names: Arc<Names>,
 }
 
 impl Network {
@@ -70,7 +73,7 @@ impl Network {
     /// # Errors
     /// Those of the tunnel and of the store.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, endpoint, key, launch, host, ingress, store } = parts;
+        let Parts { config, endpoint, key, launch, host, ingress, store, names } = parts;
         let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
         let network = Self {
             config,
@@ -80,9 +83,13 @@ impl Network {
             host,
             ingress,
             store,
+            names,
             up: Mutex::new(Up { interface, peers: Vec::new() }),
         };
         network.reconcile(&mut network.lock())?;
+        for record in network.records()?.iter().filter(|record| record.invited_until.is_none()) {
+            network.names.publish_peer(&record.name, record.address);
+        }
         Ok(network)
     }
 
@@ -168,6 +175,7 @@ impl Network {
             let known = self.records().map_err(|e| ApiError::failed(&e))?;
             return Err(ApiError::no_peer(name, known.iter().map(|r| r.name.as_str())));
         }
+        self.names.remove_peer(name);
         self.reconcile(&mut self.lock()).map_err(|e| ApiError::failed(&*e))
     }
 
@@ -202,6 +210,7 @@ impl Network {
             StoreError::Conflict { .. } => ApiError::Forbidden("the invitation was just used".to_owned()),
             e => ApiError::failed(&e),
         })?;
+        self.names.publish_peer(&record.name, record.address);
         tracing::info!(peer = %record.name, %source, "joined");
         // The answer travels through the session of the temporary key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.

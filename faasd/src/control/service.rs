@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{ApiError, Service};
-use super::dns::DnsMetrics;
+use super::dns::{DnsMetrics, Names};
 use super::events::{Events, Filter};
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
@@ -45,6 +45,7 @@ pub struct Daemon {
     pub events: Events,
     pub secrets: Arc<Secrets>,
     pub dns: Arc<DnsMetrics>,
+    pub names: Arc<Names>,
     pub runtime_version: String,
     pub started_at: Timestamp,
 }
@@ -91,6 +92,7 @@ impl Daemon {
             functions: self.ask(|reply| Message::List { prefix: String::new(), reply }).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),
+            zone: Arc::clone(&self.names.load()),
             peers: self.peers().await?,
         })
     }

@@ -10,4 +10,5 @@ pub mod pidfd;
 pub mod readiness;
 pub mod scm;
 pub mod tun;
+pub mod udp;
 pub mod uring;

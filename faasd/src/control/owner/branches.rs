@@ -7,6 +7,7 @@ use rustix::net::{Shutdown, shutdown};
 
 use super::*;
 use crate::core::spec::Lane;
+use crate::core::zone::FunctionNames;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
 
@@ -69,11 +70,10 @@ impl Owner {
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
         self.set_routes(name)?;
-        match routed {
-            Some(old) if old != port => self.parts.kernel.clear_route(address, old)?,
-            None => self.publish(|zone, serial| zone.with(name, address, serial)),
-            Some(_) => {}
+        if let Some(old) = routed.filter(|old| *old != port) {
+            self.parts.kernel.clear_route(address, old)?;
         }
+        self.parts.names.publish_function(FunctionNames::new(name.clone(), address, Some(port)));
         for slot in leaving {
             self.parts.kernel.clear_listener(slot)?;
             self.parts.kernel.set_pool(slot, &[])?;
@@ -184,7 +184,7 @@ impl Owner {
         // Its instances are with no branch any more, and the slots are for others.
         entry.placed.clear();
         if let Some(port) = entry.routed.take() {
-            self.publish(|zone, serial| zone.without(name, serial));
+            self.parts.names.remove_function(name);
             let cleared = [self.parts.kernel.clear_route(address, port), self.parts.kernel.clear_split(slot)];
             for error in cleared.into_iter().filter_map(Result::err) {
                 tracing::error!(function = %name, %error, "a removed function stays in the kernel's maps");
@@ -194,13 +194,6 @@ impl Owner {
             self.tell(Command::Refuse { slot: branch.slot });
             self.remove_branch(name, branch);
         }
-    }
-
-    pub(super) fn publish(&self, change: impl FnOnce(&Zone, u32) -> Zone) {
-        let serial = self.parts.store.revision().map_or(0, zone::serial);
-        let old = self.parts.zone.load_full();
-        self.parts.zone.store(Arc::new(change(&old, serial)));
-        self.parts.zone_changed.notify_one();
     }
 
     /// A listener of a function's own.
