@@ -22,9 +22,6 @@ pub(super) mod kind {
     pub const ANY: u16 = 255;
 }
 
-/// More records than these in a query are no query.
-const RECORDS_MAX: u16 = 8;
-
 /// A message is no message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -90,34 +87,46 @@ impl<'m> Reader<'m> {
         }
     }
 
-    /// Reads `count` records and returns the one that carries options (RFC 6891), of which there may be one.
-    pub(super) fn options(&mut self, before: u16, additional: u16) -> Result<Option<Edns>, Malformed> {
-        let count = before.checked_add(additional).filter(|count| *count <= RECORDS_MAX).ok_or(Malformed)?;
-        let mut edns = None;
-        for i in 0..count {
-            let is_at_root = self.message.get(self.at) == Some(&0);
+    /// Reads what may follow a question: first the SOA records that tell which serial a secondary has, then the record
+    /// that carries options (RFC 6891), if there is one.
+    pub(super) fn options(&mut self, soas: u16, additional: u16) -> Result<Option<Edns>, Malformed> {
+        for _ in 0..soas {
             self.skip_name()?;
             let kind = self.u16()?;
-            let payload = self.u16()?;
-            let [_, version, flags, _] = *self.bytes(4)? else { return Err(Malformed) };
+            self.bytes(6)?;
             let length = self.u16()?;
             self.bytes(usize::from(length))?;
-            if kind == kind::OPT {
-                let options = Edns { payload, version, dnssec_ok: flags & 0x80 != 0 };
-                if !is_at_root || i < before || edns.replace(options).is_some() {
-                    return Err(Malformed);
-                }
+            if kind != kind::SOA {
+                return Err(Malformed);
             }
         }
-        Ok(edns)
+        if additional == 0 {
+            return Ok(None);
+        }
+        // Nothing else has a meaning in a query that we can serve: no signature, no second set of options.
+        if additional > 1 || self.u8()? != 0 || self.u16()? != kind::OPT {
+            return Err(Malformed);
+        }
+        // How much the client takes: never less than our answers have (RFC 6891, 6.2.3).
+        let _payload = self.u16()?;
+        let [_, version, flags, _] = *self.bytes(4)? else { return Err(Malformed) };
+        let length = self.u16()?;
+        let end = self.at + usize::from(length);
+        while self.at < end {
+            let _code = self.u16()?;
+            let length = self.u16()?;
+            self.bytes(usize::from(length))?;
+        }
+        match self.at == end {
+            true => Ok(Some(Edns { version, dnssec_ok: flags & 0x80 != 0 })),
+            false => Err(Malformed),
+        }
     }
 }
 
 /// What the asking side can do (RFC 6891, 6.1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Edns {
-    /// The largest UDP message that it takes.
-    pub payload: u16,
     pub version: u8,
     pub dnssec_ok: bool,
 }
