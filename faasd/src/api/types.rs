@@ -49,6 +49,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::egress::Egress;
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
@@ -260,6 +261,8 @@ pub struct Function {
     pub retry_in_ms: Option<u64>,
     pub instances: Vec<Instance>,
     pub connections: Connections,
+    #[serde(default)]
+    pub egress: Egress,
 }
 
 /// What a caller would meet now.

@@ -46,6 +46,7 @@ impl Describe {
             ("  refused", Cell::new(counts.refused)),
             ("  waiting", Cell::new(counts.waiting)),
         ])?;
+        egress(context, &function)?;
         ui.print(&format!("\n{}\n", ui.bold("Instances")))?;
         if function.instances.is_empty() {
             ui.print("  none; the next connection starts one\n")?;
@@ -66,6 +67,27 @@ impl Describe {
         ui.table(["  ID", "PHASE", "PID", "REVISION", "IN FLIGHT", "STARTED", "ADOPTED", "START"], rows)?;
         events(context, &self.name).await
     }
+}
+
+/// What it connects to, if it may.
+fn egress(context: &Context, function: &Function) -> Result<(), Failure> {
+    let (spec, counts, ui) = (&function.spec, &function.egress, &context.ui);
+    if !spec.connects() {
+        return Ok(());
+    }
+    let list = |grants: Vec<String>| match grants.is_empty() {
+        true => "nothing".to_owned(),
+        false => grants.join(", "),
+    };
+    let last = counts.last_refused.map_or_else(String::new, |to| format!(" (last: {to})"));
+    ui.print(&format!("\n{}\n", ui.bold("Connects to")))?;
+    ui.pairs([
+        ("  allow", Cell::new(list(spec.allow.iter().map(ToString::to_string).collect()))),
+        ("  outside", Cell::new(list(spec.outside.iter().map(ToString::to_string).collect()))),
+        ("  made", Cell::new(format!("{} inside, {} outside", counts.inside, counts.outside))),
+        ("  refused", Cell::new(format!("{}{last}", counts.refused))),
+        ("  failed", Cell::new(counts.failed)),
+    ])
 }
 
 /// What happened to it last.

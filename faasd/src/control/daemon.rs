@@ -34,6 +34,7 @@ use crate::api::types::EventKind;
 use crate::core::paths::Paths;
 use crate::core::zone::{self, Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
+use crate::runtime::egress::{self, Egress};
 use crate::runtime::image;
 use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
@@ -147,6 +148,13 @@ async fn serve(
         tunnel: &config.interface,
         tunnel_ifindex,
     })?;
+    let egress = Arc::new(Egress::new(egress::Parts {
+        ingress: ingress.ns().try_clone()?,
+        bpf: &paths.bpf(),
+        vpn_prefix: config.vpn_prefix,
+        function_prefix: config.function_prefix,
+        upstreams: config.dns_upstreams.as_deref().filter(|upstreams| !upstreams.is_empty()),
+    })?);
     let server = config.vpn_prefix.server();
     let writes_per_second = config.api_writes_per_second;
     let sockets = DnsSockets {
@@ -177,6 +185,7 @@ async fn serve(
         logs.clone(),
         Arc::clone(&fdstore),
         Arc::clone(&secrets),
+        egress,
         messages.clone(),
     );
     let owner = Owner::restore(owner::Parts {

@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod balance;
+pub mod egress;
 pub mod image;
 pub mod invitation;
 pub mod life;

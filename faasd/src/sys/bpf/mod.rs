@@ -5,6 +5,7 @@
 //! lets go of the old one: for an instant both are attached and agree, so that no connection goes astray.
 
 mod attach;
+mod marks;
 
 use std::fs;
 use std::io;
@@ -18,6 +19,8 @@ use faasd_common::{
     BRANCHES_MAX, Config, Decision, LAYOUT, Live, POOL_SEATS_MAX, Pool, RouteKey, Split, maps,
 };
 pub use faasd_common::{Owner, Route};
+
+pub use self::marks::Marks;
 
 use crate::sys::netns::NetNs;
 
