@@ -10,7 +10,7 @@ use std::{fs, io};
 use anyhow::{Context, Result, bail, ensure};
 use faasd::core::address::VPN_PREFIX;
 use faasd::sys::notify::duplicate;
-use faasd_tests::{Bed, get};
+use faasd_tests::{Bed, eventually, get};
 use serde_json::json;
 
 use crate::outside::{Greeter, HOST, OUTSIDE, PORT, SILENT, silence};
@@ -258,11 +258,15 @@ pub fn locks() -> Result<()> {
 
     // Without the guards, the socket's own filter.
     let dir = PathBuf::from("/sys/fs/bpf").join(scene.bed.name());
-    for entry in fs::read_dir(dir)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("link_deny_") {
-            fs::remove_file(entry.path())?;
-        }
-    }
+    let pins: Vec<PathBuf> = fs::read_dir(dir)?.flatten().map(|entry| entry.path()).collect();
+    let is_guard = |pin: &&PathBuf| pin.to_string_lossy().contains("/link_deny_");
+    ensure!(pins.iter().filter(is_guard).count() == 4, "{pins:?}");
+    pins.iter().filter(is_guard).try_for_each(fs::remove_file)?;
+    eventually("the guards are gone", || {
+        let tried = made.connect_timeout(&SocketAddr::from((HOST, PORT)).into(), Duration::from_millis(50));
+        tried.map_err(|e| e.kind()) != Err(ErrorKind::PermissionDenied)
+    })?;
+    take_apart(&socket)?;
     for to in [(HOST, PORT), (Ipv6Addr::LOCALHOST, PORT), (OUTSIDE, PORT + 1)] {
         let silent = made.connect_timeout(&SocketAddr::from(to).into(), SILENCE).map_err(|e| e.kind());
         ensure!(silent == Err(ErrorKind::TimedOut), "{to:?}: {silent:?}");

@@ -215,8 +215,8 @@ except socket.gaierror as error:
 
 pub fn cold() -> Result<()> {
     let bed = Bed::joined()?;
-    target(&bed, "[scale]\nmin = 0\nprepared = 0")?;
-    ensure!(bed.describe("db")?["state"] == "cold");
+    target(&bed, "[scale]\nmin = 0\nprepared = 0\nidle = '1s'")?;
+    eventually("it is cold", || bed.describe("db").is_ok_and(|db| db["state"] == "cold"))?;
     deploy(&bed, "caller", "allow = ['db.faas:5432']")?;
     let code =
         "import urllib.request\nresult = urllib.request.urlopen('http://db.faas:5432/').read().decode()";

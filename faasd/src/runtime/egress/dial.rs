@@ -112,7 +112,7 @@ impl Caller {
                 watched.get_ref().try_clone()?
             }
         };
-        outcome(&socket)?;
+        outcome(&socket, peer)?;
         // What the function is given is not to pass for the daemon's own.
         SockRef::from(&socket).set_mark(0)?;
         Ok(Made { socket, pending: false })
@@ -120,7 +120,7 @@ impl Caller {
 }
 
 /// A socket of the host's namespace on its way to a peer, and held to it.
-fn begin_outside(wanted: &Wanted, peer: SocketAddr) -> io::Result<OwnedFd> {
+fn begin_outside(wanted: &Wanted, peer: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     let (domain, to) = match (wanted.domain, peer) {
         (AddressFamily::INET, _) => (Domain::IPV4, peer),
         // The program goes on with the kind of socket that it made.
@@ -135,7 +135,7 @@ fn begin_outside(wanted: &Wanted, peer: SocketAddr) -> io::Result<OwnedFd> {
     copy_options(&wanted.theirs, &socket)?;
     tcp::hold_to(&socket, peer)?;
     begin(&socket, to)?;
-    Ok(socket)
+    Ok((socket, to))
 }
 
 fn begin(socket: &OwnedFd, peer: SocketAddr) -> io::Result<()> {
@@ -154,11 +154,11 @@ async fn race(wanted: &Wanted, peers: Vec<SocketAddr>, deadline: Instant) -> io:
     loop {
         if let Some(peer) = left.next() {
             match begin_outside(wanted, peer) {
-                Ok(socket) => {
+                Ok((socket, to)) => {
                     let watched = Arc::new(tcp::watch_handshake(socket)?);
                     attempts.push(Arc::clone(&watched));
                     racing.push(async move {
-                        let settled = settled(&watched).await.and_then(|()| outcome(watched.get_ref()));
+                        let settled = settled(&watched).await.and_then(|()| outcome(watched.get_ref(), to));
                         settled.map(|()| watched)
                     });
                 }
@@ -200,9 +200,10 @@ async fn settled(watched: &AsyncFd<OwnedFd>) -> io::Result<()> {
     }
 }
 
-/// What became of a handshake that has ended.
-fn outcome(socket: &OwnedFd) -> io::Result<()> {
-    Ok(sockopt::socket_error(socket)??)
+/// What became of a handshake that has ended. It is asked for by the same call once more, which leaves a socket that counts
+/// as connected, as it would after a call that waited.
+fn outcome(socket: &OwnedFd, peer: SocketAddr) -> io::Result<()> {
+    SockRef::from(socket).connect(&peer.into())
 }
 
 /// A program may have said how long it wants to wait.
