@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod api;
+pub mod callers;
 pub mod cgroup;
 pub mod config;
 pub mod daemon;

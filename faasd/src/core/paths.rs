@@ -61,10 +61,10 @@ impl Paths {
         self.state.join("bundles")
     }
 
-    /// The zone file for other DNS servers.
+    /// Zone files for other DNS servers.
     #[must_use]
-    pub fn zone_file(&self) -> PathBuf {
-        self.state.join("dns/faas.db")
+    pub fn zone_files(&self) -> PathBuf {
+        self.state.join("dns")
     }
 
     /// Log files, one directory a function.
@@ -83,6 +83,12 @@ impl Paths {
     #[must_use]
     pub fn agents(&self) -> PathBuf {
         self.run.join("agents")
+    }
+
+    /// The names of all who may dial, by address.
+    #[must_use]
+    pub fn callers(&self) -> PathBuf {
+        self.run.join("callers")
     }
 
     /// Instances' secrets: a file system in memory.

@@ -11,4 +11,5 @@ pub mod readiness;
 pub mod scm;
 pub mod sock_diag;
 pub mod tun;
+pub mod udp;
 pub mod uring;

@@ -44,5 +44,11 @@ metrics! {
     API_REFUSED = "faasd_api_refused_total",
         "Requests through the tunnel that were turned away: no admin's (role), or a web page's (page).";
     DNS_QUERIES = "faasd_dns_queries_total", "Queries by outcome.";
+    DNS_REBINDS = "faasd_dns_rebinds_total",
+        "Upstreams' answers that pointed into our own network, and were stripped of that.";
+    DNS_UNCONFIRMED = "faasd_dns_notifies_unconfirmed_total",
+        "Notifications of a change that a secondary did not confirm.";
+    DNS_NAMES = "faasd_dns_names", "Names below the zone `faas.`.";
+    DNS_SERIAL = "faasd_dns_serial", "The zones' serial.";
     BUILD = "faasd_build_info", "1, with the version as a label.";
 }

@@ -98,6 +98,8 @@ pub struct ClientStatus {
     pub membership: Membership,
     /// None while disconnected.
     pub interface: Option<(Kind, InterfaceStatus)>,
+    /// What was done about names, and whether that is still so.
+    pub dns: Option<(Dns, bool)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -255,7 +257,12 @@ pub fn status(options: &Options) -> Result<ClientStatus, ClientError> {
         Some(interface) => Some((interface.kind(), interface.status()?)),
         None => None,
     };
-    Ok(ClientStatus { membership, interface })
+    let dns = dns::state(&options.name, &options.state_dir);
+    let dns = dns.filter(|_| interface.is_some()).map(|dns| {
+        let in_effect = dns::is_in_effect(&dns, &options.name);
+        (dns, in_effect)
+    });
+    Ok(ClientStatus { membership, interface, dns })
 }
 
 fn here() -> Result<NetNs, ClientError> {
@@ -371,9 +378,7 @@ fn resolve(endpoint: &str) -> Result<SocketAddr, ClientError> {
 fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Option<Duration>, Error> {
     let start = Instant::now();
     loop {
-        let status = interface.status()?;
-        let met = |peer: &super::PeerStatus| peer.public_key == server && peer.last_handshake.is_some();
-        if status.peers.iter().any(met) {
+        if interface.peer(server)?.is_some_and(|peer| peer.last_handshake.is_some()) {
             return Ok(Some(start.elapsed()));
         }
         if start.elapsed() > HANDSHAKE_DEADLINE {
