@@ -432,7 +432,7 @@ async fn changes_that_come_too_fast_are_told_when_to_come_again() {
     assert!(ask("GET /v1/functions").starts_with("HTTP/1.1 200"), "reads pass");
     assert!(ask("POST /v1/functions/x/invoke/").starts_with("HTTP/1.1 404"), "invocations pass");
     // The client waits, and then is heard.
-    let invite = Invite { name: name("laptop"), expires_in_ms: 3_600_000, endpoint: None };
+    let invite = Invite { name: name("laptop"), expires_in_ms: 3_600_000, endpoint: None, plain: false };
     client.invite(&invite).await.unwrap();
     assert_eq!(problem(client.revoke(&name("nobody")).await.unwrap_err()).0, 404);
 }
@@ -443,7 +443,7 @@ async fn answers_are_as_the_document_says() {
     let daemon = Daemon::start();
     let client = Client::new(&daemon.socket);
     deploy(&client, "hello").await;
-    client.invite(&Invite { name: name("a"), expires_in_ms: 60_000, endpoint: None }).await.unwrap();
+    client.invite(&Invite { name: name("a"), expires_in_ms: 60_000, endpoint: None, plain: false }).await.unwrap();
     let ask = |line: &str| {
         let text = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         let answer = raw(UnixStream::connect(&daemon.socket).unwrap(), &text);

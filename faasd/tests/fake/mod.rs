@@ -376,6 +376,10 @@ impl Service for Fake {
         }
     }
 
+    async fn rotate(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
+        self.join(source, join).await
+    }
+
     async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
         self.joined.lock().unwrap().push((source, join.public_key));
         Ok(())
