@@ -129,6 +129,7 @@ async fn serve(
     let network = {
         let parts = network::Parts {
             access: Arc::clone(&access),
+            files: paths.peers(),
             config: config.clone(),
             endpoint: options.endpoint.clone().or_else(|| config.endpoint.clone()),
             key,

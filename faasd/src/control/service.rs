@@ -398,6 +398,16 @@ impl Service for Daemon {
         .await
     }
 
+    async fn rotate(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
+        let (network, events) = (Arc::clone(&self.network), self.events.clone());
+        blocking(move || {
+            let name = network.rotate(source, &join)?;
+            events.record_daemon(NewEvent::new(EventKind::PeerRotated, format!("'{name}' has another key")));
+            Ok(())
+        })
+        .await
+    }
+
     fn role(&self, source: Ipv6Addr) -> Option<(FunctionName, Role)> {
         self.network.role_of(source)
     }

@@ -35,6 +35,12 @@ impl Paths {
         self.run.join("ingress")
     }
 
+    /// The peers, a file each, for others to read.
+    #[must_use]
+    pub fn peers(&self) -> PathBuf {
+        self.wireguard.join("peers")
+    }
+
     /// The desired state.
     #[must_use]
     pub fn store(&self) -> PathBuf {

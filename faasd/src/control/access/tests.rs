@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::*;
 use crate::api::types::{DefaultChange, GroupChange, RuleAction, RuleChange};
+use crate::control::callers::Callers;
 use crate::control::records::FunctionRecord;
 use crate::control::store::Embedded;
 use crate::core::access::{Access as Default, Action, Entry, Role};
@@ -89,12 +90,14 @@ impl Bed {
             while let Some(message) = inbox.blocking_recv() {
                 let Message::Guard { functions, reply } = message else { continue };
                 // As the owner does, while whoever asked waits for it.
-                functions.iter().for_each(|name| drop(asked.guard(name)));
+                functions.iter().for_each(|name| _ = asked.guard(name));
                 functions.into_iter().for_each(|name| drop(told.send(name)));
                 let _ = reply.send(Ok(()));
             }
         });
-        access.attach(Arc::clone(&memory) as Arc<dyn Enforcer>, owner).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let callers = Arc::new(Callers::open(dir.path()).unwrap());
+        access.attach(Arc::clone(&memory) as Arc<dyn Enforcer>, callers, owner).unwrap();
         Self { access, memory, guarded }
     }
 
