@@ -74,6 +74,8 @@ fn upstream(socket: &UdpSocket, ended: &AtomicBool) {
         let mut answer = buffer[..end].to_vec();
         let is_long = answer[13] == b'b';
         answer[2] |= 0x80;
+        // Recursion is available, and nothing was checked.
+        answer[3] = 0x80;
         answer[4..12].copy_from_slice(&[0, 1, 0, if is_long { 4 } else { 1 }, 0, 0, 0, 0]);
         if is_long {
             for letter in b'a'..b'e' {
