@@ -212,6 +212,7 @@ fn encode(mut answer: Message, asked: Option<&Edns>, tcp: bool) -> Option<Vec<u8
         return Some(bytes);
     }
     answer.metadata.truncation = true;
+    answer.metadata.authentic_data = false;
     answer.answers.clear();
     answer.authorities.clear();
     answer.additionals.clear();
