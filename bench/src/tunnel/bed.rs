@@ -56,7 +56,8 @@ impl Bed {
     /// Makes the namespaces and the pair between them.
     pub fn new() -> anyhow::Result<Self> {
         let bed = Self { ends: [host::fresh_netns()?, host::fresh_netns()?] };
-        let other = format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&bed.ends[1]));
+        let other =
+            format!("/proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&bed.ends[1]));
         bed.ip(0, &format!("link add bench0 type veth peer name bench0 netns {other}"))?;
         for (end, address) in [(0, address(0, 1)), (1, address(0, 2))] {
             bed.ip(end, &format!("addr add {address}/64 dev bench0 nodad"))?;
@@ -66,10 +67,15 @@ impl Bed {
     }
 
     /// Runs something in a namespace, on a thread of its own.
-    pub fn within<T: Send>(&self, end: usize, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    pub fn within<T: Send>(
+        &self,
+        end: usize,
+        work: impl FnOnce() -> anyhow::Result<T> + Send,
+    ) -> anyhow::Result<T> {
         std::thread::scope(|scope| {
             let run = || {
-                setns(self.ends[end].as_fd(), CloneFlags::CLONE_NEWNET).context("cannot enter the namespace")?;
+                setns(self.ends[end].as_fd(), CloneFlags::CLONE_NEWNET)
+                    .context("cannot enter the namespace")?;
                 work()
             };
             scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -109,9 +115,14 @@ impl Bed {
             let socket = Path::new(SOCKETS).join(format!("{}.sock", interface(end)));
             let mut process = Process { child, socket };
             let start = Instant::now();
-            while !process.socket.exists() || self.ip(end, &format!("link show {}", interface(end))).is_err() {
+            while !process.socket.exists() || self.ip(end, &format!("link show {}", interface(end))).is_err()
+            {
                 ensure!(process.child.try_wait()?.is_none(), "its process ended at once");
-                ensure!(start.elapsed() < START_DEADLINE, "it is not ready after {} s", START_DEADLINE.as_secs());
+                ensure!(
+                    start.elapsed() < START_DEADLINE,
+                    "it is not ready after {} s",
+                    START_DEADLINE.as_secs()
+                );
                 std::thread::sleep(Duration::from_millis(20));
             }
             processes.push(process);

@@ -156,7 +156,11 @@ impl Tunnel {
         }
         let known: Vec<_> = all.iter().map(|(name, _)| *name).collect();
         for name in &self.subjects {
-            ensure!(known.contains(&name.as_str()), "there is no subject `{name}`; there are {}", known.join(", "));
+            ensure!(
+                known.contains(&name.as_str()),
+                "there is no subject `{name}`; there are {}",
+                known.join(", ")
+            );
         }
         if !self.subjects.is_empty() {
             all.retain(|(name, _)| self.subjects.iter().any(|wanted| wanted == name));
@@ -169,7 +173,8 @@ impl Tunnel {
         let mut all = BTreeMap::new();
         for (index, link) in links.iter().enumerate() {
             // The handshake, and TCP's way to its speed.
-            load::bulk(bed, link, chunk / 4).with_context(|| format!("nothing passes through {}", link.name))?;
+            load::bulk(bed, link, chunk / 4)
+                .with_context(|| format!("nothing passes through {}", link.name))?;
             let round_trips = Histogram::new_with_bounds(1_000, 10_000_000_000, 3)?;
             all.insert(index, Series { bulk: Vec::new(), round_trips });
         }

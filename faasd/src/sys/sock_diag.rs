@@ -4,7 +4,7 @@
 //! what the reply names by address, port and *cookie*, which no later socket has.
 
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -85,12 +85,35 @@ pub fn destroy(ns: &NetNs, filter: &Filter) -> Result<u64, DestroyError> {
     if *filter == Filter::default() {
         return Err(DestroyError::Everything);
     }
+    end_all(ns, filter, |_, _| true)
+}
+
+/// The same for connections for which `is_to_end` holds, by this end and the other one.
+///
+/// # Errors
+/// [`DestroyError`].
+pub fn destroy_if(
+    ns: &NetNs,
+    is_to_end: impl Fn(SocketAddrV6, SocketAddrV6) -> bool,
+) -> Result<u64, DestroyError> {
+    end_all(ns, &Filter::default(), is_to_end)
+}
+
+fn end_all(
+    ns: &NetNs,
+    filter: &Filter,
+    is_to_end: impl Fn(SocketAddrV6, SocketAddrV6) -> bool,
+) -> Result<u64, DestroyError> {
     // A connection that was let in a moment ago, by what is no longer so, may not be in the kernel's table yet.
     let_softirqs_finish();
     let socket = ns.run(open).map_err(DestroyError::List)?;
     let mut count = 0;
     for _ in 0..PASSES_MAX {
-        let matching = list(&socket, filter).map_err(DestroyError::List)?;
+        let mut matching = list(&socket, filter).map_err(DestroyError::List)?;
+        matching.retain(|id| {
+            let (local, remote) = ends(id);
+            is_to_end(local, remote)
+        });
         if matching.is_empty() {
             return Ok(count);
         }
@@ -99,6 +122,14 @@ pub fn destroy(ns: &NetNs, filter: &Filter) -> Result<u64, DestroyError> {
         }
     }
     Err(DestroyError::Endless)
+}
+
+/// This end and the other one: ports and addresses stand first, in the order of the packet.
+fn ends(id: &Id) -> (SocketAddrV6, SocketAddrV6) {
+    let port = |at: usize| u16::from_be_bytes([id[at], id[at + 1]]);
+    let address = |at: usize| Ipv6Addr::from(std::array::from_fn::<u8, 16, _>(|byte| id[at + byte]));
+    let end = |address, port| SocketAddrV6::new(address, port, 0, 0);
+    (end(address(4), port(0)), end(address(20), port(2)))
 }
 
 /// Waits for an RCU grace period: whatever packet was being looked at when this was called has been dealt with.
@@ -121,9 +152,11 @@ fn open() -> io::Result<OwnedFd> {
 fn list(socket: &impl AsFd, filter: &Filter) -> io::Result<Vec<Id>> {
     let mut request = request(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, STATES, &[0; ID_BYTES]);
     let program = program(filter);
-    request.extend(((4 + program.len()) as u16).to_ne_bytes());
-    request.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
-    request.extend(program);
+    if !program.is_empty() {
+        request.extend(((4 + program.len()) as u16).to_ne_bytes());
+        request.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
+        request.extend(program);
+    }
     send_message(socket, request)?;
 
     let mut ids = Vec::new();
@@ -242,6 +275,16 @@ mod tests {
     fn nothing_ends_everything() {
         let ns = NetNs::current().unwrap();
         assert!(matches!(destroy(&ns, &Filter::default()), Err(DestroyError::Everything)));
+    }
+
+    #[test]
+    fn an_id_names_both_ends() {
+        let mut id = [0; ID_BYTES];
+        id[..4].copy_from_slice(&[0, 80, 0x9c, 0x40]);
+        id[4..20].copy_from_slice(&Ipv6Addr::LOCALHOST.octets());
+        id[35] = 2;
+        let (local, remote) = ends(&id);
+        assert_eq!((local.to_string(), remote.to_string()), ("[::1]:80".into(), "[::2]:40000".into()));
     }
 
     #[test]

@@ -31,6 +31,8 @@ metrics! {
     HANDOFF_SUM = "faasd_handoff_seconds_sum", "Seconds that all hand-offs took together.";
     HANDOFF_COUNT = "faasd_handoff_seconds_count", "Hand-offs.";
     DECISIONS = "faasd_kernel_decisions_total", "Decisions of the kernel program, by what was decided.";
+    UNROUTABLE = "faasd_ingress_unroutable_packets_total",
+        "Packets into the ingress that were refused before the kernel program: by another interface than the tunnel, from a function's address, or for nobody.";
     FUNCTIONS = "faasd_functions", "Functions that are declared.";
     PEERS = "faasd_peers", "Peers of the tunnel, by whether they have joined.";
     PEER_RECEIVED = "faasd_peer_received_bytes_total", "Bytes received from a peer.";

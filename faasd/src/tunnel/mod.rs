@@ -34,7 +34,9 @@ pub mod uapi;
 pub mod userspace;
 mod wire;
 
-pub use interface::{AllowedIp, DeviceStatus, Interface, InterfaceStatus, Kind, PeerChange, PeerConfig, PeerStatus};
+pub use interface::{
+    AllowedIp, DeviceStatus, Interface, InterfaceStatus, Kind, PeerChange, PeerConfig, PeerStatus,
+};
 pub use keys::{PrivateKey, PublicKey};
 pub use userspace::{Launch, UserspaceInterface};
 

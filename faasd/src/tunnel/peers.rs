@@ -63,7 +63,8 @@ impl Peers {
                         let key = x25519::PublicKey::from(*change.public_key.as_bytes());
                         if change.remove {
                             self.remove(device, &key).await;
-                        } else if self.set(device, key, change, set.replace_peers).await && change.endpoint.is_some()
+                        } else if self.set(device, key, change, set.replace_peers).await
+                            && change.endpoint.is_some()
                         {
                             reached.push(key);
                         }
@@ -140,8 +141,12 @@ impl Peers {
         key: &x25519::PublicKey,
         asked: &HashSet<AllowedIp>,
     ) {
-        let others: HashSet<_> =
-            asked.iter().filter_map(|ip| self.owners.get(ip)).filter(|owner| *owner != key).copied().collect();
+        let others: HashSet<_> = asked
+            .iter()
+            .filter_map(|ip| self.owners.get(ip))
+            .filter(|owner| *owner != key)
+            .copied()
+            .collect();
         for other in others {
             let Some(theirs) = self.of.get_mut(&other) else { continue };
             theirs.retain(|ip| !asked.contains(ip));

@@ -200,7 +200,9 @@ impl Message {
         let received =
             recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut self.control), MsgFlags::MSG_DONTWAIT)?;
         let cut = received.cmsgs()?.find_map(|message| match message {
-            ControlMessageOwned::UdpGroSegments(bytes) => usize::try_from(bytes).ok().filter(|bytes| *bytes > 0),
+            ControlMessageOwned::UdpGroSegments(bytes) => {
+                usize::try_from(bytes).ok().filter(|bytes| *bytes > 0)
+            }
             _ => None,
         });
         let (bytes, source) = (received.bytes, received.address.as_ref().and_then(address));

@@ -3,8 +3,8 @@
 use std::io::IoSlice;
 
 use super::{
-    ACK, GSO_TCP6, HEADER_BYTES, Header, IPV6_BYTES, NEEDS_CHECKSUM, PSH, TCP, TCP_BYTES_MIN, TCP_CHECKSUM, TCP_FLAGS,
-    fold, pseudo_header,
+    ACK, GSO_TCP6, HEADER_BYTES, Header, IPV6_BYTES, NEEDS_CHECKSUM, PSH, TCP, TCP_BYTES_MIN, TCP_CHECKSUM,
+    TCP_FLAGS, fold, pseudo_header,
 };
 
 /// Packets in one frame.
@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn what_differs_is_not_put_together() {
-        for (at, to) in [(1, 0x10), (7, 63), (IPV6_BYTES + 11, 8), (IPV6_BYTES + 14, 2), (IPV6_BYTES + 31, 3)] {
+        for (at, to) in [(1, 0x10), (7, 63), (IPV6_BYTES + 11, 8), (IPV6_BYTES + 14, 2), (IPV6_BYTES + 31, 3)]
+        {
             let mut other = packet(100, ACK, &[1; 100]);
             other[at] = to;
             assert_eq!(written(vec![packet(0, ACK, &[1; 100]), other]), [100, 100], "byte {at}");

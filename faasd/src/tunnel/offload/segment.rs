@@ -1,8 +1,8 @@
 //! Cutting what the kernel has not.
 
 use super::{
-    CWR, FIN, GSO_NONE, GSO_TCP6, HEADER_BYTES, Header, IPV6_BYTES, NEEDS_CHECKSUM, PSH, TCP_BYTES_MIN, TCP_CHECKSUM,
-    TCP_FLAGS, fold, pseudo_header, sum,
+    CWR, FIN, GSO_NONE, GSO_TCP6, HEADER_BYTES, Header, IPV6_BYTES, NEEDS_CHECKSUM, PSH, TCP_BYTES_MIN,
+    TCP_CHECKSUM, TCP_FLAGS, fold, pseudo_header, sum,
 };
 
 /// A frame that makes no sense. The kernel writes none.
@@ -107,7 +107,8 @@ impl Cut {
             && header_bytes >= IPV6_BYTES + TCP_BYTES_MIN
             && packet.first()? >> 4 == 6;
         let segment_bytes = usize::from(header.segment_bytes);
-        (is_tcp && segment_bytes > 0 && packet.len() > header_bytes).then_some(Self { header_bytes, segment_bytes })
+        (is_tcp && segment_bytes > 0 && packet.len() > header_bytes)
+            .then_some(Self { header_bytes, segment_bytes })
     }
 }
 
