@@ -216,7 +216,22 @@ impl Bed {
     }
 }
 
+/// A connection that is begun, by a thread that is in the namespace it is to come from, and not waited for.
+pub fn begin(source: Ipv6Addr, mark: Option<u32>, to: Ipv6Addr) -> Socket {
+    let socket = socket(Some(source), mark).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    assert!(socket.connect(&SocketAddr::from((to, PORT)).into()).is_err());
+    socket
+}
+
 fn connect(source: Option<Ipv6Addr>, mark: Option<u32>, to: Ipv6Addr, port: u16) -> io::Result<TcpStream> {
+    let socket = socket(source, mark)?;
+    socket.set_read_timeout(Some(DEADLINE))?;
+    socket.connect_timeout(&SocketAddr::from((to, port)).into(), DEADLINE)?;
+    Ok(socket.into())
+}
+
+fn socket(source: Option<Ipv6Addr>, mark: Option<u32>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
     if let Some(mark) = mark {
         socket.set_mark(mark)?;
@@ -225,9 +240,7 @@ fn connect(source: Option<Ipv6Addr>, mark: Option<u32>, to: Ipv6Addr, port: u16)
         socket.set_freebind_v6(true)?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
     }
-    socket.set_read_timeout(Some(DEADLINE))?;
-    socket.connect_timeout(&SocketAddr::from((to, port)).into(), DEADLINE)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 pub fn accept(listener: &OwnedFd) -> TcpStream {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::sys::bpf::Route;
-use faasd_common::Decision;
+use faasd_common::{DAEMON_MARK, Decision};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::access::{caller, decided, is_refused, subject};
-use crate::bed::{Bed, DEADLINE, PORT, accept, address, dial, peer, wait_until};
+use crate::bed::{Bed, DEADLINE, PORT, accept, address, begin, dial, peer, wait_until};
 
 /// How long nothing has to come.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -43,13 +43,14 @@ fn an_address_counts_by_its_own_way_alone() {
     bed.peers_go_by("wg1");
     let foreign = || kernel.decisions().unwrap()[Decision::Foreign as usize];
     let before = foreign();
-    let socket = bed.peers.run(|| Socket::new(Domain::IPV6, Type::STREAM, None)).unwrap();
-    socket.set_freebind_v6(true).unwrap();
-    socket.bind(&SocketAddr::from((caller(), 0)).into()).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    assert!(socket.connect(&SocketAddr::from((address(), PORT)).into()).is_err());
-    wait_until("it is refused", || foreign() == before + 1);
-    drop(socket);
+    let begun = bed.peers.run(|| Ok(begin(caller(), None, address()))).unwrap();
+    wait_until("it is refused", || foreign() > before);
+    drop(begun);
+    // A peer's, by loopback.
+    let before = foreign();
+    let begun = bed.inside(|| begin(peer(2), Some(DAEMON_MARK), address()));
+    wait_until("it is refused", || foreign() > before);
+    drop(begun);
     bed.finish(kernel);
 }
 
