@@ -291,7 +291,7 @@ fn who_changes_is_at_each_moment_the_one_or_the_other() {
         assert_eq!(refused, 0);
         changing.join().unwrap()
     });
-    assert!(changes > DIALS as u64, "{changes}");
+    assert!(changes > 100, "{changes}");
     let counts = SubjectCounts { admitted: DIALS as u64, ..SubjectCounts::default() };
     wait_until("all are accepted", || server.accepted() == DIALS as u64);
     assert!(are(kernel.access.subject_counts(7).unwrap().unwrap(), counts));
