@@ -53,6 +53,8 @@ impl Bed {
         let dir = tempfile::tempdir().unwrap();
         let ingress = Ingress::open(&dir.path().join("ingress"), FUNCTION_PREFIX).unwrap();
         let peers = NetNs::open_or_create(&dir.path().join("peers")).unwrap();
+        // Ports of clients that closed first are given again as they are to `::1`, or each search for one grows long.
+        ingress.ns().run(|| fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")).unwrap();
         let bed = Self { cgroup: cgroup::own(&name).unwrap(), name, dir, ingress, peers, _turn: turn };
         // In WireGuard's stead: what comes by it has the address that it says.
         bed.link("wg0", "wg1");
