@@ -33,6 +33,9 @@ pub struct Args {
     /// What a query to the name server costs, beside Knot and NSD, instead
     #[arg(long, conflicts_with_all = ["density", "cold"])]
     dns: bool,
+    /// What it costs to look up who connects and whether it may, instead
+    #[arg(long, conflicts_with_all = ["quick", "density", "cold"])]
+    access: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -64,6 +67,9 @@ pub fn main(args: &Args) -> Result<()> {
         return again_as_root(args);
     }
     interrupt::catch()?;
+    if args.access {
+        return measure::access(args.out.as_deref(), &args.rest);
+    }
     let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
     if args.density {
         let measured = density::run(&platform.server(), args);
@@ -103,7 +109,13 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density"), (args.cold, "--cold")] {
+    let modes = [
+        (args.quick, "--quick"),
+        (args.density, "--density"),
+        (args.cold, "--cold"),
+        (args.access, "--access"),
+    ];
+    for (wanted, flag) in modes {
         if wanted {
             command.arg(flag);
         }

@@ -119,6 +119,8 @@ async fn serve(
 
     let host = NetNs::current().context("cannot open this network namespace")?;
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
+    let server = config.vpn_prefix.server();
+    ingress.guard(&config.interface, server, config.function_prefix)?;
     let key = keys::load_or_create(&paths.wireguard)?;
     let callers = Arc::new(
         Callers::open(&paths.callers())
@@ -145,7 +147,6 @@ async fn serve(
         .index(&config.interface)?
         .with_context(|| format!("the interface {} is gone again", config.interface))?;
 
-    let server = config.vpn_prefix.server();
     let mut kernel = Kernel::load(&Attachment {
         dir: &paths.bpf(),
         ingress: ingress.ns(),

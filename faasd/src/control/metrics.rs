@@ -20,6 +20,7 @@ pub struct Snapshot {
     /// With the counters of those who serve: one for each revision.
     pub functions: Vec<Listed>,
     pub decisions: [u64; Decision::COUNT as usize],
+    pub unroutable_packets: u64,
     pub dns: DnsCounts,
     pub zone: Arc<Zone>,
     pub peers: Vec<Peer>,
@@ -107,6 +108,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     for (decision, value) in Decision::NAMES.into_iter().zip(snapshot.decisions) {
         count(names::DECISIONS, &[("decision", decision)], value);
     }
+    count(names::UNROUTABLE, &[], snapshot.unroutable_packets);
     for (joined, label) in [(true, "joined"), (false, "invited")] {
         let peers = snapshot.peers.iter().filter(|p| p.invited_until.is_none() == joined).count();
         gauge(names::PEERS, &[("state", label)], peers as f64);

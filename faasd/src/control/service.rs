@@ -108,7 +108,10 @@ impl Daemon {
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        let ingress = Arc::clone(&self.ingress);
+        let unroutable = move || ingress.unroutable_packets().map_err(|e| ApiError::failed(&e));
         Ok(Snapshot {
+            unroutable_packets: blocking(unroutable).await?,
             functions: self.ask(|reply| Message::List { prefix: String::new(), reply }).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),

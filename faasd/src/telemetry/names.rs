@@ -33,6 +33,8 @@ metrics! {
     EGRESS = "faasd_egress_connections_total",
         "Connections that functions asked for, by function and outcome: made inside or outside, refused for want of a grant, failed.";
     DECISIONS = "faasd_kernel_decisions_total", "Decisions of the kernel program, by what was decided.";
+    UNROUTABLE = "faasd_ingress_unroutable_packets_total",
+        "Packets into the ingress that were refused before the kernel program: by another interface than the tunnel, from a function's address, or for nobody.";
     FUNCTIONS = "faasd_functions", "Functions that are declared.";
     PEERS = "faasd_peers", "Peers of the tunnel, by whether they have joined.";
     PEER_RECEIVED = "faasd_peer_received_bytes_total", "Bytes received from a peer.";
