@@ -24,7 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, SockRef, Socket, Type};
 
 const PORT: u16 = 8080;
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The process is in one cgroup at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
