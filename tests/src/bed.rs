@@ -1,8 +1,8 @@
 //! The bed itself.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use faasd::sys::netns::NetNs;
 use serde_json::Value;
 
+use crate::client::Client;
 use crate::leaks::Traces;
 use crate::wireguard;
 
@@ -81,7 +82,7 @@ impl Output {
     }
 }
 
-fn run(command: &mut Command) -> Result<Output> {
+pub(crate) fn run(command: &mut Command) -> Result<Output> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
     Ok(Output {
         status: output.status.code(),
@@ -90,7 +91,7 @@ fn run(command: &mut Command) -> Result<Output> {
     })
 }
 
-/// A server and a client.
+/// A server and its clients.
 #[derive(Debug)]
 pub struct Bed {
     name: String,
@@ -101,17 +102,13 @@ pub struct Bed {
     /// Put before the daemon's own command, such as `["env", "PATH=/nowhere"]`.
     pub wrapper: Vec<String>,
     before: Traces,
-    joined: bool,
-}
-
-/// The client's side.
-#[derive(Debug)]
-pub struct Client<'a> {
-    bed: &'a Bed,
+    /// How many there are, numbered from 1.
+    clients: usize,
+    joined: BTreeSet<usize>,
 }
 
 impl Bed {
-    /// Two namespaces and a cable. No daemon runs yet.
+    /// A server and one client. No daemon runs yet.
     ///
     /// # Errors
     /// If `ip` fails.
@@ -122,26 +119,46 @@ impl Bed {
         let dir = tempfile::Builder::new().prefix(&format!("faasd-{name}-")).tempdir_in("/var/tmp")?;
         // Containers have users of their own, and must find their code below.
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let bed = Self {
+        let mut bed = Self {
             before: Traces::of(&name)?,
             name,
             dir,
             daemon: None,
             config: String::new(),
             wrapper: Vec::new(),
-            joined: false,
+            clients: 0,
+            joined: BTreeSet::new(),
         };
-        let (s, c) = (bed.netns('s'), bed.netns('c'));
-        for ns in [&s, &c] {
-            bed.ip(&["netns", "add", ns])?;
-            bed.ip(&["-n", ns, "link", "set", "lo", "up"])?;
-        }
-        bed.ip(&["link", "add", &s, "netns", &s, "type", "veth", "peer", "name", &c, "netns", &c])?;
-        for (ns, address) in [(&s, "fd00:1::1/64"), (&c, "fd00:1::2/64")] {
-            bed.ip(&["-n", ns, "addr", "add", address, "dev", ns, "nodad"])?;
-            bed.ip(&["-n", ns, "link", "set", ns, "up"])?;
-        }
+        bed.add_namespace("s")?;
+        bed.add_client()?;
         Ok(bed)
+    }
+
+    /// Another client, and a cable from the server to it. Returns its number.
+    ///
+    /// # Errors
+    /// If `ip` fails.
+    pub fn add_client(&mut self) -> Result<usize> {
+        let number = self.clients + 1;
+        ensure!(number < 10_000, "a bed has addresses for 9999 clients");
+        self.clients = number;
+        let client = self.client_at(number);
+        let (s, c) = (self.netns("s"), self.netns(&client.named("c")));
+        self.add_namespace(&client.named("c"))?;
+        // The ends of the first cable are called like their namespaces.
+        let end = self.netns(&client.named("s"));
+        self.ip(&["link", "add", &end, "netns", &s, "type", "veth", "peer", "name", &c, "netns", &c])?;
+        for (ns, link, host) in [(&s, &end, 1), (&c, &c, 2)] {
+            self.ip(&["-n", ns, "addr", "add", &format!("fd00:{number}::{host}/64"), "dev", link, "nodad"])?;
+            self.ip(&["-n", ns, "link", "set", link, "up"])?;
+        }
+        Ok(number)
+    }
+
+    fn add_namespace(&self, which: &str) -> Result<()> {
+        let ns = self.netns(which);
+        self.ip(&["netns", "add", &ns])?;
+        self.ip(&["-n", &ns, "link", "set", "lo", "up"])
     }
 
     /// A bed with a daemon that serves.
@@ -217,7 +234,7 @@ impl Bed {
         let log = File::options().create(true).append(true).open(self.path("faasd.log"))?;
         let mut command = Command::new("nsenter");
         // Not `ip netns exec`, which mounts a new /sys over the cgroups.
-        command.arg(format!("--net=/run/netns/{}", self.netns('s'))).args(&self.wrapper);
+        command.arg(format!("--net=/run/netns/{}", self.netns("s"))).args(&self.wrapper);
         command.arg(program("faasd")).arg("serve").args(self.places());
         command.args(["--endpoint", "[fd00:1::1]:51820"]).process_group(0);
         let daemon = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
@@ -266,27 +283,26 @@ impl Bed {
         }
     }
 
-    /// Invites the client and lets it join, by the real command.
+    /// Invites the first client, as `client`, and lets it join, by the real command.
     ///
     /// # Errors
     /// If it cannot.
     pub fn join(&mut self) -> Result<()> {
-        let invitation = self.faas(&["vpn", "invite", "client"])?.ok()?;
-        self.client()
-            .run(&[
-                &self.faas_path(),
-                "vpn",
-                "connect",
-                invitation.trim(),
-                "--state-dir",
-                &self.at("client"),
-                "--interface",
-                &self.netns('t'),
-                "--wireguard",
-                wireguard::choice(),
-            ])?
-            .ok()?;
-        self.joined = true;
+        self.join_as(1, "client", &[])
+    }
+
+    /// Invites a client under a name, with flags for the invitation, and lets it join.
+    ///
+    /// # Errors
+    /// If it cannot.
+    pub fn join_as(&mut self, number: usize, name: &str, flags: &[&str]) -> Result<()> {
+        // The server's end of the client's own cable.
+        let endpoint = format!("[fd00:{number}::1]:51820");
+        let invite = ["vpn", "invite", name, "--endpoint", &endpoint];
+        let invitation = self.faas(&[&invite, flags].concat())?.ok()?;
+        let connect = ["connect", invitation.trim(), "--wireguard", wireguard::choice()];
+        self.client_at(number).vpn(&connect)?.ok()?;
+        self.joined.insert(number);
         Ok(())
     }
 
@@ -368,9 +384,16 @@ impl Bed {
         self.deploy_program(name, &hello_program(), more)?.ok().map(drop)
     }
 
+    /// The first client.
     #[must_use]
     pub fn client(&self) -> Client<'_> {
-        Client { bed: self }
+        self.client_at(1)
+    }
+
+    /// The client with this number, from 1.
+    #[must_use]
+    pub fn client_at(&self, number: usize) -> Client<'_> {
+        Client { bed: self, number }
     }
 
     /// The ingress namespace of the running daemon.
@@ -386,7 +409,7 @@ impl Bed {
     /// # Errors
     /// If there is none.
     pub fn server(&self) -> io::Result<NetNs> {
-        NetNs::open(&Path::new("/run/netns").join(self.netns('s')))
+        NetNs::open(&Path::new("/run/netns").join(self.netns("s")))
     }
 
     /// Everything that this bed has on the machine now, by kind.
@@ -414,16 +437,8 @@ impl Bed {
         fs::read_to_string(self.path("faasd.log")).unwrap_or_default()
     }
 
-    fn at(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    fn faas_path(&self) -> String {
-        program("faas").display().to_string()
-    }
-
-    fn netns(&self, side: char) -> String {
-        format!("{}{side}", self.name)
+    pub(crate) fn netns(&self, which: &str) -> String {
+        format!("{}{which}", self.name)
     }
 
     fn ip(&self, arguments: &[&str]) -> Result<()> {
@@ -450,28 +465,19 @@ impl Bed {
                 errors.push(format!("{what}: {e:#}"));
             }
         };
-        if self.joined {
-            let faas = self.faas_path();
-            let left = self.client().run(&[
-                &faas,
-                "vpn",
-                "disconnect",
-                "--state-dir",
-                &self.at("client"),
-                "--interface",
-                &self.netns('t'),
-            ]);
+        for number in std::mem::take(&mut self.joined) {
+            let left = self.client_at(number).vpn(&["disconnect"]);
             tried("disconnect", left.and_then(|o| o.ok().map(drop)));
-            self.joined = false;
         }
         if self.daemon.is_some() {
             tried("stop", self.end_daemon(rustix::process::Signal::TERM).map(drop));
         }
         let mut teardown = Command::new("nsenter");
-        teardown.arg(format!("--net=/run/netns/{}", self.netns('s'))).arg(program("faasd"));
+        teardown.arg(format!("--net=/run/netns/{}", self.netns("s"))).arg(program("faasd"));
         tried("teardown", run(teardown.arg("teardown").args(self.places())).and_then(|o| o.ok().map(drop)));
-        for side in ['s', 'c'] {
-            tried("netns", self.ip(&["netns", "del", &self.netns(side)]));
+        let clients = (1..=self.clients).map(|number| self.client_at(number).named("c"));
+        for which in std::iter::once("s".to_owned()).chain(clients) {
+            tried("netns", self.ip(&["netns", "del", &self.netns(&which)]));
         }
         ensure!(errors.is_empty(), "{}\n{}", errors.join("\n"), self.log());
         Ok(())
@@ -481,96 +487,10 @@ impl Bed {
 impl Drop for Bed {
     fn drop(&mut self) {
         // After `finish` there is nothing to do; after a failed test nobody is to stumble over the rest.
-        if Path::new("/run/netns").join(self.netns('s')).exists()
+        if Path::new("/run/netns").join(self.netns("s")).exists()
             && let Err(e) = self.tear_down()
         {
             eprintln!("{e:#}");
         }
     }
-}
-
-impl Client<'_> {
-    /// Runs a program on the client, with the client's own resolv.conf.
-    ///
-    /// # Errors
-    /// If it cannot be run; that it fails is no error here.
-    pub fn run(&self, arguments: &[&str]) -> Result<Output> {
-        let resolv = self.bed.path("resolv.conf");
-        if !resolv.exists() {
-            fs::write(&resolv, "")?;
-        }
-        // A mount namespace of its own, in which the file lies over the machine's.
-        const SCRIPT: &str = r#"mount --bind "$1" /etc/resolv.conf && exec nsenter --net="$2" -- "${@:3}""#;
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "bash", "-c", SCRIPT, "bash"]).arg(&resolv);
-        command.arg(format!("/run/netns/{}", self.bed.netns('c'))).args(arguments);
-        run(&mut command)
-    }
-
-    /// `curl` a URL.
-    ///
-    /// # Errors
-    /// If it fails, also by a status of 400 and above.
-    pub fn curl(&self, url: &str) -> Result<String> {
-        self.run(&["curl", "-sS", "--fail-with-body", "--max-time", "20", url])?.ok()
-    }
-
-    /// The client's namespace.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn netns(&self) -> io::Result<NetNs> {
-        NetNs::open(&Path::new("/run/netns").join(self.bed.netns('c')))
-    }
-
-    /// Runs `work` on a thread in the client's namespace: its sockets are the client's.
-    ///
-    /// # Errors
-    /// What `work` returns.
-    pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        self.netns()?.run(work)
-    }
-
-    /// A TCP connection of the client's to a function.
-    ///
-    /// # Errors
-    /// Those of `connect(2)`.
-    pub fn connect(&self, address: Ipv6Addr, port: u16) -> io::Result<TcpStream> {
-        self.within(|| {
-            let stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), DEADLINE)?;
-            stream.set_read_timeout(Some(DEADLINE))?;
-            stream.set_nodelay(true)?;
-            Ok(stream)
-        })
-    }
-}
-
-/// One request on a connection that is kept alive: the status and the body.
-///
-/// # Errors
-/// Those of the socket, and of an answer that is none.
-pub fn get(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>)> {
-    exchange(stream, path).map(|(status, body, _)| (status, body))
-}
-
-/// The same, and whether the answer says that it is the connection's last.
-///
-/// # Errors
-/// As [`get`].
-pub fn exchange(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>, bool)> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")?;
-    let invalid = || io::Error::from(io::ErrorKind::InvalidData);
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).map_err(|_| invalid())?.to_ascii_lowercase();
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(invalid)?;
-    let length = head.lines().find_map(|l| l.strip_prefix("content-length:")?.trim().parse().ok());
-    let mut body = vec![0; length.ok_or_else(invalid)?];
-    stream.read_exact(&mut body)?;
-    let is_last = head.lines().any(|line| line.trim_end() == "connection: close");
-    Ok((status, body, is_last))
 }

@@ -53,9 +53,13 @@ pub struct Traffic {
 
 /// Name a revision, or take a name away
 ///
-/// An alias can stand wherever a revision is asked for. A revision that has one is kept.
+/// An alias can stand wherever a revision is asked for. A revision that has one is kept, and is reached at
+/// ALIAS.FUNCTION.faas and vNUMBER.FUNCTION.faas also when it has no share of the traffic: it is started by the first
+/// connection.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  faas alias hello stable v3\n  faas alias hello stable --rm")]
+#[command(
+    after_help = "Examples:\n  faas alias hello stable v3\n  faas alias hello next v4      # try it out: curl http://next.hello.faas/\n  faas alias hello stable --rm"
+)]
 pub struct Alias {
     /// The function
     name: FunctionName,

@@ -224,7 +224,7 @@ impl Instances {
         &self,
         key: u32,
         record: &RevisionRecord,
-        address: SocketAddr,
+        addresses: &[SocketAddr],
         found: Adopted,
         mut kept: Vec<OwnedFd>,
     ) -> Option<Live> {
@@ -235,7 +235,7 @@ impl Instances {
             Lane::HandOff => None,
             // Nobody keeps it but the instance: were it kept elsewhere, it would go on taking connections after the
             // instance's death, for as long as no daemon is there to hear of it.
-            Lane::Warm => match find_listener(&self.runtime.processes(&found.id), address) {
+            Lane::Warm => match find_listener(&self.runtime.processes(&found.id), addresses) {
                 // One that was asked to finish has closed it.
                 None if page.draining() => None,
                 listener => Some(listener?),

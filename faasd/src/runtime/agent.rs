@@ -211,10 +211,10 @@ fn port(address: &[u8]) -> Option<(AddressFamily, u16)> {
     matches!(family, AddressFamily::INET | AddressFamily::INET6).then_some((family, port))
 }
 
-/// The listener bound to `address` among the descriptors of `processes`, and who has it: how a new daemon gets hold of it
+/// The listener bound to one of `addresses` among the descriptors of `processes`, and who has it: how a new daemon gets hold of it
 /// again, since nobody but the server keeps it.
 #[must_use]
-pub fn find_listener(processes: &[u32], address: SocketAddr) -> Option<(u32, OwnedFd)> {
+pub fn find_listener(processes: &[u32], addresses: &[SocketAddr]) -> Option<(u32, OwnedFd)> {
     processes.iter().find_map(|process| {
         let mut numbers: Vec<RawFd> = std::fs::read_dir(format!("/proc/{process}/fd"))
             .ok()?
@@ -230,8 +230,9 @@ pub fn find_listener(processes: &[u32], address: SocketAddr) -> Option<(u32, Own
         numbers.into_iter().find_map(|number| {
             let socket = crate::sys::notify::duplicate(*process, number).ok()?;
             let bound = rustix::net::getsockname(&socket).ok().and_then(|a| SocketAddr::try_from(a).ok());
-            (bound == Some(address) && sockopt::socket_acceptconn(&socket).unwrap_or(false))
-                .then_some((*process, socket))
+            (bound.is_some_and(|bound| addresses.contains(&bound))
+                && sockopt::socket_acceptconn(&socket).unwrap_or(false))
+            .then_some((*process, socket))
         })
     })
 }

@@ -9,5 +9,6 @@ pub mod notify;
 pub mod pidfd;
 pub mod readiness;
 pub mod scm;
+pub mod sock_diag;
 pub mod tun;
 pub mod uring;

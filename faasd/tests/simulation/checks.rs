@@ -1,6 +1,6 @@
 //! What must hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use faasd::core::life::{Action, Event, Outlook, Phase, Share};
@@ -14,6 +14,7 @@ pub struct Picture {
     is_sample: bool,
     was_removed: bool,
     takers: BTreeMap<u64, usize>,
+    weighed: BTreeSet<u64>,
     planned: usize,
 }
 
@@ -29,6 +30,7 @@ impl World {
             is_sample: matches!(event, Event::Load { .. }),
             was_removed: self.life.is_removed(),
             takers: self.routed.iter().map(taken).collect(),
+            weighed: self.routed.iter().filter(|s| s.weight > 0).map(|s| s.revision.number).collect(),
             planned: self.plans.len(),
         }
     }
@@ -69,7 +71,9 @@ impl World {
                 let Some(container) = self.containers.get(key) else {
                     return Err(format!("{key} is unknown"));
                 };
-                let is_surplus = self.share(container.revision.number).is_some();
+                let number = container.revision.number;
+                let is_demoted = |share: &Share| share.weight == 0 && before.weighed.contains(&number);
+                let is_surplus = self.share(number).is_some_and(|share| !is_demoted(share));
                 ensure(!is_surplus || self.open(*key) == 0, || format!("{key} is drained with connections"))?;
                 ensure(!is_surplus || !container.takes(), || {
                     format!("{key} is drained and was not withdrawn")
@@ -88,7 +92,8 @@ impl World {
             Action::Commit { plan } => {
                 ensure(self.plans.contains_key(plan), || format!("plan {plan} is answered already"))?;
                 let plan = &self.plans[plan];
-                let proven = plan.shares.iter().map(|share| share.revision).chain(plan.prove);
+                let weighed = plan.shares.iter().filter(|share| share.weight > 0);
+                let proven = weighed.map(|share| share.revision).chain(plan.prove);
                 for revision in proven {
                     let shown = self.containers.iter().any(|(key, c)| {
                         let phase = self.life.phase(*key);
@@ -133,9 +138,11 @@ impl World {
             return Ok(());
         }
         let revision = container.revision;
-        ensure(self.share(revision.number).is_some(), || format!("{key} is withdrawn and has no share"))?;
+        let Some(share) = self.share(revision.number) else {
+            return Err(format!("{key} is withdrawn and has no share"));
+        };
         let admitted = self.containers.values().filter(|c| c.revision == revision && c.admitted).count();
-        ensure(admitted > revision.min as usize, || format!("{key} is withdrawn, one of the fewest"))?;
+        ensure(admitted > share.scaled().min as usize, || format!("{key} is withdrawn, one of the fewest"))?;
         if admitted > 1 {
             return Ok(());
         }
@@ -182,7 +189,7 @@ impl World {
             })?;
             let has_pause = self.life.retry_at().is_some() || self.life.failures() >= 3;
             let counted = self.counted_on(number);
-            ensure(has_pause || counted >= share.revision.min.into(), || {
+            ensure(has_pause || counted >= share.scaled().min.into(), || {
                 format!("v{number} has {counted} instances, and nothing is done")
             })?;
         }
@@ -283,7 +290,7 @@ impl World {
             };
             let has_taker = of_share().any(|(key, _)| self.life.takes_connections(*key) || is_coming(*key));
             let is_cold = share.revision.min == 0 && self.life.reason().is_some();
-            ensure(has_taker || is_cold || self.life.retry_at().is_some(), || {
+            ensure(share.weight == 0 || has_taker || is_cold || self.life.retry_at().is_some(), || {
                 format!("v{} serves, and has no taker", share.revision.number)
             })?;
             let ready = of_share()
@@ -305,7 +312,7 @@ impl World {
         ensure(self.shed.is_empty(), || format!("still refused: {:?}", self.shed))?;
         for share in &self.routed {
             let takers = self.takers(share.revision.number).len();
-            ensure(takers >= share.revision.min as usize, || {
+            ensure(takers >= share.scaled().min as usize, || {
                 format!("v{} lacks instances", share.revision.number)
             })?;
         }
@@ -320,7 +327,7 @@ impl World {
     pub fn check_rest(&self) -> Check {
         self.check_calm()?;
         for share in &self.routed {
-            let revision = share.revision;
+            let revision = share.scaled();
             let of_stage = |stages: &[Stage]| {
                 let wanted = |c: &&_| is_of(c, revision.number, stages);
                 self.containers.values().filter(wanted).count() as u32
@@ -331,7 +338,7 @@ impl World {
             let prepared = revision.prepared.min(revision.max - revision.min);
             ensure(held == prepared, || format!("v{number} rests with {held} prepared"))?;
         }
-        let wants = self.routed.iter().any(|share| share.revision.min > 0);
+        let wants = self.routed.iter().any(|share| share.scaled().min > 0);
         let outlook = if wants { Outlook::Warm } else { Outlook::Cold };
         ensure(self.life.outlook() == outlook, || format!("at rest it looks {:?}", self.life.outlook()))?;
         let tick = self.life.next_tick();

@@ -143,8 +143,14 @@ impl World {
         self.plan(shares, prove)
     }
 
-    fn plan(&mut self, shares: Vec<Share>, prove: Option<Revision>) -> Check {
+    fn plan(&mut self, mut shares: Vec<Share>, prove: Option<Revision>) -> Check {
         self.last_plan += 1;
+        // Some keep a name of their own.
+        for revision in self.revisions.iter().rev().take(REMEMBERED) {
+            if self.rng.chance(20) && shares.iter().all(|share| share.revision != *revision) {
+                shares.push(Share { revision: *revision, weight: 0 });
+            }
+        }
         let plan = Plan { id: self.last_plan, shares, prove };
         // Whoever asks for a revision gives it another chance.
         let numbers = plan.shares.iter().map(|share| share.revision.number);

@@ -224,15 +224,17 @@ impl World {
         self.containers.iter().filter_map(takes).collect()
     }
 
-    /// A connection arrives, by chance at one of the revisions that are routed. `is_short` closes it at once.
+    /// A connection arrives: by chance at one of the revisions that are routed, or at one by its own name. `is_short`
+    /// closes it at once.
     pub fn connect(&mut self, is_short: bool) -> Check {
+        let by_name = self.rng.pick(&self.routed).filter(|_| self.rng.chance(15));
         let mut draw = self.rng.below(100);
         let hit = |share: &&Share| {
             let is_hit = draw < u64::from(share.weight);
             draw = draw.saturating_sub(share.weight.into());
             is_hit
         };
-        let Some(share) = self.routed.iter().find(hit).copied() else { return Ok(()) };
+        let Some(share) = by_name.or_else(|| self.routed.iter().find(hit).copied()) else { return Ok(()) };
         let revision = share.revision.number;
         *self.arrived.entry(revision).or_default() += 1;
         self.last_arrival.insert(revision, self.now);
@@ -380,7 +382,8 @@ impl World {
         let container = self.containers.remove(&key)?;
         let revision = container.revision;
         let concerns = |plan: &&Plan| {
-            plan.shares.iter().map(|share| share.revision).chain(plan.prove).any(|one| one == revision)
+            let weighed = plan.shares.iter().filter(|share| share.weight > 0);
+            weighed.map(|share| share.revision).chain(plan.prove).any(|one| one == revision)
         };
         let is_proof =
             matches!(self.life.phase(key), Some(Phase::Starting { .. })) && self.recording.is_none();

@@ -13,6 +13,7 @@ fn main() {
     run(vec![
         shared("connections_are_given_by_weight", traffic::split),
         shared("a_revision_without_traffic_only_shows_that_it_can", traffic::canary),
+        shared("a_revision_with_a_name_is_reached_by_it", traffic::by_name),
         shared("a_rollback_goes_back_and_forth", traffic::rollback),
         shared("what_names_no_revision_is_refused", traffic::refusals),
         shared("only_some_revisions_are_kept", traffic::kept),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use faasd::core::address::FUNCTION_PREFIX;
 use faasd_tests::{Bed, Load, address, get, ready, until};
 
 use crate::code::{KINDS, Kind, deploy};
@@ -71,6 +72,46 @@ pub fn canary() -> Result<()> {
     ensure!(why.contains("did not become ready"), "{why}");
     ensure!(bed.client().curl("http://hello.faas/")? == "two");
     bed.finish()
+}
+
+pub fn by_name() -> Result<()> {
+    let mut bed = Bed::joined()?;
+    for (kind, name) in KINDS.into_iter().zip(["handler", "server"]) {
+        deploy(&bed, kind, name, "one", "", &[])?;
+        deploy(&bed, kind, name, "two", "port = 81\n", &["--no-traffic"])?;
+        ensure!(refused(&bed, name, "v2", 81)?, "{name}: v2 is reached without a name or a share");
+        // With a name it is reached by that and by its number, from nothing, at its own port; and nobody else is.
+        bed.faas(&["alias", name, "next", "v2"])?.ok()?;
+        for host in ["v2", "v2"] {
+            ensure!(bed.client().curl(&own(name, host, 81))? == "two");
+        }
+        ensure!(bed.client().curl(&own(name, "v1", 80))? == "one");
+        ensure!(answers(&bed, name, 40)? == BTreeMap::from([("one".to_owned(), 40)]));
+        // Whoever serves no more and has no name is out of reach; one that has, is not.
+        deploy(&bed, kind, name, "three", "", &[])?;
+        ensure!(refused(&bed, name, "v1", 80)?, "{name}: v1 serves no more");
+        ensure!(answers(&bed, name, 40)? == BTreeMap::from([("three".to_owned(), 40)]));
+        ensure!(bed.client().curl(&own(name, "v2", 81))? == "two");
+        until(&bed, name, "what served before has ended", |f| ready(f).len() <= 2)?;
+    }
+    // So it is on record.
+    bed.end_daemon(rustix::process::Signal::KILL)?;
+    bed.serve()?;
+    for name in ["handler", "server"] {
+        ensure!(bed.client().curl(&own(name, "v2", 81))? == "two");
+        ensure!(bed.client().curl(&format!("http://{name}.faas/"))? == "three");
+        bed.faas(&["alias", name, "next", "--rm"])?.ok()?;
+        ensure!(refused(&bed, name, "v2", 81)?, "{name}: v2 has no name any more");
+    }
+    bed.finish()
+}
+
+/// Whether nobody is there at a revision's own address.
+fn refused(bed: &Bed, name: &str, revision: &str, port: u16) -> Result<bool> {
+    let revision: u64 = revision.trim_start_matches('v').parse()?;
+    let address = FUNCTION_PREFIX.revision(&name.parse()?, revision);
+    let dialled = bed.client().within(|| Ok(std::net::TcpStream::connect((address, port))))?;
+    Ok(dialled.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused))
 }
 
 pub fn rollback() -> Result<()> {
@@ -168,4 +209,9 @@ pub fn under_load() -> Result<()> {
         slow.finish().with_context(|| format!("{name}: while it was scaled in"))?;
     }
     bed.finish()
+}
+
+fn own(name: &str, revision: &str, port: u16) -> String {
+    let revision: u64 = revision.trim_start_matches('v').parse().unwrap();
+    format!("http://[{}]:{port}/", FUNCTION_PREFIX.revision(&name.parse().unwrap(), revision))
 }

@@ -6,6 +6,7 @@
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
+use crate::core::access::Guard;
 use crate::core::spec::Lane;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
@@ -38,8 +39,8 @@ impl Owner {
     ) -> anyhow::Result<()> {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let Some(record) = entry.record.clone() else { return Ok(()) };
-        let port = record.shares.first().and_then(|share| entry.revisions.get(&share.revision));
-        let Some(port) = port.map(|record| record.spec.port) else { return Ok(()) };
+        let primary = record.primary().and_then(|revision| entry.revisions.get(&revision));
+        let Some(port) = primary.map(|record| record.spec.port) else { return Ok(()) };
         let mut before = std::mem::take(&mut entry.branches);
         for share in &record.shares {
             // A revision is relieved by itself alone: it does not refuse because the one before it did.
@@ -66,6 +67,9 @@ impl Owner {
         }
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let (address, routed) = (entry.address, entry.routed.replace(port));
+        // Known before it is reachable, and before it can call.
+        self.parts.access.show_function(name, record.subject, address);
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
         self.set_routes(name)?;
@@ -101,7 +105,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Tells the kernel program who serves by which weight.
+    /// Tells the kernel program who serves by which weight, and for whom. The one place where a function's route is set.
     pub(super) fn set_routes(&mut self, name: &FunctionName) -> Result<(), BpfError> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let Some(port) = entry.routed else { return Ok(()) };
@@ -109,21 +113,59 @@ impl Owner {
         let branches: Vec<_> = entry
             .branches
             .values()
+            .filter(|branch| branch.weight > 0)
             .map(|branch| bpf::Branch { slot: branch.slot, weight: branch.weight, shed: branch.shed })
             .collect();
+        let by_name: BTreeMap<u64, (Ipv6Addr, u16)> = entry
+            .branches
+            .keys()
+            .filter_map(|n| {
+                let port = entry.revisions.get(n)?.spec.port;
+                Some((*n, (self.parts.config.function_prefix.revision(name, *n), port)))
+            })
+            .collect();
+        let ports = by_name.values().map(|(_, port)| *port).chain([port]);
+        self.parts.access.show_ports(name, ports);
+        let guard = guard_flags(self.parts.access.guard(name));
+        // Whatever address is dialled, the rules are the function's.
+        let route = |slot, flags| Route { slot, flags: flags | guard, function: bpf::words(address) };
+        let to = |slot, shed| route(slot, if shed { Route::SHED } else { 0 });
         let kernel = &mut self.parts.kernel;
         match branches[..] {
-            [] => Ok(()),
+            [] => {}
             [bpf::Branch { slot: branch, shed, .. }] => {
-                let flags = if shed { Route::SHED } else { 0 };
                 // For whoever has read the route just before.
                 kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, Route { flags, ..Route::to(branch) })
+                kernel.set_route(address, port, to(branch, shed))?;
             }
             _ => {
                 kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, Route { flags: Route::SPLIT, ..Route::to(slot) })
+                kernel.set_route(address, port, route(slot, Route::SPLIT))?;
             }
+        }
+        for (number, &(address, port)) in &by_name {
+            let branch = &entry.branches[number];
+            kernel.set_route(address, port, to(branch.slot, branch.shed))?;
+        }
+        for (_, (address, port)) in
+            entry.routed_revisions.iter().filter(|gone| by_name.get(gone.0) != Some(gone.1))
+        {
+            kernel.clear_route(*address, *port)?;
+        }
+        if let Some(entry) = self.functions.get_mut(name) {
+            entry.routed_revisions = by_name;
+        }
+        Ok(())
+    }
+
+    /// Where the listener of a revision's branch may be bound. One that is reached by its own name alone is to have an
+    /// address of its own, so that what waits for the function never moves there; one that has had a share may stay where
+    /// it is.
+    pub(super) fn homes(&self, name: &FunctionName, revision: u64, weight: u32) -> Vec<Ipv6Addr> {
+        let prefix = self.parts.config.function_prefix;
+        match weight {
+            0 => vec![prefix.revision(name, revision), prefix.function(name)],
+            _ => vec![prefix.function(name)],
         }
     }
 
@@ -181,11 +223,14 @@ impl Owner {
         let (slot, address) = (entry.slot, entry.address);
         let branches: Vec<_> = std::mem::take(&mut entry.branches).into_values().collect();
         let leaving = std::mem::take(&mut entry.leaving);
+        let by_name = std::mem::take(&mut entry.routed_revisions);
         // Its instances are with no branch any more, and the slots are for others.
         entry.placed.clear();
         if let Some(port) = entry.routed.take() {
             self.publish(|zone, serial| zone.without(name, serial));
-            let cleared = [self.parts.kernel.clear_route(address, port), self.parts.kernel.clear_split(slot)];
+            let kernel = &mut self.parts.kernel;
+            let mut cleared = vec![kernel.clear_route(address, port), kernel.clear_split(slot)];
+            cleared.extend(by_name.into_values().map(|(address, port)| kernel.clear_route(address, port)));
             for error in cleared.into_iter().filter_map(Result::err) {
                 tracing::error!(function = %name, %error, "a removed function stays in the kernel's maps");
             }
@@ -289,9 +334,16 @@ impl Owner {
     }
 }
 
+/// What a route says of who may come.
+fn guard_flags(guard: Guard) -> u32 {
+    let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+    flag(guard.guarded, Route::GUARDED) | flag(guard.closed, Route::CLOSED)
+}
+
 /// Who takes connections that an acceptor has accepted: the branch with the largest share of those on the hand-off lane.
 fn heir(entry: &Entry) -> Option<u32> {
-    let takes = |(revision, _): &(&u64, &Branch)| takes_from_acceptor(entry, **revision);
+    let takes =
+        |(revision, branch): &(&u64, &Branch)| branch.weight > 0 && takes_from_acceptor(entry, **revision);
     let heir = entry.branches.iter().filter(takes).max_by_key(|(_, branch)| branch.weight);
     heir.map(|(_, branch)| branch.slot)
 }
@@ -299,4 +351,11 @@ fn heir(entry: &Entry) -> Option<u32> {
 /// Whether a revision's instances are given connections by an acceptor.
 fn takes_from_acceptor(entry: &Entry, revision: u64) -> bool {
     entry.revisions.get(&revision).is_some_and(|record| record.spec.lane() == Lane::HandOff)
+}
+
+/// Whether a listener is at one of these addresses, and at this port.
+pub(super) fn is_bound_to(listener: &OwnedFd, addresses: &[Ipv6Addr], port: u16) -> bool {
+    let bound =
+        rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
+    bound.is_some_and(|bound| addresses.contains(bound.ip()) && bound.port() == port)
 }

@@ -1,7 +1,10 @@
 //! Changes of who serves: a deploy, a rollback, other shares. Each becomes a plan of the policy's, goes on record when the
 //! policy says so, and is then in effect.
 
+use std::collections::BTreeSet;
+
 use super::*;
+use crate::control::owner::branches::is_bound_to;
 use crate::core::life::{Revision, Share};
 use crate::core::revision::{ALIASES_MAX, RevisionName, WantedShare, check_shares};
 use crate::core::spec::FunctionSpec;
@@ -24,15 +27,18 @@ pub enum Wanted {
     Traffic(Vec<WantedShare>),
     /// Who served before the last change.
     Rollback,
+    /// A name for a revision, or without one no such name any more.
+    Alias { alias: Alias, revision: Option<u64> },
 }
 
 /// A change under way.
 pub(super) struct Change {
-    /// Revisions and weights.
+    /// Revisions and weights; of 0 for those that have an alias and nothing else.
     shares: Vec<(u64, u32)>,
+    aliases: BTreeMap<Alias, u64>,
     /// The revision that is deployed by it.
     new: Option<u64>,
-    is_rollback: bool,
+    kind: Kind,
     reply: Reply<Function>,
     /// Why it could not go on record.
     error: Option<ApiError>,
@@ -40,17 +46,33 @@ pub(super) struct Change {
     listeners: BTreeMap<u32, OwnedFd>,
 }
 
+/// What a change is to whoever looks back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Deploy,
+    Traffic,
+    Rollback,
+    Alias,
+}
+
 impl Change {
     /// What to tell of it when it is in effect.
     fn event(&self) -> NewEvent {
-        let shares: Vec<_> =
-            self.shares.iter().map(|(number, weight)| format!("v{number} {weight}%")).collect();
-        let shares = shares.join(", ");
-        match (self.new, self.is_rollback) {
-            (Some(new), _) => NewEvent::new(EventKind::Deployed, shares).revision(new),
-            (None, true) => NewEvent::new(EventKind::RolledBack, shares),
-            (None, false) => NewEvent::new(EventKind::TrafficChanged, shares),
+        let list = |of: Vec<String>| of.join(", ");
+        let shares = || list(self.weighed().map(|(number, weight)| format!("v{number} {weight}%")).collect());
+        let aliases =
+            || list(self.aliases.iter().map(|(alias, number)| format!("{alias} is v{number}")).collect());
+        match self.kind {
+            Kind::Deploy => NewEvent { revision: self.new, ..NewEvent::new(EventKind::Deployed, shares()) },
+            Kind::Rollback => NewEvent::new(EventKind::RolledBack, shares()),
+            Kind::Traffic => NewEvent::new(EventKind::TrafficChanged, shares()),
+            Kind::Alias => NewEvent::new(EventKind::AliasesChanged, aliases()),
         }
+    }
+
+    /// Those that the function's connections are shared out to.
+    pub(super) fn weighed(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.shares.iter().copied().filter(|(_, weight)| *weight > 0)
     }
 
     /// Whether it is this revision's deploy.
@@ -61,7 +83,15 @@ impl Change {
 
 impl Owner {
     pub(super) async fn change(&mut self, name: FunctionName, wanted: Wanted, reply: Reply<Function>) {
-        let is_rollback = matches!(wanted, Wanted::Rollback);
+        let kind = match &wanted {
+            Wanted::Deploy { .. } => Kind::Deploy,
+            Wanted::Traffic(_) => Kind::Traffic,
+            Wanted::Rollback => Kind::Rollback,
+            Wanted::Alias { .. } => Kind::Alias,
+        };
+        let entry = self.functions.get(&name);
+        let mut aliases =
+            entry.and_then(|entry| Some(entry.record.as_ref()?.aliases.clone())).unwrap_or_default();
         let checked = match wanted {
             Wanted::Deploy { image, dependencies, spec, serve, force, condition } => {
                 let met = self.meets(&name, &condition);
@@ -81,8 +111,11 @@ impl Owner {
             }
             Wanted::Traffic(shares) => self.resolve(&name, &shares).map(|shares| (shares, None)),
             Wanted::Rollback => self.previous(&name).map(|shares| (shares, None)),
+            Wanted::Alias { alias, revision } => self
+                .set_alias(&name, &mut aliases, alias, revision)
+                .and_then(|()| Ok((self.present(&name)?, None))),
         };
-        let (shares, new) = match checked.and_then(|(shares, new)| {
+        let (mut shares, new) = match checked.and_then(|(shares, new)| {
             self.check_ports(&name, &shares, new.as_ref())?;
             Ok((shares, new))
         }) {
@@ -98,6 +131,14 @@ impl Owner {
         self.next_plan += 1;
         let id = self.next_plan;
         let Some(entry) = self.functions.get_mut(&name) else { return };
+        // What has a name is reached by it.
+        let named: BTreeSet<u64> =
+            aliases.values().copied().filter(|n| entry.revisions.contains_key(n)).collect();
+        for number in named {
+            if shares.iter().all(|(other, _)| *other != number) {
+                shares.push((number, 0));
+            }
+        }
         let number = new.as_ref().map(|record| record.revision);
         if let Some(record) = new {
             entry.newest = record.revision;
@@ -113,7 +154,7 @@ impl Owner {
             prove: number.filter(|new| shares.iter().all(|(number, _)| number != new)).and_then(of),
         };
         let change =
-            Change { shares, new: number, is_rollback, reply, error: None, listeners: BTreeMap::new() };
+            Change { shares, aliases, new: number, kind, reply, error: None, listeners: BTreeMap::new() };
         // The policy is about to abandon what it overtakes.
         for overtaken in entry.changes.values_mut() {
             let title = format!("another change of '{name}' overtook this one");
@@ -146,8 +187,9 @@ impl Owner {
     /// The function, if it is what a deploy of this would make it, but for the revision's number.
     fn as_declared(&self, wanted: &RevisionRecord) -> Option<Function> {
         let entry = self.functions.get(&wanted.name)?;
-        let [share] = entry.record.as_ref()?.shares.as_slice() else { return None };
-        let present = entry.revisions.get(&share.revision)?;
+        let record = entry.record.as_ref()?;
+        let serving = record.primary().filter(|_| record.weighed().count() == 1)?;
+        let present = entry.revisions.get(&serving)?;
         let is_same = entry.changes.is_empty()
             && (&present.image, &present.root, &present.dependencies, &present.spec)
                 == (&wanted.image, &wanted.root, &wanted.dependencies, &wanted.spec);
@@ -208,7 +250,7 @@ impl Owner {
             title: format!("'{name}' has no revision that serves"),
             detail: Some("deploy the first one with traffic".to_owned()),
         })?;
-        Ok(record.shares.iter().map(|share| (share.revision, share.weight)).collect())
+        Ok(record.weighed().collect())
     }
 
     /// Who served before the last change.
@@ -232,11 +274,9 @@ impl Owner {
         for share in shares {
             let number = match &share.revision {
                 RevisionName::Number(number) => *number,
-                RevisionName::Alias(alias) => *record.aliases.get(alias).ok_or_else(|| {
-                    let known = record.aliases.keys().map(Alias::as_str);
-                    let near = super::super::api::nearest(alias.as_str(), known).map(str::to_owned);
-                    ApiError::NotFound { what: format!("alias '{alias}' of '{name}'"), suggestion: near }
-                })?,
+                RevisionName::Alias(alias) => {
+                    *record.aliases.get(alias).ok_or_else(|| no_alias(name, alias, record.aliases.keys()))?
+                }
             };
             known(entry, name, number)?;
             if found.iter().any(|(other, _)| *other == number) {
@@ -292,12 +332,14 @@ impl Owner {
         let change = entry.changes.get(&plan).ok_or_else(overtaken)?;
         let slots = slots(entry, &change.shares, used)
             .ok_or_else(|| ApiError::conflict("there is no room for another revision with traffic"))?;
-        let port = change.shares.first().and_then(|(number, _)| entry.revisions.get(number));
-        let port = port.map(|record| record.spec.port).ok_or_else(overtaken)?;
-        let keeps = |slot: u32| entry.routed == Some(port) && entry.branches.values().any(|b| b.slot == slot);
         let mut listeners = BTreeMap::new();
-        for &slot in slots.iter().filter(|slot| !keeps(**slot)) {
-            listeners.insert(slot, self.listener(entry.address, port).map_err(|e| failure(&e))?);
+        for (&(number, weight), &slot) in change.shares.iter().zip(&slots) {
+            let port = entry.revisions.get(&number).map(|record| record.spec.port).ok_or_else(overtaken)?;
+            let homes = self.homes(name, number, weight);
+            let is_fit = |branch: &Branch| branch.slot == slot && is_bound_to(&branch.listener, &homes, port);
+            if !entry.branches.values().any(is_fit) {
+                listeners.insert(slot, self.listener(homes[0], port).map_err(|e| failure(&e))?);
+            }
         }
         let shares: Vec<ShareRecord> = change
             .shares
@@ -306,19 +348,19 @@ impl Owner {
             .map(|(&(revision, weight), slot)| ShareRecord { revision, weight, slot })
             .collect();
         let old = entry.record.as_ref();
-        let was: Vec<(u64, u32)> =
-            old.into_iter().flat_map(|r| &r.shares).map(|share| (share.revision, share.weight)).collect();
+        let was: Vec<(u64, u32)> = old.into_iter().flat_map(FunctionRecord::weighed).collect();
         let record = FunctionRecord {
             name: name.clone(),
             slot: entry.slot,
+            subject: old.map_or_else(|| self.parts.access.fresh_number(), |record| record.subject),
             newest: change.new.into_iter().chain(old.map(|r| r.newest)).max().unwrap_or_default(),
             shares,
-            previous: if was == change.shares {
+            previous: if change.weighed().eq(was.iter().copied()) {
                 old.map(|r| r.previous.clone()).unwrap_or_default()
             } else {
                 was
             },
-            aliases: old.map(|r| r.aliases.clone()).unwrap_or_default(),
+            aliases: change.aliases.clone(),
         };
         let new = change.new.and_then(|number| entry.revisions.get(&number)).cloned();
         self.put(&record, new.as_ref()).await?;
@@ -380,58 +422,64 @@ impl Owner {
         drop(change.reply.send(Err(error)));
     }
 
-    /// Names a revision, or takes the name away.
-    pub(super) async fn alias(
-        &mut self,
+    /// The aliases of a function with this one for a revision, or without it.
+    fn set_alias(
+        &self,
         name: &FunctionName,
+        aliases: &mut BTreeMap<Alias, u64>,
         alias: Alias,
         revision: Option<u64>,
-    ) -> Result<Function, ApiError> {
-        let (entry, record) = self.record_of(name)?;
-        let mut record = record.clone();
+    ) -> Result<(), ApiError> {
+        let (entry, _) = self.record_of(name)?;
+        // It takes no time, and is no reason to give up what does.
+        if !entry.changes.is_empty() {
+            return Err(ApiError::Conflict {
+                title: format!("another change of '{name}' is under way"),
+                detail: Some("try again when that is done".to_owned()),
+            });
+        }
         match revision {
             Some(number) => {
                 known(entry, name, number)?;
-                record.aliases.insert(alias, number);
+                aliases.insert(alias, number);
             }
             None => {
-                record.aliases.remove(&alias).ok_or_else(|| ApiError::NotFound {
-                    what: format!("alias '{alias}' of '{name}'"),
-                    suggestion: None,
-                })?;
+                aliases.remove(&alias).ok_or_else(|| no_alias(name, &alias, aliases.keys()))?;
             }
         }
-        if record.aliases.len() > ALIASES_MAX {
+        if aliases.len() > ALIASES_MAX {
             return Err(ApiError::conflict(format!("a function has at most {ALIASES_MAX} aliases")));
         }
-        self.put(&record, None).await?;
-        if let Some(entry) = self.functions.get_mut(name) {
-            entry.record = Some(record);
-        }
-        let (entry, _) = self.record_of(name)?;
-        self.view(name, entry).ok_or_else(|| self.no_function(name))
+        Ok(())
     }
 }
 
-/// A slot for each share: its own, or that of a revision that leaves, or a free one.
+fn no_alias<'a>(name: &FunctionName, alias: &Alias, known: impl Iterator<Item = &'a Alias>) -> ApiError {
+    let near = super::super::api::nearest(alias.as_str(), known.map(Alias::as_str)).map(str::to_owned);
+    ApiError::NotFound { what: format!("alias '{alias}' of '{name}'"), suggestion: near }
+}
+
+/// A slot for each share: its own, or that of a revision that leaves, or a free one. What waits for the function goes on to
+/// one that serves it, and what waits for a revision by its name to nobody else.
 fn slots(entry: &Entry, shares: &[(u64, u32)], used: Vec<u32>) -> Option<Vec<u32>> {
     let own = |number: u64| entry.branches.get(&number).map(|branch| branch.slot);
+    let stays = |number: u64| shares.iter().any(|(other, _)| *other == number);
     let mut leaving: Vec<&Branch> = entry
         .branches
         .iter()
-        .filter(|(number, _)| shares.iter().all(|(other, _)| other != *number))
+        .filter(|(number, branch)| !stays(**number) && branch.weight > 0)
         .map(|(_, branch)| branch)
         .collect();
     leaving.sort_by_key(|branch| branch.weight);
     let mut taken: HashSet<u32> = used.into_iter().collect();
-    let mut slot_of = |number: u64| {
+    let mut slot_of = |number: u64, weight: u32| {
         let slot = own(number)
-            .or_else(|| leaving.pop().map(|branch| branch.slot))
+            .or_else(|| leaving.pop_if(|_| weight > 0).map(|branch| branch.slot))
             .or_else(|| free_slot(taken.iter().copied(), SLOTS_MAX))?;
         taken.insert(slot);
         Some(slot)
     };
-    shares.iter().map(|(number, _)| slot_of(*number)).collect()
+    shares.iter().map(|(number, weight)| slot_of(*number, *weight)).collect()
 }
 
 fn known(entry: &Entry, name: &FunctionName, number: u64) -> Result<(), ApiError> {

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use faasd_common::SLOTS_MAX;
-use faasd_sdk::wire::Record;
+use faasd_sdk::wire::{Arrival, Record};
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -28,7 +28,9 @@ use self::branches::Branch;
 use self::change::Change;
 pub use self::change::Wanted;
 use self::seats::Seats;
+use super::access::Access;
 use super::api::ApiError;
+use super::callers::Callers;
 use super::config::Config;
 use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
@@ -75,13 +77,6 @@ pub enum Message {
         name: FunctionName,
         reply: Reply<Revisions>,
     },
-    /// Names a revision, or without one takes the name away.
-    Alias {
-        name: FunctionName,
-        alias: Alias,
-        revision: Option<u64>,
-        reply: Reply<Function>,
-    },
     Remove {
         name: FunctionName,
         condition: Condition,
@@ -108,6 +103,11 @@ pub enum Message {
     PruneImages {
         names: bool,
         reply: Reply<Pruned>,
+    },
+    /// The policy of these functions has changed: their routes' flags are to follow. Answered when they do.
+    Guard {
+        functions: Vec<FunctionName>,
+        reply: Reply<()>,
     },
     /// The kernel program's decisions, by their index.
     Decisions {
@@ -159,6 +159,7 @@ pub enum Message {
 pub struct Parts {
     pub config: Config,
     pub store: Arc<dyn Store>,
+    pub access: Arc<Access>,
     pub fdstore: Arc<Mutex<FdStore>>,
     pub ingress: Arc<Ingress>,
     pub kernel: Kernel,
@@ -170,6 +171,8 @@ pub struct Parts {
     pub zone: Arc<ArcSwap<Zone>>,
     /// Told whenever the zone has changed.
     pub zone_changed: Arc<Notify>,
+    /// Told of each function's address.
+    pub callers: Arc<Callers>,
 }
 
 /// One function.
@@ -192,6 +195,8 @@ struct Entry {
     leaving: Vec<Branch>,
     /// The port that is routed, once it is.
     routed: Option<u16>,
+    /// The addresses and ports of revisions that are routed.
+    routed_revisions: BTreeMap<u64, (Ipv6Addr, u16)>,
     live: BTreeMap<u32, Live>,
     /// The slots whose connections instances are given.
     placed: BTreeMap<u32, u32>,
@@ -290,10 +295,6 @@ impl Owner {
         match message {
             Message::Change { name, wanted, reply } => self.change(name, wanted, reply).await,
             Message::Revisions { name, reply } => drop(reply.send(self.revisions(&name))),
-            Message::Alias { name, alias, revision, reply } => {
-                let done = self.alias(&name, alias, revision).await;
-                drop(reply.send(done));
-            }
             Message::Remove { name, condition, reply } => {
                 let met = self.meets(&name, &condition);
                 match (self.functions.get_mut(&name), met) {
@@ -316,6 +317,10 @@ impl Owner {
                 };
                 let named = self.functions.iter().filter(|(name, _)| name.as_str().starts_with(&prefix));
                 drop(reply.send(named.filter_map(view).collect()));
+            }
+            Message::Guard { functions, reply } => {
+                let set = functions.iter().try_for_each(|name| self.set_routes(name));
+                drop(reply.send(set.map_err(|e| ApiError::failed(&e))));
             }
             Message::Decisions { reply } => {
                 drop(reply.send(self.parts.kernel.decisions().map_err(|e| ApiError::failed(&e))));
@@ -495,6 +500,7 @@ impl Owner {
             branches: BTreeMap::new(),
             leaving: Vec::new(),
             routed: None,
+            routed_revisions: BTreeMap::new(),
             live: BTreeMap::new(),
             placed: BTreeMap::new(),
             past: Connections::default(),

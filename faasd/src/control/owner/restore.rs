@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::branches::is_bound_to;
 use super::*;
 use crate::control::records::{FUNCTIONS, REVISIONS};
 use crate::control::store::StoreError;
@@ -103,8 +104,10 @@ impl Owner {
                 kept.first().and_then(|socket| socket.try_clone().ok()).into_iter().collect();
             let key = self.fresh_key();
             let adopted = revisions.get(&one.revision).and_then(|record| {
-                let address = SocketAddr::from((entry.address, record.spec.port));
-                self.parts.instances.adopt(key, record, address, one, kept)
+                // By its name alone, or with a share when it was started.
+                let addresses = self.homes(&name, one.revision, 0).into_iter();
+                let addresses: Vec<_> = addresses.map(|a| SocketAddr::from((a, record.spec.port))).collect();
+                self.parts.instances.adopt(key, record, &addresses, one, kept)
             });
             match adopted {
                 Some(mut live) => {
@@ -145,12 +148,13 @@ impl Owner {
         mut kept: BTreeMap<u32, OwnedFd>,
     ) -> anyhow::Result<()> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
-        let (address, shares) = (entry.address, entry.record.iter().flat_map(|record| record.shares.clone()));
+        let shares = entry.record.iter().flat_map(|record| record.shares.clone());
         let mut lobbies = BTreeMap::new();
         for share in shares.collect::<Vec<_>>() {
             let record = self.functions[name].revisions.get(&share.revision);
             let port = record.map_or(0, |record| record.spec.port);
-            match kept.get(&share.slot).filter(|listener| is_bound_to(listener, address, port)) {
+            let homes = self.homes(name, share.revision, share.weight);
+            match kept.get(&share.slot).filter(|listener| is_bound_to(listener, &homes, port)) {
                 Some(listener) => {
                     // Taken from the lobby a moment before the end, if somebody sits there.
                     let sits =
@@ -158,7 +162,7 @@ impl Owner {
                     let seat = self.seat_of(listener).filter(|seat| !sits(seat));
                     lobbies.extend(seat.map(|seat| (share.revision, seat)));
                 }
-                None => drop(kept.insert(share.slot, self.listener(address, port)?)),
+                None => drop(kept.insert(share.slot, self.listener(homes[0], port)?)),
             }
         }
         self.serve_by_record(name, kept, &lobbies)?;
@@ -179,12 +183,19 @@ impl Owner {
     /// Removes routes of functions that are no longer declared, and of shares that are no longer.
     fn forget_stale_routes(&mut self, records: &[FunctionRecord], revisions: &Kept) -> anyhow::Result<()> {
         let prefix = self.parts.config.function_prefix;
-        let port = |record: &FunctionRecord| {
-            let of_function = revisions.get(&record.name)?;
-            Some(of_function.get(&record.primary()?)?.spec.port)
+        let port = |record: &FunctionRecord, revision: u64| {
+            Some(revisions.get(&record.name)?.get(&revision)?.spec.port)
         };
-        let declared: HashMap<_, _> =
-            records.iter().filter_map(|r| Some((prefix.function(&r.name), port(r)?))).collect();
+        let mut declared = HashMap::new();
+        for record in records {
+            let own = record.primary().and_then(|revision| port(record, revision));
+            declared.extend(own.map(|port| (prefix.function(&record.name), port)));
+            let by_name = |share: &ShareRecord| {
+                let address = prefix.revision(&record.name, share.revision);
+                Some((address, port(record, share.revision)?))
+            };
+            declared.extend(record.shares.iter().filter_map(by_name));
+        }
         let slots: HashSet<u32> = records.iter().flat_map(|r| &r.shares).map(|share| share.slot).collect();
         let kernel = &mut self.parts.kernel;
         for (address, port, route) in kernel.routes()? {
@@ -220,11 +231,4 @@ fn on_record(store: &dyn Store) -> Result<(Vec<FunctionRecord>, Kept), StoreErro
         revisions.entry(record.name.clone()).or_default().insert(record.revision, record);
     }
     Ok((functions, revisions))
-}
-
-/// Whether a listener that was kept is the one that the function needs now.
-fn is_bound_to(listener: &OwnedFd, address: Ipv6Addr, port: u16) -> bool {
-    let bound =
-        rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
-    bound.is_some_and(|bound| *bound.ip() == address && bound.port() == port)
 }

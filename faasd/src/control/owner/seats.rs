@@ -54,7 +54,12 @@ impl Owner {
     /// The listener that a new instance of the warm lane gets.
     pub(super) fn instance_listener(&mut self, record: &RevisionRecord) -> anyhow::Result<Option<OwnedFd>> {
         let Some(entry) = self.functions.get(&record.name) else { return Ok(None) };
-        let (slot, address, port) = (entry.slot, entry.address, record.spec.port);
+        let (slot, port) = (entry.slot, record.spec.port);
+        let planned = entry.changes.values().flat_map(|change| change.weighed());
+        let mut shares = entry.record.iter().flat_map(FunctionRecord::weighed).chain(planned);
+        // One without any share is to show that it becomes ready, or is reached by its own name.
+        let weight = shares.find(|(number, _)| *number == record.revision).map_or(0, |(_, weight)| weight);
+        let address = self.homes(&record.name, record.revision, weight)[0];
         let ingress = &self.parts.ingress;
         let listener = match record.spec.lane() {
             Lane::HandOff => return Ok(None),

@@ -41,11 +41,7 @@ impl Owner {
             dependencies: primary.dependencies.clone(),
             spec: primary.spec.clone(),
             deployed_at: primary.deployed_at,
-            traffic: record
-                .shares
-                .iter()
-                .map(|share| TrafficShare { revision: share.revision, weight: share.weight })
-                .collect(),
+            traffic: record.weighed().map(|(revision, weight)| TrafficShare { revision, weight }).collect(),
             aliases: record.aliases.clone(),
             state: match entry.lifecycle.outlook() {
                 Outlook::Warm => State::Warm,

@@ -135,7 +135,7 @@ impl Lifecycle {
     /// Brings about what should be: first what gives connections a taker, then what takes one away.
     fn settle(&mut self, is_sample: bool, turn: &mut Turn<'_>) {
         self.prove(turn);
-        let serving: Vec<Revision> = self.shares.iter().map(|share| share.revision).collect();
+        let serving: Vec<Revision> = self.shares.iter().map(Share::scaled).collect();
         for revision in &serving {
             self.readmit(*revision, turn);
             self.grow(*revision, self.target(*revision), turn);

@@ -55,7 +55,7 @@ impl Lifecycle {
     /// Why the last instance failed, while there is no better news.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
-        let serving = self.pools.iter().filter(|(number, _)| self.has_weight(**number));
+        let serving = self.pools.iter().filter(|(number, _)| self.has_share(**number));
         let reasons = serving.filter_map(|(_, pool)| pool.failures.reason.as_ref());
         reasons.max_by_key(|(at, _)| *at).map(|(_, why)| why.as_str())
     }
@@ -63,14 +63,14 @@ impl Lifecycle {
     /// When the next start is tried after a failure.
     #[must_use]
     pub fn retry_at(&self) -> Option<Time> {
-        let serving = self.pools.iter().filter(|(number, _)| self.has_weight(**number));
+        let serving = self.pools.iter().filter(|(number, _)| self.has_share(**number));
         serving.filter_map(|(_, pool)| pool.failures.retry_at).min()
     }
 
     /// Failures in a row, of the revision that has the most.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        let serving = self.pools.iter().filter(|(number, _)| self.has_weight(**number));
+        let serving = self.pools.iter().filter(|(number, _)| self.has_share(**number));
         serving.map(|(_, pool)| pool.failures.count).max().unwrap_or(0)
     }
 

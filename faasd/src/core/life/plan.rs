@@ -143,9 +143,12 @@ impl Lifecycle {
         // Whoever came for the function and not for this revision is to come to one that has a share now.
         let had_weight = |number| before.iter().any(|s| s.revision.number == number && s.weight > 0);
         let is_demoted = |number| had_weight(number) && self.has_share(number) && !self.has_weight(number);
-        let is_there = |i: &Instance| matches!(i.phase, Phase::Ready | Phase::Withdrawn);
-        for key in self.instances.keys(|i| is_there(i) && is_demoted(i.revision.number)) {
-            self.drain(key, turn);
+        for key in self.instances.keys(|i| is_demoted(i.revision.number)) {
+            match self.phase(key) {
+                Some(Phase::Ready | Phase::Withdrawn) => self.drain(key, turn),
+                Some(Phase::Preparing | Phase::Prepared) => self.kill(key, turn),
+                _ => {}
+            }
         }
         // Those that were not needed take part again: what is wanted of each revision is not known yet.
         let is_idle = |i: &Instance| (i.phase == Phase::Ready && !i.admitted) || i.phase == Phase::Withdrawn;

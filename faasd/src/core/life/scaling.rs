@@ -140,7 +140,8 @@ impl Lifecycle {
             let pool = self.pools.get(&share.revision.number);
             let is_busy = pool.is_some_and(|p| p.is_waited_for() || p.sheds || p.failures.is_pausing());
             // As many as ever may be, and as few: there is nothing to decide.
-            let is_fixed = share.revision.least() == share.revision.most() && count.withdrawn == 0;
+            let revision = share.scaled();
+            let is_fixed = revision.least() == revision.most() && count.withdrawn == 0;
             (count.alive() > count.held() && !is_fixed) || is_busy
         })
     }

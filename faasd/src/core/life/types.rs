@@ -33,6 +33,17 @@ pub struct Share {
     pub weight: u32,
 }
 
+impl Share {
+    /// The revision as it is scaled: nothing is kept ready for one that is reached by its own name alone.
+    #[must_use]
+    pub fn scaled(&self) -> Revision {
+        match self.weight {
+            0 => Revision { min: 0, prepared: 0, ..self.revision },
+            _ => self.revision,
+        }
+    }
+}
+
 /// A change of who serves: a deploy, a rollback, other weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {

@@ -114,6 +114,36 @@ fn a_plan_whose_revisions_are_ready_is_recorded_at_once() {
 }
 
 #[test]
+fn one_that_is_reached_by_its_name_alone_has_nothing_to_prove_and_wakes() {
+    let (one, two) = (revision(1, 1), Revision { prepared: 1, ..revision(2, 1) });
+    let mut world = World::deployed(one);
+    let named = Event::Plan(plan(2, &[(one, 100), (two, 0)]));
+    assert_eq!(world.step(named), [Action::Commit { plan: 2 }]);
+    assert_eq!(world.step(Event::Committed { plan: 2 }), [Action::Apply { plan: 2 }]);
+    assert_eq!(world.life.outlook(), Outlook::Warm);
+    assert_eq!(starts(&world.step(Event::Waiting { revision: 2 })), [2]);
+    assert_eq!(world.ready(2), [Action::Admit { key: 2 }]);
+    // What is wrong with it is not what a caller of the function meets.
+    world.exited(2);
+    assert_eq!(world.life.outlook(), Outlook::Warm);
+}
+
+#[test]
+fn one_that_loses_its_weight_lets_go_of_whoever_came_for_the_function() {
+    let (one, two) = (revision(1, 1), revision(2, 1));
+    let mut world = World::deployed(one);
+    world.step(Event::Plan(plan(2, &[(two, 100), (one, 0)])));
+    assert_eq!(world.ready(2), [Action::Commit { plan: 2 }]);
+    assert_eq!(
+        world.step(Event::Committed { plan: 2 }),
+        [Action::Apply { plan: 2 }, Action::Drain { key: 1 }, Action::Admit { key: 2 }]
+    );
+    // Nothing is kept for its name, and it is started for who dials that.
+    assert_eq!(world.exited(1), []);
+    assert_eq!(starts(&world.step(Event::Waiting { revision: 1 })), [3]);
+}
+
+#[test]
 fn a_revision_without_a_share_proves_itself_and_goes() {
     let mut world = World::deployed(revision(1, 1));
     let proven = Plan { prove: Some(revision(2, 3)), ..plan(2, &[(revision(1, 1), 100)]) };
