@@ -306,6 +306,16 @@ impl Bed {
         Ok(())
     }
 
+    /// Has a client leave, which the server is not told.
+    ///
+    /// # Errors
+    /// If it cannot.
+    pub fn leave(&mut self, number: usize) -> Result<()> {
+        self.client_at(number).vpn(&["disconnect"])?.ok()?;
+        self.joined.remove(&number);
+        Ok(())
+    }
+
     /// Runs `faas` on the server.
     ///
     /// # Errors

@@ -126,11 +126,11 @@ async fn serve(
     let host = NetNs::current().context("cannot open this network namespace")?;
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
     let key = keys::load_or_create(&paths.wireguard)?;
-    let access = Arc::new(Access::open(Arc::clone(&store), config.access, config.function_prefix)?);
     let callers = Arc::new(
         Callers::open(&paths.callers())
             .with_context(|| format!("cannot make {}", paths.callers().display()))?,
     );
+    let access = Arc::new(Access::open(Arc::clone(&store), config.access, config.function_prefix)?);
     let network = {
         let parts = network::Parts {
             access: Arc::clone(&access),
@@ -141,7 +141,6 @@ async fn serve(
             host: host.try_clone()?,
             ingress: ingress.ns().try_clone()?,
             store: Arc::clone(&store),
-            callers: Arc::clone(&callers),
         };
         Arc::new(tokio::task::spawn_blocking(|| Network::open(parts)).await?.context("there is no tunnel")?)
     };
@@ -192,7 +191,7 @@ async fn serve(
     );
     // Before the owner sets any route: its flags speak of rules that are there.
     let enforcer = KernelEnforcer::new(AccessMaps::open(&paths.bpf())?, ingress.ns().try_clone()?);
-    access.attach(Arc::new(enforcer), messages.clone())?;
+    access.attach(Arc::new(enforcer), Arc::clone(&callers), messages.clone())?;
     let owner = Owner::restore(owner::Parts {
         access: Arc::clone(&access),
         store: Arc::clone(&store),
@@ -206,11 +205,10 @@ async fn serve(
         events: events.clone(),
         zone: Arc::clone(&zone),
         zone_changed: Arc::clone(&zone_changed),
-        callers: Arc::clone(&callers),
+        callers: Arc::clone(callers.table()),
         config: config.clone(),
     })
     .await?;
-    callers.sweep().context("cannot remove the names of callers that are gone")?;
     let owner = tokio::spawn(owner.run(inbox, acceptor_events));
 
     let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&zone))?;

@@ -9,7 +9,6 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::access::Access;
 use super::api::ApiError;
-use super::callers::Callers;
 use super::config::Config;
 use super::peers::Peers;
 use super::records::{PEERS, PeerRecord};
@@ -51,7 +50,6 @@ pub struct Network {
     /// Held over a change of a peer, from looking at what is there to its being in effect.
     writer: Mutex<()>,
     peers: RwLock<Peers>,
-    callers: Arc<Callers>,
     up: Mutex<Up>,
 }
 
@@ -74,7 +72,6 @@ pub struct Parts {
     pub ingress: NetNs,
     pub store: Arc<dyn Store>,
     pub access: Arc<Access>,
-    pub callers: Arc<Callers>,
 }
 
 impl Network {
@@ -83,7 +80,7 @@ impl Network {
     /// # Errors
     /// Those of the tunnel and of the store.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, endpoint, key, launch, host, ingress, store, access, callers } = parts;
+        let Parts { config, endpoint, key, launch, host, ingress, store, access } = parts;
         let records = list_json(&*store, PEERS)?.into_iter().map(|(_, stored)| stored);
         let peers = RwLock::new(Peers::new(config.vpn_prefix, records));
         let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
@@ -98,7 +95,6 @@ impl Network {
             access,
             writer: Mutex::new(()),
             peers,
-            callers,
             up: Mutex::new(Up { interface, peers: Vec::new() }),
         };
         network.reconcile(&mut network.lock())?;
@@ -228,7 +224,6 @@ impl Network {
             self.lock().interface.remove_peer(key).map_err(|e| ApiError::failed(&e))?;
         }
         let cut = self.access.cut_all(record.address)?;
-        self.callers.clear(record.address);
         self.access.settle(unguarded)?;
         Ok(cut)
     }
@@ -263,7 +258,6 @@ impl Network {
             e => ApiError::failed(&e),
         })?;
         self.access.show_peer(&record);
-        self.callers.set_peer(record.address, &record.name);
         tracing::info!(peer = %record.name, %source, "joined");
         // The answer travels through the session of the temporary key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
@@ -353,7 +347,6 @@ impl Network {
                 tracing::error!(peer = %record.name, "the peer's record has no valid key");
                 continue;
             };
-            self.callers.set_peer(record.address, &record.name);
             let mut peer = config(record, key);
             peer.endpoint = seen.get(&key).copied().flatten();
             wanted.push(peer);

@@ -272,9 +272,9 @@ impl Owner {
     }
 
     /// What an acceptor held for a revision that has left is for another that serves now.
-    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Record, OwnedFd)>) {
-        for (record, connection) in connections {
-            self.tell(Command::Adopt { slot, record, connection });
+    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Arrival, OwnedFd)>) {
+        for (arrival, connection) in connections {
+            self.tell(Command::Adopt { slot, arrival, connection });
         }
     }
 

@@ -30,7 +30,6 @@ pub use self::change::Wanted;
 use self::seats::Seats;
 use super::access::Access;
 use super::api::ApiError;
-use super::callers::Callers;
 use super::config::Config;
 use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
@@ -171,8 +170,7 @@ pub struct Parts {
     pub zone: Arc<ArcSwap<Zone>>,
     /// Told whenever the zone has changed.
     pub zone_changed: Arc<Notify>,
-    /// Told of each function's address.
-    pub callers: Arc<Callers>,
+    pub callers: Arc<dataplane::Callers>,
 }
 
 /// One function.
