@@ -17,8 +17,8 @@ use crate::client::Client;
 use crate::leaks::Traces;
 use crate::wireguard;
 
-/// No condition is waited for longer.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+/// No condition is waited for longer. An emulated machine is ten times slower.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Waits until something holds.
 ///

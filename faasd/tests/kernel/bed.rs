@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, SockRef, Socket, Type};
 
 pub const PORT: u16 = 8080;
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The peers that there are.
 const PEERS: [u64; 2] = [2, 3];
