@@ -15,6 +15,7 @@ use crate::load::{Placement, Scenario, Seat};
 use crate::report::{self, Report, Setup};
 use crate::rounds::{self, Case, Plan};
 use crate::subject::{Bare, HandedOver, Limited, Nginx, Site, Subject, Target, niceness, realtime_policy};
+use crate::tunnel::{self, Tunnel};
 use crate::{hello, host, idle};
 
 /// Measures servers against a bare one, interleaved in one run.
@@ -34,6 +35,11 @@ enum Command {
     Run(Box<Run>),
     /// Measure cold starts.
     Cold(Box<Cold>),
+    /// Measure tunnels.
+    Tunnel(Tunnel),
+    /// Run gotatun as it comes.
+    #[command(hide = true)]
+    StockGotatun { interface: String },
     /// Serve the stand-in function.
     #[command(hide = true)]
     Hello,
@@ -127,6 +133,8 @@ impl Cli {
             Command::Run(run) => run.run(),
             Command::Cold(cold) => cold.run(),
             Command::Floor { words } => cold::floor(&words),
+            Command::Tunnel(tunnel) => tunnel.run(),
+            Command::StockGotatun { interface } => tunnel::stock_gotatun(&interface),
             Command::Hello => hello::run(),
             Command::Acceptor { kind, address } => kind.run(address),
         }

@@ -12,4 +12,5 @@ pub mod report;
 pub mod rounds;
 pub mod stats;
 pub mod subject;
+pub mod tunnel;
 pub mod wire;

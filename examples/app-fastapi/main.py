@@ -1,14 +1,19 @@
 """A FastAPI application, with a WebSocket."""
 
-from fastapi import FastAPI, Request, WebSocket
+from fastapi import Depends, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 
 app = FastAPI()
 
 
+def caller(request: Request):
+    """The name of who called; the address where the platform knows none, or is none."""
+    return request.scope["extensions"].get("faas.peer", {}).get("name") or request.client.host
+
+
 @app.get("/")
-async def greet(request: Request):
-    return f"hello from fastapi, {request.client.host}"
+async def greet(name: str = Depends(caller)):
+    return f"hello from fastapi, {name}"
 
 
 @app.post("/json")

@@ -7,7 +7,7 @@ app = Flask(__name__)
 
 @app.get("/")
 def greet():
-    return f"hello from flask, {request.remote_addr}"
+    return f"hello from flask, {request.remote_user or request.remote_addr}"
 
 
 @app.post("/json")

@@ -2,6 +2,7 @@ import mmap, os, signal, socket, struct, sys
 
 HEADER = struct.Struct("<HHHH")
 RECORD = struct.Struct("<QQQII")
+CALLER = struct.Struct("<16sHHH")
 control = socket.socket(fileno=3)
 status = memoryview(mmap.mmap(4, 4096)).cast("Q")  # words of 8 bytes: RECEIVED is 64 / 8
 RECEIVED, FINISHED, REQUESTS, ERRORS, READY = 8, 9, 10, 11, 12
@@ -25,18 +26,22 @@ while True:
     version, kind, count, record_bytes = HEADER.unpack_from(data)
     if kind == 2:
         terminate()
-    if version != 1 or kind != 1 or count != len(fds) and not flags & socket.MSG_CTRUNC:
+    if version != 1 or kind != 1 or record_bytes < RECORD.size + CALLER.size \
+            or count != len(fds) and not flags & socket.MSG_CTRUNC:
         sys.exit("a malformed message")
     status[RECEIVED] += count
     status[FINISHED] += count - len(fds)
     status[ERRORS] += count - len(fds)
     for n, fd in enumerate(fds):
-        id, accepted, deadline, attempt, _ = RECORD.unpack_from(data, HEADER.size + n * record_bytes)
+        at = HEADER.size + n * record_bytes
+        id, accepted, deadline, attempt, _ = RECORD.unpack_from(data, at)
+        address, port, begin, length = CALLER.unpack_from(data, at + RECORD.size)
+        name = data[HEADER.size + count * record_bytes:][begin:begin + length]
         with socket.socket(fileno=fd) as connection:
             connection.settimeout(10)
             try:
                 connection.recv(65536)
-                body = b"connection %d\n" % id
+                body = b"connection %d of %b\n" % (id, name)
                 connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
             except OSError:
                 pass  # the client is gone

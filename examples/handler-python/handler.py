@@ -10,4 +10,4 @@ def handle(event, context):
         raise RuntimeError("as it was asked to")
     if event.method == "POST":
         return event.body
-    return f"hello from {context.function}, {context.peer}\n"
+    return f"hello from {context.function}, {context.peer or context.client[0]}\n"

@@ -4,8 +4,12 @@
 //! [`LAYOUT`]: a daemon refuses maps that another layout pinned.
 #![no_std]
 
+mod access;
+
+pub use access::{GROUPS_MAX, REFUSALS_MAX, RULES_MAX, Rule, RuleKey, SUBJECTS_MAX, Subject, SubjectCounts};
+
 /// The layout of the pinned maps.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// The most revisions that serve, over all functions, and the most routes. One slot each in [`maps::LISTENERS`].
 pub const SLOTS_MAX: u32 = 65_536;
@@ -36,6 +40,10 @@ pub mod maps {
     pub const OWNER: &str = "OWNER";
     pub const SPLITS: &str = "SPLITS";
     pub const LIVE: &str = "LIVE";
+    pub const SUBJECTS: &str = "SUBJECTS";
+    pub const RULES: &str = "RULES";
+    pub const COUNTS: &str = "COUNTS";
+    pub const REFUSALS: &str = "REFUSALS";
 }
 
 /// The programs' names.
@@ -55,8 +63,12 @@ pub mod programs {
 pub struct Config {
     /// [`LAYOUT`].
     pub layout: u32,
-    /// The tunnel's interface; connections for functions come in there or from the namespace itself.
+    /// The tunnel's interface. Peers come in there; functions and the daemon come by loopback.
     pub tunnel_ifindex: u32,
+    /// The server's own address in the tunnel, which is the daemon's.
+    pub server: [u32; 4],
+    /// The first half of every function's address.
+    pub functions: [u32; 2],
 }
 
 /// Where a client dialled.
@@ -75,13 +87,16 @@ pub struct RouteKey {
 pub struct Route {
     /// A slot in [`maps::LISTENERS`], or that of [`Route::SERVICE`].
     pub slot: u32,
-    /// [`Route::SPLIT`] and [`Route::SHED`]. With none, nothing else is looked up.
+    /// [`Route::SPLIT`] and the others. With none, nothing else is looked up.
     pub flags: u32,
+    /// Whose rules count for a route that is [`Route::GUARDED`]: the function's own address, or zeroes for the one that
+    /// was dialled.
+    pub function: [u32; 4],
 }
 
 impl Route {
-    /// A service of the daemon's own (DNS, metrics): the socket is found as usual.
-    pub const SERVICE: Self = Self { slot: u32::MAX, flags: 0 };
+    /// A service of the daemon's own (DNS, the API): the socket is found as usual.
+    pub const SERVICE: Self = Self::to(u32::MAX);
 
     /// Connections are shared out by what stands at `slot` in [`maps::SPLITS`]; they are refused if nothing does.
     pub const SPLIT: u32 = 1;
@@ -89,10 +104,16 @@ impl Route {
     /// Connections are refused.
     pub const SHED: u32 = 2;
 
+    /// There are rules about who may connect.
+    pub const GUARDED: u32 = 4;
+
+    /// Of a guarded route: who has no rule may not connect.
+    pub const CLOSED: u32 = 8;
+
     /// All connections to one slot.
     #[must_use]
     pub const fn to(slot: u32) -> Self {
-        Self { slot, flags: 0 }
+        Self { slot, flags: 0, function: [0; 4] }
     }
 }
 
@@ -166,7 +187,7 @@ pub enum Decision {
     Unknown = 2,
     /// The function has no listener now: refused.
     NoListener = 3,
-    /// It came in by another interface than the tunnel: refused.
+    /// It came in by an interface that its source address does not belong to: refused.
     Foreign = 4,
     /// Code holding a passed socket called `connect`: EPERM.
     DeniedConnect = 5,
@@ -178,11 +199,15 @@ pub enum Decision {
     Warm = 8,
     /// Connections to the function, or to the branch that it fell to, are refused for now.
     Shed = 9,
+    /// Its source address is no subject's: refused.
+    Stranger = 10,
+    /// The policy does not let this subject reach this function: refused.
+    Denied = 11,
 }
 
 impl Decision {
     /// How many there are.
-    pub const COUNT: u32 = 10;
+    pub const COUNT: u32 = 12;
 
     /// All of them, by index, with the name that metrics use.
     pub const NAMES: [&'static str; Self::COUNT as usize] = [
@@ -196,14 +221,16 @@ impl Decision {
         "dropped_syn",
         "warm",
         "shed",
+        "stranger",
+        "denied",
     ];
 }
 
 const _: () = {
-    assert!(size_of::<Config>() == 8 && align_of::<Config>() == 4);
+    assert!(size_of::<Config>() == 32 && align_of::<Config>() == 4);
     assert!(size_of::<RouteKey>() == 20 && align_of::<RouteKey>() == 4);
     assert!(size_of::<Pool>() == 4 + 4 * POOL_SEATS_MAX && align_of::<Pool>() == 4);
-    assert!(size_of::<Route>() == 8 && align_of::<Route>() == 4);
+    assert!(size_of::<Route>() == 24 && align_of::<Route>() == 4);
     assert!(size_of::<Split>() == 12 + 8 * BRANCHES_MAX && align_of::<Split>() == 4);
     assert!(size_of::<Owner>() == 12 && align_of::<Owner>() == 4);
     assert!(size_of::<Live>() == 16 && align_of::<Live>() == 8);

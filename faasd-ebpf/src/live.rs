@@ -84,7 +84,7 @@ fn mark(ctx: &SockOpsContext) -> *mut Owner {
 
 /// In one instruction: `close(2)` counts in a process, which an interrupt that counts may break into on the same CPU.
 #[inline(always)]
-fn increment(counter: *mut u64) {
+pub fn increment(counter: *mut u64) {
     // SAFETY: `counter` points into a map's value.
     unsafe { asm!("lock *(u64 *)({} + 0) += {}", in(reg) counter, in(reg) 1u64) }
 }

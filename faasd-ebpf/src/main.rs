@@ -7,6 +7,7 @@
 // The only way to a counter that an interrupt may count in as well: this target's `fetch_add` does not compile.
 #![feature(asm_experimental_arch)]
 
+mod access;
 mod live;
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
@@ -22,8 +23,10 @@ use core::ffi::c_void;
 use core::ptr;
 use faasd_common::{
     BRANCHES_MAX, Config, DAEMON_MARK, Decision, Owner, POOL_SEATS_MAX, Pool, Route, RouteKey, SEATS_MAX,
-    SLOTS_MAX, Split,
+    SLOTS_MAX, Split, Subject,
 };
+
+use access::{ADMITTED, Arrival};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -108,16 +111,15 @@ fn increment(counters: &PerCpuArray<u64>, index: u32) {
     }
 }
 
-/// Chooses the socket of each new TCP connection in the namespace. Nothing is reachable here but what stands in
-/// [`ROUTES`]: a socket that a function managed to make listen gets no connection.
+/// Chooses the socket of each new TCP connection in the namespace, and lets UDP through to the daemon's own. Nothing is
+/// reachable here but what stands in [`ROUTES`]: a socket that a function managed to make listen gets no connection.
+///
+/// DROP ends the lookup; the kernel answers with RST, or that the port is unreachable, so that a client fails at once
+/// and not by a timeout.
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
     // SAFETY: the kernel passes a valid context; the verifier rewrites each access.
     let lookup = unsafe { &*ctx.lookup };
-    if lookup.protocol != IPPROTO_TCP {
-        // UDP: only DNS is bound here, and nothing that a function holds is a UDP socket.
-        return SK_PASS;
-    }
     // SAFETY: as above.
     if !unsafe { lookup.__bindgen_anon_1.__bindgen_anon_1.sk }.is_null() {
         // The program of the daemon before has chosen, and is about to be detached.
@@ -128,33 +130,75 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         count(Decision::Unknown);
         return SK_DROP;
     }
+    let Some(config) = CONFIG.get(0) else { return SK_DROP };
     // Word by word: the verifier takes no copy from the context by a pointer of its own.
+    // SAFETY: four words of a valid context.
+    let source: [u32; 4] =
+        unsafe { core::array::from_fn(|i| (&raw const (*ctx.lookup).remote_ip6[i]).read_volatile()) };
+    // First who, then what.
+    let subject = match access::arrival(config, lookup.ingress_ifindex, &source) {
+        Arrival::Daemon => ptr::null(),
+        Arrival::Subject => {
+            let subject = access::subject(&source);
+            if subject.is_null() {
+                count(Decision::Stranger);
+                return SK_DROP;
+            }
+            subject
+        }
+        Arrival::Foreign => {
+            count(Decision::Foreign);
+            return SK_DROP;
+        }
+        Arrival::NoPacket => return SK_DROP,
+    };
     // SAFETY: four words of a valid context.
     let address =
         unsafe { core::array::from_fn(|i| (&raw const (*ctx.lookup).local_ip6[i]).read_volatile()) };
     let key = RouteKey { address, port: lookup.local_port };
+    if lookup.protocol != IPPROTO_TCP {
+        return udp(subject, &key);
+    }
     // SAFETY: the value is copied at once; the daemon replaces entries whole.
-    let Some(route) = (unsafe { ROUTES.get(key) }).copied() else {
-        // DROP ends the lookup; the kernel answers with RST, so that a client fails at once and not by a timeout.
+    let Some(route) = (unsafe { ROUTES.get(&key) }).copied() else {
+        access::count_unknown(subject);
         count(Decision::Unknown);
         return SK_DROP;
     };
-    let Some(config) = CONFIG.get(0) else { return SK_DROP };
-    // WireGuard ties a source address to a key for what comes in by the tunnel alone. From anywhere else the address
-    // proves nothing. (The daemon itself comes by loopback.)
-    if lookup.ingress_ifindex != config.tunnel_ifindex && lookup.ingress_ifindex != LOOPBACK_IFINDEX {
-        count(Decision::Foreign);
-        return SK_DROP;
-    }
     if route.slot == Route::SERVICE.slot {
         count(Decision::Service);
         return SK_PASS;
     }
-    // One test for whatever is out of the ordinary.
-    if route.flags != 0 {
+    if !subject.is_null() {
+        // SAFETY: not null, so it points to an entry; the daemon replaces entries whole.
+        let decision = access::admit(unsafe { &*subject }, &route, &key.address);
+        if decision != ADMITTED {
+            increment(&DECISIONS, decision);
+            return SK_DROP;
+        }
+    }
+    // One test for whatever else is out of the ordinary.
+    if route.flags & !(Route::GUARDED | Route::CLOSED) != 0 {
         return steer_by_flags(&ctx, route);
     }
     if give(&ctx, route.slot) { SK_PASS } else { no_listener() }
+}
+
+/// Only the daemon's services are bound here, and nothing that a function holds is a UDP socket.
+#[inline(always)]
+fn udp(subject: *const Subject, key: &RouteKey) -> u32 {
+    // The daemon's own, by loopback: an answer to it goes to whatever port it has.
+    if subject.is_null() {
+        return SK_PASS;
+    }
+    // SAFETY: the value is copied at once; the daemon replaces entries whole.
+    match unsafe { ROUTES.get(key) } {
+        Some(route) if route.slot == Route::SERVICE.slot => SK_PASS,
+        _ => {
+            count(Decision::Unknown);
+            SK_DROP
+        }
+    }
 }
 
 #[inline(always)]

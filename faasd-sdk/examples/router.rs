@@ -37,12 +37,13 @@ fn route(connection: Connection) {
             }
         }
         Ok(None) => {
+            let who = connection.peer().unwrap_or("whoever you are").to_owned();
             let (mut stream, guard) = connection.into_tcp();
             // A close with unread input is a reset, which could overtake the answer.
             if let Err(error) = stream.read(&mut [0; HEAD_BYTES_MAX]) {
                 eprintln!("{error}");
             }
-            let body = "whose? /NAME says it\n";
+            let body = format!("whose, {who}? /NAME says it\n");
             let answered = write!(
                 stream,
                 "HTTP/1.1 404 Not Found\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

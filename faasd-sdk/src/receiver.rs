@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,11 +16,13 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 
-use crate::wire::{self, CONNECTIONS_MAX, Kind, MESSAGE_BYTES_MAX, Message, RECORD_BYTES, Record, WireError};
+use crate::wire::{
+    self, Arrival, CONNECTIONS_MAX, Caller, Kind, MESSAGE_BYTES_MAX, Message, Record, WireError,
+};
 use crate::{Error, StatusPage};
 
-/// Room for the records of a later version, which may be twice as long.
-const BUFFER_BYTES: usize = MESSAGE_BYTES_MAX + CONNECTIONS_MAX * RECORD_BYTES;
+/// Room for the records of a later version, which may be longer.
+const BUFFER_BYTES: usize = 2 * MESSAGE_BYTES_MAX;
 
 const CONTROL_BYTES: usize = rustix::cmsg_space!(ScmRights(CONNECTIONS_MAX));
 
@@ -30,7 +32,7 @@ pub struct Receiver {
     open: Open,
     buffer: Box<[u8; BUFFER_BYTES]>,
     descriptors: [Option<OwnedFd>; CONNECTIONS_MAX],
-    records: [Record; CONNECTIONS_MAX],
+    arrivals: [Arrival; CONNECTIONS_MAX],
     /// Connections lost by the message that was received last, told after those that arrived.
     lost: usize,
 }
@@ -58,7 +60,7 @@ pub(crate) enum Received {
 pub struct Batch<'a> {
     open: &'a Open,
     descriptors: &'a mut [Option<OwnedFd>],
-    records: &'a [Record],
+    arrivals: &'a [Arrival],
     next: usize,
 }
 
@@ -67,6 +69,8 @@ pub struct Batch<'a> {
 pub struct Connection {
     /// What the platform knows about it.
     pub record: Record,
+    /// Who dialled, as the platform says.
+    pub caller: Caller,
     /// The connected socket. Nothing was read from it.
     pub stream: OwnedFd,
     /// Keep this as long as the connection is at work.
@@ -113,7 +117,7 @@ impl Receiver {
             socket,
             buffer: Box::new([0; BUFFER_BYTES]),
             descriptors: [const { None }; CONNECTIONS_MAX],
-            records: [Record::default(); CONNECTIONS_MAX],
+            arrivals: [Arrival::default(); CONNECTIONS_MAX],
             lost: 0,
         }
     }
@@ -252,7 +256,7 @@ impl Receiver {
                 if lost > 0 && !flags.contains(ReturnFlags::CTRUNC) || arrived > count {
                     return Err(WireError::Count { records: count, descriptors: arrived }.into());
                 }
-                self.records.iter_mut().zip(message.records()).for_each(|(slot, record)| *slot = record);
+                self.arrivals.iter_mut().zip(message.arrivals()).for_each(|(slot, arrival)| *slot = arrival);
                 let status = self.open.status();
                 status.add_received(count as u64);
                 if lost > 0 {
@@ -280,7 +284,7 @@ impl Receiver {
             Received::Connections(count) => Event::Connections(Batch {
                 open: &self.open,
                 descriptors: &mut self.descriptors[..count],
-                records: &self.records[..count],
+                arrivals: &self.arrivals[..count],
                 next: 0,
             }),
             Received::Drain => Event::Drain,
@@ -317,7 +321,8 @@ impl Iterator for Batch<'_> {
         let at = self.next;
         let stream = self.descriptors.get_mut(at)?.take()?;
         self.next += 1;
-        Some(Connection { record: self.records[at], stream, guard: Guard(self.open.clone()) })
+        let Arrival { record, caller } = self.arrivals[at];
+        Some(Connection { record, caller, stream, guard: Guard(self.open.clone()) })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -336,7 +341,7 @@ impl Drop for Batch<'_> {
 
 impl fmt::Debug for Batch<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.records[self.next..]).finish()
+        f.debug_list().entries(&self.arrivals[self.next..]).finish()
     }
 }
 
@@ -345,6 +350,19 @@ impl Connection {
     #[must_use]
     pub fn into_tcp(self) -> (TcpStream, Guard) {
         (self.stream.into(), self.guard)
+    }
+
+    /// The name of who dialled: a peer's, or `fn:` and a function's. `None` if the platform does not know the address,
+    /// or is none.
+    #[must_use]
+    pub fn peer(&self) -> Option<&str> {
+        self.caller.name.is_known().then(|| self.caller.name.as_str())
+    }
+
+    /// The address that was dialled from. `None` if there is no platform to tell it: ask the socket then.
+    #[must_use]
+    pub fn client(&self) -> Option<SocketAddr> {
+        self.caller.socket_address()
     }
 
     /// Passes the connection on to another function, which `forward` in this function's declaration has to name. What
@@ -416,7 +434,8 @@ impl Open {
     pub(crate) fn admit(&self, stream: OwnedFd) -> Connection {
         self.status().add_sent(1);
         self.status().add_received(1);
-        Connection { record: Record::default(), stream, guard: Guard(self.clone()) }
+        let Arrival { record, caller } = Arrival::default();
+        Connection { record, caller, stream, guard: Guard(self.clone()) }
     }
 
     fn finish(&self, count: u64) {

@@ -3,6 +3,10 @@
 //! An instance is started with two descriptors: [`SOCKET_FD`], its end of a `SOCK_SEQPACKET` pair, and [`STATUS_FD`],
 //! a sealed memfd of one page that both ends map (`Status`).
 
+mod caller;
+
+pub use caller::{CALLER_BYTES, CALLER_NAME_BYTES_MAX, Caller, CallerName, FUNCTION_PREFIX};
+
 /// The protocol's version: the first number of every message and of the status page.
 pub const VERSION: u16 = 1;
 
@@ -18,12 +22,19 @@ pub const CONNECTIONS_MAX: usize = 64;
 /// Bytes of a message's header: version (u16), kind (u16), count (u16), bytes of a record (u16).
 pub const HEADER_BYTES: usize = 8;
 
-/// Bytes of one connection's record in this version. A receiver steps by the size that the header gives, so that
-/// later versions can append to a record.
+/// Bytes of a [`Record`], with which every connection's record begins. A receiver steps by the size that the header
+/// gives, so that more can be appended.
 pub const RECORD_BYTES: usize = 32;
 
-/// The longest message of this version, in bytes.
-pub const MESSAGE_BYTES_MAX: usize = HEADER_BYTES + CONNECTIONS_MAX * RECORD_BYTES;
+/// Bytes of one connection's record in `Connections`: a [`Record`] and its [`Caller`].
+pub const ARRIVAL_BYTES: usize = RECORD_BYTES + CALLER_BYTES;
+
+/// The longest message, in bytes: what receivers have had room for since the first version, when records were shorter
+/// and no names followed them. A message whose names do not fit carries fewer connections.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Bytes that the names of a full message may take.
+pub const NAMES_BYTES_MAX: usize = MESSAGE_BYTES_MAX - HEADER_BYTES - CONNECTIONS_MAX * ARRIVAL_BYTES;
 
 /// The longest name of a function.
 pub const NAME_BYTES_MAX: usize = 63;
@@ -32,7 +43,7 @@ pub const NAME_BYTES_MAX: usize = 63;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
-    /// One record and one descriptor (SCM_RIGHTS, in the same order) a connection.
+    /// One [`Arrival`] and one descriptor (SCM_RIGHTS, in the same order) a connection; the callers' names follow.
     Connections = 1,
     /// No further connections follow: finish what is open, answer `Drained`, exit with 0.
     Drain = 2,
@@ -65,6 +76,13 @@ pub struct Record {
     pub flags: u32,
 }
 
+/// A connection as it is handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    pub record: Record,
+    pub caller: Caller,
+}
+
 /// Another function was handed the connection first and passed it on.
 pub const FORWARDED: u32 = 1;
 
@@ -85,14 +103,24 @@ pub enum WireError {
     Truncated,
 }
 
-/// Writes a header.
+/// Writes a header for records that are a [`Record`] each, or for none.
 #[must_use]
 pub fn header(kind: Kind, count: u16) -> [u8; HEADER_BYTES] {
+    header_of(kind, count, RECORD_BYTES as u16)
+}
+
+/// Writes the header of `Connections` whose records are an [`Arrival`] each.
+#[must_use]
+pub fn arrivals_header(count: u16) -> [u8; HEADER_BYTES] {
+    header_of(Kind::Connections, count, ARRIVAL_BYTES as u16)
+}
+
+fn header_of(kind: Kind, count: u16, record_bytes: u16) -> [u8; HEADER_BYTES] {
     let mut out = [0; HEADER_BYTES];
     out[0..2].copy_from_slice(&VERSION.to_le_bytes());
     out[2..4].copy_from_slice(&(kind as u16).to_le_bytes());
     out[4..6].copy_from_slice(&count.to_le_bytes());
-    out[6..8].copy_from_slice(&(RECORD_BYTES as u16).to_le_bytes());
+    out[6..8].copy_from_slice(&record_bytes.to_le_bytes());
     out
 }
 
@@ -124,13 +152,35 @@ impl Record {
     }
 }
 
+impl Arrival {
+    /// The record's bytes, with the caller's name standing at `name_at` after the records.
+    #[must_use]
+    pub fn encode(&self, name_at: u16) -> [u8; ARRIVAL_BYTES] {
+        let mut out = [0; ARRIVAL_BYTES];
+        out[..RECORD_BYTES].copy_from_slice(&self.record.encode());
+        out[RECORD_BYTES..].copy_from_slice(&self.caller.encode(name_at));
+        out
+    }
+
+    /// Reads a record of any length from [`RECORD_BYTES`] on; `names` is what follows the records. A short one says
+    /// nothing of its caller.
+    #[must_use]
+    pub fn decode(bytes: &[u8], names: &[u8]) -> Self {
+        let caller = match bytes.get(RECORD_BYTES..ARRIVAL_BYTES) {
+            Some(caller) => Caller::decode(caller, names),
+            None => Caller::default(),
+        };
+        Self { record: Record::decode(bytes), caller }
+    }
+}
+
 /// A message, read without copying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     pub kind: Kind,
     record_bytes: usize,
     records: &'a [u8],
-    /// What follows the records: of a `Forward`, the function's name.
+    /// What follows the records: of `Connections` the callers' names, of a `Forward` the function's.
     pub rest: &'a [u8],
 }
 
@@ -179,6 +229,11 @@ impl<'a> Message<'a> {
     /// The records, in the order of the descriptors.
     pub fn records(&self) -> impl ExactSizeIterator<Item = Record> + '_ {
         self.records.chunks_exact(self.record_bytes.max(1)).map(Record::decode)
+    }
+
+    /// The same with what is said of the callers.
+    pub fn arrivals(&self) -> impl ExactSizeIterator<Item = Arrival> + '_ {
+        self.records.chunks_exact(self.record_bytes.max(1)).map(|bytes| Arrival::decode(bytes, self.rest))
     }
 }
 
@@ -244,6 +299,56 @@ mod tests {
         assert!(Message::parse(&bytes).unwrap().records().map(|r| r.id).eq([1, 2]));
     }
 
+    fn caller(name: &str) -> Caller {
+        Caller { address: "fd00::7".parse().unwrap(), port: 40_000, name: CallerName::new(name).unwrap() }
+    }
+
+    #[test]
+    fn who_dialled_is_read_as_it_was_written() {
+        let names = ["laptop", "", "fn:hello"];
+        let mut bytes = arrivals_header(3).to_vec();
+        let mut at = 0;
+        for (id, name) in (1..).zip(names) {
+            let record = Record { id, ..Record::default() };
+            bytes.extend(Arrival { record, caller: caller(name) }.encode(at));
+            at += name.len() as u16;
+        }
+        bytes.extend(names.concat().as_bytes());
+        let message = Message::parse(&bytes).unwrap();
+        let read: Vec<_> = message.arrivals().collect();
+        assert!(read.iter().map(|a| a.record.id).eq([1, 2, 3]));
+        assert!(read.iter().map(|a| a.caller).eq(names.map(caller)));
+        // A receiver of before there were callers steps over them.
+        assert!(message.records().map(|r| r.id).eq([1, 2, 3]));
+    }
+
+    #[test]
+    fn a_record_of_before_says_nothing_of_its_caller() {
+        let bytes = message(&[Record { id: 5, ..Record::default() }]);
+        let read = Message::parse(&bytes).unwrap().arrivals().next().unwrap();
+        assert_eq!((read.record.id, read.caller), (5, Caller::default()));
+        assert_eq!(read.caller.socket_address(), None);
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_unknown() {
+        let arrival = Arrival { record: Record::default(), caller: caller("laptop") };
+        let whole = [&arrivals_header(1)[..], &arrival.encode(0), b"laptop"].concat();
+        let name = |bytes: &[u8]| Message::parse(bytes).unwrap().arrivals().next().unwrap().caller.name;
+        assert_eq!(name(&whole).as_str(), "laptop");
+        assert!(!name(&whole[..whole.len() - 1]).is_known());
+        let mut garbled = whole.clone();
+        *garbled.last_mut().unwrap() = 0xff;
+        assert!(!name(&garbled).is_known());
+        assert!(CallerName::new(&"x".repeat(CALLER_NAME_BYTES_MAX)).is_some());
+        assert!(CallerName::new(&"x".repeat(CALLER_NAME_BYTES_MAX + 1)).is_none());
+    }
+
+    #[test]
+    fn a_full_message_has_room_for_names() {
+        const { assert!(NAMES_BYTES_MAX > CALLER_NAME_BYTES_MAX) };
+    }
+
     #[test]
     fn broken_messages_are_refused() {
         let good = message(&[Record::default()]);
@@ -267,6 +372,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..512)) {
             if let Ok(message) = Message::parse(&bytes) {
                 proptest::prop_assert_eq!(message.records().count(), message.count());
+                proptest::prop_assert_eq!(message.arrivals().count(), message.count());
             }
         }
 
@@ -283,7 +389,15 @@ mod tests {
             proptest::prop_assert_eq!(read.is_ok(), valid);
             if let Ok(read) = read {
                 proptest::prop_assert_eq!(read.records().len(), usize::from(count));
+                proptest::prop_assert_eq!(read.arrivals().count(), usize::from(count));
             }
+        }
+
+        /// Names that lie anywhere, and are anything.
+        #[test]
+        fn any_caller_is_read_or_unknown(record: [u8; ARRIVAL_BYTES], names in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let read = Arrival::decode(&record, &names);
+            proptest::prop_assert!(read.caller.name.as_bytes().len() <= CALLER_NAME_BYTES_MAX);
         }
 
         #[test]

@@ -2,12 +2,12 @@
 //! whole process's allocations are counted.
 
 use std::alloc::System;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use faasd::dataplane::{Acceptors, Command, Instance, Stats};
+use faasd::dataplane::{Acceptors, Callers, Command, Instance, Stats};
 use faasd_sdk::status::StatusPage;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -21,7 +21,11 @@ const CONNECTIONS: u64 = 100;
 #[test]
 fn the_path_of_a_connection_allocates_nothing() {
     let (events, _inbox) = tokio::sync::mpsc::channel(16);
-    let acceptors = Acceptors::start(1, &events).unwrap();
+    // As many as a large installation has, with the client among them.
+    let callers = Arc::new(Callers::default());
+    let peer = |n: u128| (Ipv6Addr::from(0xfd00_u128 << 112 | n), format!("peer-{n}"));
+    callers.replace((0..10_000).map(peer).chain([(Ipv6Addr::LOCALHOST, "laptop".to_owned())]));
+    let acceptors = Acceptors::start(1, &events, &callers).unwrap();
     let listener = TcpListener::bind("[::1]:0").unwrap();
     let address = listener.local_addr().unwrap();
     let stats = Arc::new(Stats::default());

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use faasd::control::cgroup;
 use faasd::control::ingress::Ingress;
-use faasd::core::address::FUNCTION_PREFIX;
+use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::sys::bpf::{Attachment, Branch, Kernel, Owner, Route};
 use faasd::sys::netlink::Netlink;
 use faasd_common::{DAEMON_MARK, Decision};
@@ -62,7 +62,17 @@ impl Bed {
         let ns = self.ingress.ns();
         let tunnel_ifindex = Netlink::new(ns).index("wg0").unwrap().unwrap();
         let (dir, cgroup) = (&*self.pins(), &*self.cgroup);
-        Kernel::load(&Attachment { dir, ingress: ns, cgroup, tunnel: "wg0", tunnel_ifindex }).unwrap()
+        let (server, functions) = (VPN_PREFIX.server(), FUNCTION_PREFIX.network());
+        Kernel::load(&Attachment {
+            dir,
+            ingress: ns,
+            cgroup,
+            tunnel: "wg0",
+            tunnel_ifindex,
+            server,
+            functions,
+        })
+        .unwrap()
     }
 
     /// Keeps the programs that are attached now from being replaced by the next ones: the instant in which two are
@@ -228,7 +238,7 @@ fn connections_are_shared_out_by_weight() {
     kernel.set_pool(3, &[9]).unwrap();
     let branches = |shed| [Branch { slot: 2, weight: 90, shed: false }, Branch { slot: 3, weight: 10, shed }];
     kernel.set_split(1, &branches(false)).unwrap();
-    kernel.set_route(address(), PORT, Route { slot: 1, flags: Route::SPLIT }).unwrap();
+    kernel.set_route(address(), PORT, Route { flags: Route::SPLIT, ..Route::to(1) }).unwrap();
     assert_eq!(kernel.splits().unwrap(), [(1, branches(false).to_vec())]);
 
     assert_eq!(dials(&bed, ALL), 0);
@@ -273,7 +283,7 @@ fn connections_are_shared_out_by_weight() {
     assert!(decision(&kernel, Decision::NoListener) - before >= 10);
 
     // A route refuses and takes on again as its flags say.
-    kernel.set_route(address(), PORT, Route { slot: 2, flags: Route::SHED }).unwrap();
+    kernel.set_route(address(), PORT, Route { flags: Route::SHED, ..Route::to(2) }).unwrap();
     let before = decision(&kernel, Decision::Shed);
     let start = Instant::now();
     assert_eq!(dials(&bed, 100), 100);

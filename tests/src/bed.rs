@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::client::Client;
 use crate::leaks::Traces;
+use crate::wireguard;
 
 /// No condition is waited for longer.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -224,7 +225,12 @@ impl Bed {
     }
 
     fn start_daemon(&mut self) -> Result<()> {
-        fs::write(self.path("faasd.toml"), &self.config)?;
+        // A test that is about it says so itself.
+        let choice = match self.config.contains("wireguard") {
+            true => String::new(),
+            false => format!("wireguard = \"{}\"\n", wireguard::choice()),
+        };
+        fs::write(self.path("faasd.toml"), choice + &self.config)?;
         let log = File::options().create(true).append(true).open(self.path("faasd.log"))?;
         let mut command = Command::new("nsenter");
         // Not `ip netns exec`, which mounts a new /sys over the cgroups.
@@ -294,8 +300,19 @@ impl Bed {
         let endpoint = format!("[fd00:{number}::1]:51820");
         let invite = ["vpn", "invite", name, "--endpoint", &endpoint];
         let invitation = self.faas(&[&invite, flags].concat())?.ok()?;
-        self.client_at(number).vpn(&["connect", invitation.trim()])?.ok()?;
+        let connect = ["connect", invitation.trim(), "--wireguard", wireguard::choice()];
+        self.client_at(number).vpn(&connect)?.ok()?;
         self.joined.insert(number);
+        Ok(())
+    }
+
+    /// Has a client leave, which the server is not told.
+    ///
+    /// # Errors
+    /// If it cannot.
+    pub fn leave(&mut self, number: usize) -> Result<()> {
+        self.client_at(number).vpn(&["disconnect"])?.ok()?;
+        self.joined.remove(&number);
         Ok(())
     }
 

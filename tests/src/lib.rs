@@ -11,6 +11,7 @@ mod load;
 mod process;
 mod suite;
 mod view;
+pub mod wireguard;
 
 pub use bed::{Bed, DEADLINE, Output, eventually, hello_program, program};
 pub use client::{Client, exchange, get};

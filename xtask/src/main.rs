@@ -15,6 +15,7 @@ mod setup;
 mod test;
 mod tidy;
 mod tools;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum Task {
     Contract,
     /// Every test: those of the crates, those that need root, and the platform from end to end
     Test(test::Args),
+    /// The tests that turn on the kernel, in a virtual machine: Debian's own kernel with WireGuard, and control groups v2
+    Vm(vm::Args),
     /// The platform on this machine: two network namespaces, a tunnel, a function, a request
     Demo(demo::Args),
     /// Measure it against the same program with no platform
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::main(),
         Task::Contract => contract::main(),
         Task::Test(args) => test::main(&args),
+        Task::Vm(args) => vm::main(&args),
         Task::Demo(args) => demo::main(&args),
         Task::Bench(args) => bench::main(&args),
     };

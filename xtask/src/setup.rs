@@ -33,9 +33,11 @@ pub enum Scope {
     Test,
     /// `cargo xtask bench`
     Bench,
+    /// `cargo xtask vm`
+    Vm,
 }
 
-use Scope::{Bench, Build, Demo, Test};
+use Scope::{Bench, Build, Demo, Test, Vm};
 
 /// Something that must be there.
 struct Need {
@@ -47,7 +49,7 @@ struct Need {
 
 /// Where it comes from, and so how it is found.
 enum Source {
-    /// A package of Debian and Ubuntu, known by a program in it.
+    /// A package of Debian and Ubuntu, known by a program in it, or by the path of a file.
     Apt {
         package: &'static str,
         program: &'static str,
@@ -83,8 +85,13 @@ const NEEDS: &[Need] = &[
     apt("nodejs", "/usr/bin/node", "runs the functions written in JavaScript", &[Test]),
     apt("npm", "npm", "installs what functions in JavaScript depend on", &[Test]),
     apt("python3-pip", "/usr/bin/pip3", "installs what functions in Python depend on", &[Test]),
-    apt("gcc", "cc", "links every Rust program and compiles C dependencies", &[Build, Demo, Test, Bench]),
-    apt("git", "git", "lists the project's files", &[Build]),
+    apt("gcc", "cc", "links every Rust program and compiles C dependencies", &[Build, Demo, Test, Bench, Vm]),
+    apt("git", "git", "lists the project's files", &[Build, Vm]),
+    apt("mmdebstrap", "mmdebstrap", "puts together the virtual machine's system", &[Vm]),
+    apt("debian-archive-keyring", DEBIAN_KEYS, "tells Debian's packages from others", &[Vm]),
+    apt("e2fsprogs", "mke2fs", "makes the virtual machine's disks", &[Vm]),
+    apt("qemu-system-x86", "qemu-system-x86_64", "is the virtual machine", &[Vm]),
+    apt("binutils", "strip", "takes from programs what only a debugger reads", &[Vm]),
     Need {
         what: "a compiler for BPF",
         why: "compiles the kernel program",
@@ -101,6 +108,9 @@ const NEEDS: &[Need] = &[
     Need { what: CARGO_DENY.name, why: CARGO_DENY.why, scopes: &[Build], source: Source::Cargo(&CARGO_DENY) },
 ];
 
+/// Ubuntu trusts its own archive alone.
+const DEBIAN_KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 const DEBIAN_BPF: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 
 const fn apt(
@@ -115,12 +125,16 @@ const fn apt(
 impl Need {
     fn is_met(&self) -> bool {
         match &self.source {
-            Source::Apt { program, .. } => run::which(program).is_some(),
+            Source::Apt { program, .. } => run::which(program).is_some() || is_file(program),
             Source::BpfCompiler => !Compiler::installed().is_empty(),
             Source::Cargo(tool) => tool.find().is_some(),
             Source::Packages => packages::are_installed(),
         }
     }
+}
+
+fn is_file(path: &str) -> bool {
+    path.starts_with('/') && Path::new(path).is_file()
 }
 
 pub fn main(args: &Args) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: builds once, runs everything, and ends with one line that counts it all.
 
-mod libtest;
+pub mod libtest;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -29,12 +29,12 @@ pub struct Args {
 
 /// A test program that cargo built.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Program {
+pub struct Program {
     /// `faasd (lib)`.
-    name: String,
-    package: String,
-    path: PathBuf,
-    directory: PathBuf,
+    pub name: String,
+    pub package: String,
+    pub path: PathBuf,
+    pub directory: PathBuf,
 }
 
 pub fn main(args: &Args) -> Result<()> {
@@ -44,7 +44,7 @@ pub fn main(args: &Args) -> Result<()> {
         // Asked now, so that nobody waits minutes to hear it.
         root::command("true", &[])?;
     }
-    let programs = build()?;
+    let programs = build("test")?;
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     let mut all = Tally::default();
 
@@ -91,8 +91,8 @@ pub fn main(args: &Args) -> Result<()> {
 }
 
 /// Builds the daemon, the client and all test programs, and says where these are.
-fn build() -> Result<Vec<Program>> {
-    println!("test: building …");
+pub fn build(task: &str) -> Result<Vec<Program>> {
+    println!("{task}: building …");
     let start = Instant::now();
     run::run(repo::cargo().args(["build", "--workspace", "--bins", "--locked", "--quiet"]))?;
     let mut cargo = repo::cargo();
@@ -107,7 +107,7 @@ fn build() -> Result<Vec<Program>> {
     cargo.stderr(std::process::Stdio::inherit());
     let messages = run::stdout(&mut cargo)?;
     let programs = programs(&messages)?;
-    println!("test: built {} test programs in {:.1} s", programs.len(), start.elapsed().as_secs_f64());
+    println!("{task}: built {} test programs in {:.1} s", programs.len(), start.elapsed().as_secs_f64());
     Ok(programs)
 }
 

@@ -27,6 +27,7 @@ use tokio::sync::Notify;
 
 use super::BoxError;
 use super::stream::Stream;
+use crate::wire::{Caller, CallerName};
 use crate::{Connection, Open};
 
 /// How often the server looks for connections on which nothing happens.
@@ -117,13 +118,24 @@ pub struct Addresses {
     pub peer: SocketAddr,
     /// The one that was dialled.
     pub local: SocketAddr,
+    name: CallerName,
 }
 
 impl Addresses {
-    fn of(socket: &OwnedFd) -> Option<Self> {
-        let peer = rustix::net::getpeername(socket).ok()??.try_into().ok()?;
+    fn of(socket: &OwnedFd, caller: &Caller) -> Option<Self> {
+        let peer = match caller.socket_address() {
+            Some(told) => told,
+            None => rustix::net::getpeername(socket).ok()??.try_into().ok()?,
+        };
         let local = rustix::net::getsockname(socket).ok()?.try_into().ok()?;
-        Some(Self { peer, local })
+        Some(Self { peer, local, name: caller.name })
+    }
+
+    /// The name of who dialled: a peer's, or `fn:` and a function's. `None` if the platform does not know the address,
+    /// or is none.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.is_known().then(|| self.name.as_str())
     }
 }
 
@@ -192,8 +204,8 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let Connection { stream, guard, .. } = connection;
-    let addresses = if shared.addresses { Addresses::of(&stream) } else { None };
+    let Connection { caller, stream, guard, .. } = connection;
+    let addresses = if shared.addresses { Addresses::of(&stream, &caller) } else { None };
     let activity = Arc::new(Activity { addresses, ..Activity::default() });
     let mut stream = Stream::new(stream, Arc::clone(&activity));
     loop {

@@ -31,8 +31,19 @@
 //! | `GET /v1/peers` | | [`Peers`] |
 //! | `POST /v1/peers` | [`Invite`] | [`Invited`] |
 //! | `DELETE /v1/peers/NAME` | | nothing (204) |
+//! | `PUT /v1/peers/NAME/role` | [`RoleChange`] | [`Peer`] |
+//! | `GET /v1/policy` | | [`Policies`] |
+//! | `POST /v1/policy` | [`RuleChange`] | [`Changed`] |
+//! | `PUT /v1/policy` | [`DefaultChange`], the common one | [`Changed`] |
+//! | `GET /v1/policy/NAME` | | [`FunctionPolicy`] |
+//! | `PUT /v1/policy/NAME` | [`DefaultChange`], the function's own | [`Changed`] |
+//! | `GET /v1/groups` | | [`Groups`] |
+//! | `GET /v1/groups/NAME` | | [`Group`] |
+//! | `POST /v1/groups/NAME` | [`GroupChange`] | [`Changed`] |
+//! | `DELETE /v1/groups/NAME?keep=true` | | [`Changed`] |
 //!
-//! On the tunnel's own address, for peers, there are `GET /metrics` and `POST /v1/join` ([`Join`], 204) alone.
+//! On the server's own address in the tunnel there are `GET /metrics` for every peer, `POST /v1/join` ([`Join`], 204) for who
+//! is invited, and all of the above for admins.
 //!
 //! `TIME` is a time, or how long ago: `10m`. What is followed ends when the client hangs up; blank lines in it only show
 //! whether it has.
@@ -42,14 +53,23 @@
 //!
 //! Every error is a [`Problem`] with the media type `application/problem+json`.
 
+mod access;
+mod peers;
+
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::egress::Egress;
+pub use access::{
+    Changed, DefaultChange, FunctionPolicy, Group, GroupChange, Groups, NAMED_MAX, Policies, RefusedCount,
+    RoleChange, Rule, RuleAction, RuleChange,
+};
+pub use peers::{Invite, Invited, Join, Peer, Peers};
+
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
@@ -436,6 +456,17 @@ pub enum EventKind {
     /// Connections are refused for want of room.
     Overloaded,
     Relieved,
+    /// Subjects may call it from now on.
+    Allowed,
+    /// Subjects may not call it any more.
+    Denied,
+    /// A rule was forgotten, or a default changed.
+    PolicyChanged,
+    GroupChanged,
+    PeerInvited,
+    PeerJoined,
+    PeerRevoked,
+    RoleChanged,
     DaemonStarted,
 }
 
@@ -458,6 +489,14 @@ impl EventKind {
             Self::BackingOff => "backing-off",
             Self::Overloaded => "overloaded",
             Self::Relieved => "relieved",
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::PolicyChanged => "policy-changed",
+            Self::GroupChanged => "group-changed",
+            Self::PeerInvited => "peer-invited",
+            Self::PeerJoined => "peer-joined",
+            Self::PeerRevoked => "peer-revoked",
+            Self::RoleChanged => "role-changed",
             Self::DaemonStarted => "daemon-started",
         }
     }
@@ -502,59 +541,6 @@ pub enum EventLine {
     Event(Event),
     /// The last line, if the stream ends for a reason of the daemon's.
     End(Problem),
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct Peers {
-    pub peers: Vec<Peer>,
-    /// There is more: ask again with `after` as this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct Peer {
-    pub name: FunctionName,
-    pub address: Ipv6Addr,
-    /// Base64, as WireGuard writes it. While the invitation is open, that of the invitation's own key.
-    pub public_key: String,
-    /// Not joined yet; until when the invitation is good.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub invited_until: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<SocketAddr>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_handshake: Option<Timestamp>,
-    pub received_bytes: u64,
-    pub sent_bytes: u64,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Invite {
-    pub name: FunctionName,
-    /// How long the invitation is good for.
-    pub expires_in_ms: u64,
-    /// `HOST:PORT` that clients dial, if not the daemon's own setting.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<String>,
-}
-
-/// What `faas vpn invite` prints: the text that `faas vpn connect` takes.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct Invited {
-    pub name: FunctionName,
-    pub address: Ipv6Addr,
-    pub expires_at: Timestamp,
-    pub invitation: String,
-}
-
-/// Sent through the tunnel that the invitation's key opened; the sender's address says whose it is.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Join {
-    /// The key that the client made and keeps, base64.
-    pub public_key: String,
 }
 
 /// An error, after RFC 9457.

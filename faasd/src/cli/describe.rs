@@ -16,6 +16,9 @@ use crate::core::spec::{Contract, Lane};
 /// How many events are shown.
 const EVENTS_SHOWN: usize = 10;
 
+/// How many rules are shown.
+const RULES_SHOWN: usize = 10;
+
 /// Show everything about a function
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  faas describe hello\n  faas describe hello -o json | jq .connections")]
@@ -46,6 +49,7 @@ impl Describe {
             ("  refused", Cell::new(counts.refused)),
             ("  waiting", Cell::new(counts.waiting)),
         ])?;
+        access(context, &self.name).await?;
         egress(context, &function)?;
         ui.print(&format!("\n{}\n", ui.bold("Instances")))?;
         if function.instances.is_empty() {
@@ -87,6 +91,25 @@ fn egress(context: &Context, function: &Function) -> Result<(), Failure> {
         ("  made", Cell::new(format!("{} inside, {} outside", counts.inside, counts.outside))),
         ("  refused", Cell::new(format!("{}{last}", counts.refused))),
         ("  failed", Cell::new(counts.failed)),
+    ])
+}
+
+/// Who may call it.
+async fn access(context: &Context, name: &FunctionName) -> Result<(), Failure> {
+    let ui = &context.ui;
+    let policy = context.client.policy(name).await?;
+    ui.print(&format!("\n{}\n", ui.bold("Access")))?;
+    let rules = policy.rules.iter().map(|rule| format!("{} {}", rule.action.as_str(), rule.subject));
+    let rules = rules.take(RULES_SHOWN).collect::<Vec<_>>().join(", ");
+    let more = match policy.rules.len().saturating_sub(RULES_SHOWN) {
+        0 => String::new(),
+        more => format!(", and {more} more: `faas policy {name}`"),
+    };
+    let refused: u64 = policy.refused.iter().map(|refused| refused.connections).sum();
+    ui.pairs([
+        ("  default", Cell::new(policy.default.as_str())),
+        ("  rules", Cell::new(if rules.is_empty() { "none".to_owned() } else { format!("{rules}{more}") })),
+        ("  refused", Cell::new(refused)),
     ])
 }
 

@@ -1,14 +1,16 @@
 //! The API's server side: routes, limits and errors. What is done about a request is a [`Service`]'s business.
 //!
 //! There are two routers. [`local`] is for whoever may open the unix socket, and can do everything. [`tunnel`] is for
-//! peers: it has two routes, and takes the source address of a connection, which WireGuard has bound to a key, for the
-//! caller's identity.
+//! peers, and takes the source address of a connection, which WireGuard has bound to a key, for the caller's identity:
+//! `/metrics` is for all of them, `/v1/join` for who is invited, and everything else for admins ([`gate`]).
 
+mod access;
 mod answer;
 mod document;
 mod error;
 mod extract;
 mod follow;
+mod gate;
 mod handlers;
 mod images;
 mod limit;
@@ -40,15 +42,18 @@ use tracing::debug;
 
 pub use document::document;
 pub use error::{ApiError, nearest};
+pub use gate::Refusals;
 pub use limit::WRITES_PER_SECOND;
 pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 
 use super::events::Filter;
 use crate::api::condition::Condition;
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join,
-    NamedImage, Peer, Pruned, Revisions, Secret, Traffic, Version,
+    ARCHIVE_BYTES_MAX, Changed, DefaultChange, Deploy, Event, EventLine, Function, FunctionPolicy, Group,
+    GroupChange, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Policies, Pruned, Revisions,
+    RuleChange, Secret, Traffic, Version,
 };
+use crate::core::access::{GroupName, Role};
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 use crate::core::revision::Alias;
@@ -155,6 +160,23 @@ pub trait Service: Send + Sync + 'static {
     async fn revoke(&self, name: &FunctionName) -> Result<(), ApiError>;
     /// Replaces the key of the peer whose address `source` is, if its invitation is still open.
     async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError>;
+    /// What the peer may do that has joined with this address, if there is one.
+    fn role(&self, source: Ipv6Addr) -> Option<(FunctionName, Role)>;
+    async fn set_role(&self, name: &FunctionName, role: Role) -> Result<Peer, ApiError>;
+    /// Of functions whose names begin so.
+    async fn policies(&self, prefix: &str) -> Result<Policies, ApiError>;
+    async fn policy(&self, name: &FunctionName) -> Result<FunctionPolicy, ApiError>;
+    async fn set_rules(&self, change: RuleChange) -> Result<Changed, ApiError>;
+    /// Of a function, or of all that have none of their own.
+    async fn set_default(
+        &self,
+        name: Option<FunctionName>,
+        change: DefaultChange,
+    ) -> Result<Changed, ApiError>;
+    async fn groups(&self) -> Result<Vec<Group>, ApiError>;
+    async fn group(&self, name: &GroupName) -> Result<Group, ApiError>;
+    async fn change_group(&self, name: &GroupName, change: GroupChange) -> Result<Changed, ApiError>;
+    async fn remove_group(&self, name: &GroupName, keep: bool) -> Result<Changed, ApiError>;
     /// Every metric in Prometheus's text format.
     async fn metrics(&self) -> String;
 }
@@ -193,17 +215,37 @@ impl Spool {
     }
 }
 
+/// What both routers serve from. A handle: clones share it.
 #[derive(Clone)]
-struct Api {
+pub struct Api {
     service: Arc<dyn Service>,
     spool: Arc<Spool>,
     followers: Arc<Semaphore>,
+    /// Of changes, by all callers together.
+    bucket: limit::Bucket,
 }
 
-/// The routes of the unix socket, and how many changes a second they take.
-pub fn local(service: Arc<dyn Service>, spool: Spool, writes_per_second: NonZeroU32) -> Router {
-    let followers = Arc::new(Semaphore::new(FOLLOWERS_MAX));
-    finish(local_routes().into(), Api { service, spool: Arc::new(spool), followers }, writes_per_second)
+impl Api {
+    /// With how many changes a second it takes.
+    pub fn new(service: Arc<dyn Service>, spool: Spool, writes_per_second: NonZeroU32) -> Self {
+        Self {
+            service,
+            spool: Arc::new(spool),
+            followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
+            bucket: limit::bucket(writes_per_second),
+        }
+    }
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Api")
+    }
+}
+
+/// The routes of the unix socket.
+pub fn local(api: &Api) -> Router {
+    finish(local_routes().into(), api)
 }
 
 /// Every route with its description, from which [`document`] is made. One that is added by `route` instead of
@@ -249,12 +291,44 @@ fn local_routes() -> ApiRouter<Api> {
         .route("/v1/functions/{name}/invoke", any(h::invoke))
         .route("/v1/functions/{name}/invoke/", any(h::invoke))
         .route("/v1/functions/{name}/invoke/{*path}", any(h::invoke))
+        .merge(access_routes())
+}
+
+/// Who is in the network, and who may call what.
+fn access_routes() -> ApiRouter<Api> {
+    use document::op;
+    use {access as a, handlers as h};
+    ApiRouter::new()
         .api_route(
             "/v1/peers",
             get_with(h::peers, |o| op(o, "listPeers", "All peers of the tunnel"))
                 .post_with(h::invite, |o| op(o, "invitePeer", "Invite a peer")),
         )
         .api_route("/v1/peers/{name}", delete_with(h::revoke, |o| op(o, "revokePeer", "Revoke a peer")))
+        .api_route(
+            "/v1/peers/{name}/role",
+            put_with(a::set_role, |o| op(o, "setRole", "Make a peer an admin, or a user again")),
+        )
+        .api_route(
+            "/v1/policy",
+            get_with(a::policies, |o| op(o, "listPolicies", "Who may call which function"))
+                .post_with(a::set_rules, |o| op(o, "setRules", "Allow, deny, or forget that"))
+                .put_with(a::set_common_default, |o| {
+                    op(o, "setCommonDefault", "The default of functions that have none of their own")
+                }),
+        )
+        .api_route(
+            "/v1/policy/{name}",
+            get_with(a::policy, |o| op(o, "getPolicy", "Who may call a function"))
+                .put_with(a::set_default, |o| op(o, "setDefault", "A function's own default")),
+        )
+        .api_route("/v1/groups", get_with(a::groups, |o| op(o, "listGroups", "The groups")))
+        .api_route(
+            "/v1/groups/{name}",
+            get_with(a::group, |o| op(o, "getGroup", "A group"))
+                .post_with(a::change_group, |o| op(o, "changeGroup", "Who comes into a group, and who goes"))
+                .delete_with(a::remove_group, |o| op(o, "removeGroup", "Remove a group, and its rules")),
+        )
 }
 
 /// What functions write, what happens to them, what they read.
@@ -307,35 +381,35 @@ fn traffic_routes() -> ApiRouter<Api> {
         )
 }
 
-/// The routes of the tunnel's own address.
-pub fn tunnel(service: Arc<dyn Service>) -> Router {
-    finish(tunnel_routes().into(), service, WRITES_PER_SECOND)
+/// The routes of the tunnel's own address: those of [`local`] as well, for admins. `port` is where it listens; what is
+/// refused at the gate is counted in `refusals`.
+pub fn tunnel(api: &Api, server: Ipv6Addr, port: u16, refusals: Arc<Refusals>) -> Router {
+    let gate = gate::Gate::new(Arc::clone(&api.service), server, port, refusals);
+    let routes = Router::from(tunnel_routes().merge(local_routes()));
+    // Outermost: nothing is parsed of what somebody sends who has no business here.
+    finish(routes, api).layer(middleware::from_fn_with_state(gate, gate::check))
 }
 
-fn tunnel_routes() -> ApiRouter<Arc<dyn Service>> {
+fn tunnel_routes() -> ApiRouter<Api> {
     use document::{op, text};
     use handlers as h;
     ApiRouter::new()
-        .api_route("/metrics", get_with(h::metrics, |o| text(op(o, "metrics", "Metrics for Prometheus"))))
+        .api_route(gate::METRICS, get_with(h::metrics, |o| text(op(o, "metrics", "Metrics for Prometheus"))))
         .api_route(
-            "/v1/join",
+            gate::JOIN,
             post_with(h::join, |o| op(o, "join", "Replace an invitation's key by one's own")),
         )
 }
 
-fn finish<S: Clone + Send + Sync + 'static>(
-    routes: Router<S>,
-    state: S,
-    writes_per_second: NonZeroU32,
-) -> Router {
+fn finish(routes: Router<Api>, api: &Api) -> Router {
     routes
         .method_not_allowed_fallback(handlers::no_method)
         .fallback(handlers::no_route)
-        .layer(middleware::from_fn_with_state(limit::bucket(writes_per_second), limit::throttle))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api.bucket), limit::throttle))
         .layer(middleware::from_fn(trace))
         // Bodies are bounded where they are read: an archive's limit is not that of a record.
         .layer(axum::extract::DefaultBodyLimit::disable())
-        .with_state(state)
+        .with_state(api.clone())
 }
 
 async fn trace(request: Request<Body>, next: Next) -> Response {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::core::access::Access;
 use crate::core::address::{FUNCTION_PREFIX, Prefix, VPN_PREFIX};
 use crate::core::spec::explain;
 use crate::tunnel::Choice;
@@ -28,8 +29,10 @@ pub struct Config {
     pub vpn_prefix: Prefix,
     /// The functions' addresses.
     pub function_prefix: Prefix,
-    /// The port of `/metrics` and `/v1/join` on the server's address in the tunnel.
+    /// The port of the API, `/metrics` and `/v1/join` on the server's address in the tunnel.
     pub http_port: u16,
+    /// Who may call a function that no rule speaks of: `open`, every peer, or `closed`, nobody.
+    pub access: Access,
     /// Name servers for every other name. None: such queries are refused.
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     /// How long a client may remember that a name was not there.
@@ -56,6 +59,7 @@ impl Default for Config {
             vpn_prefix: VPN_PREFIX,
             function_prefix: FUNCTION_PREFIX,
             http_port: 9464,
+            access: Access::Open,
             dns_upstreams: None,
             dns_negative_ttl_seconds: 1,
             acceptors: 1,

@@ -17,7 +17,9 @@ use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::api::{self, Spool};
+use super::access::{Access, KernelEnforcer};
+use super::api::{self, Api, Refusals, Spool};
+use super::callers::Callers;
 use super::cgroup;
 use super::config::Config;
 use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
@@ -40,7 +42,7 @@ use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts;
 use crate::runtime::secrets as secret_files;
-use crate::sys::bpf::{Attachment, Kernel};
+use crate::sys::bpf::{AccessMaps, Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
 use crate::tunnel::userspace::Launch;
@@ -125,8 +127,14 @@ async fn serve(
     let host = NetNs::current().context("cannot open this network namespace")?;
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
     let key = keys::load_or_create(&paths.wireguard)?;
+    let callers = Arc::new(
+        Callers::open(&paths.callers())
+            .with_context(|| format!("cannot make {}", paths.callers().display()))?,
+    );
+    let access = Arc::new(Access::open(Arc::clone(&store), config.access, config.function_prefix)?);
     let network = {
         let parts = network::Parts {
+            access: Arc::clone(&access),
             config: config.clone(),
             endpoint: options.endpoint.clone().or_else(|| config.endpoint.clone()),
             key,
@@ -141,12 +149,15 @@ async fn serve(
         .index(&config.interface)?
         .with_context(|| format!("the interface {} is gone again", config.interface))?;
 
+    let server = config.vpn_prefix.server();
     let mut kernel = Kernel::load(&Attachment {
         dir: &paths.bpf(),
         ingress: ingress.ns(),
         cgroup: &cgroup,
         tunnel: &config.interface,
         tunnel_ifindex,
+        server,
+        functions: config.function_prefix.network(),
     })?;
     let egress = Arc::new(Egress::new(egress::Parts {
         ingress: ingress.ns().try_clone()?,
@@ -155,8 +166,7 @@ async fn serve(
         function_prefix: config.function_prefix,
         upstreams: config.dns_upstreams.as_deref().filter(|upstreams| !upstreams.is_empty()),
     })?);
-    let server = config.vpn_prefix.server();
-    let writes_per_second = config.api_writes_per_second;
+    let (writes_per_second, http_port) = (config.api_writes_per_second, config.http_port);
     let sockets = DnsSockets {
         udp: ingress.udp(server, DNS_PORT)?,
         tcp: vec![ingress.listen_service(server, DNS_PORT)?],
@@ -188,18 +198,23 @@ async fn serve(
         egress,
         messages.clone(),
     );
+    // Before the owner sets any route: its flags speak of rules that are there.
+    let enforcer = KernelEnforcer::new(AccessMaps::open(&paths.bpf())?, ingress.ns().try_clone()?);
+    access.attach(Arc::new(enforcer), Arc::clone(&callers), messages.clone())?;
     let owner = Owner::restore(owner::Parts {
+        access: Arc::clone(&access),
         store: Arc::clone(&store),
         fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
         kernel,
-        acceptors: Acceptors::start(config.acceptors, &to_owner)?,
+        acceptors: Acceptors::start(config.acceptors, &to_owner, callers.table())?,
         instances,
         images: images.clone(),
         logs: logs.clone(),
         events: events.clone(),
         zone: Arc::clone(&zone),
         zone_changed: Arc::clone(&zone_changed),
+        callers: Arc::clone(callers.table()),
         config: config.clone(),
     })
     .await?;
@@ -208,9 +223,12 @@ async fn serve(
     let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&zone))?;
     let watching = [tokio::spawn(Arc::clone(&network).watch()), tokio::spawn(fdstore::watch(fdstore))];
     let zone_file = tokio::spawn(keep_zone_file(paths.zone_file(), zone, zone_changed));
+    let refusals = Arc::<Refusals>::default();
     let daemon = Arc::new(Daemon {
         owner: messages.clone(),
         network,
+        access,
+        refusals: Arc::clone(&refusals),
         ingress,
         images,
         logs,
@@ -229,9 +247,10 @@ async fn serve(
         }
     };
     let spool = Spool::open(paths.state.join("uploads"))?;
-    let routes = api::local(daemon.clone(), spool, writes_per_second);
-    let local = tokio::spawn(api::serve_unix(api_socket, routes, until_stopped()));
-    let peers = tokio::spawn(api::serve_tunnel(http, api::tunnel(daemon), until_stopped()));
+    let routes = Api::new(daemon, spool, writes_per_second);
+    let local = tokio::spawn(api::serve_unix(api_socket, api::local(&routes), until_stopped()));
+    let routes = api::tunnel(&routes, server, http_port, refusals);
+    let peers = tokio::spawn(api::serve_tunnel(http, routes, until_stopped()));
     tracing::info!(
         socket = %paths.socket().display(),
         version = env!("CARGO_PKG_VERSION"),

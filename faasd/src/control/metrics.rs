@@ -6,6 +6,7 @@ use faasd_common::Decision;
 use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
+use super::access::NamedCounts;
 use super::dns::DnsCounts;
 use super::owner::Listed;
 use crate::api::types::{Peer, Phase};
@@ -20,6 +21,9 @@ pub struct Snapshot {
     pub decisions: [u64; Decision::COUNT as usize],
     pub dns: DnsCounts,
     pub peers: Vec<Peer>,
+    pub access: NamedCounts,
+    /// Requests through the tunnel that were turned away, by reason.
+    pub api_refused: [(&'static str, u64); 2],
 }
 
 /// How a function's instances have fared under this daemon.
@@ -105,7 +109,23 @@ pub fn render(snapshot: &Snapshot) -> String {
         let peers = snapshot.peers.iter().filter(|p| p.invited_until.is_none() == joined).count();
         gauge(names::PEERS, &[("state", label)], peers as f64);
     }
+    // One series for each pair that the kernel keeps, and no more than that.
+    for (subject, function, value) in &snapshot.access.refusals {
+        let subject = subject.to_string();
+        count(names::REFUSALS, &[("subject", &subject), ("function", function.as_str())], *value);
+    }
+    for (subject, admitted, refused) in &snapshot.access.subjects {
+        let subject = subject.to_string();
+        count(names::ADMITTED, &[("subject", &subject)], *admitted);
+        count(names::REFUSED, &[("subject", &subject)], *refused);
+    }
+    for (reason, value) in snapshot.api_refused {
+        count(names::API_REFUSED, &[("reason", reason)], value);
+    }
     for peer in &snapshot.peers {
+        if let Some(at) = peer.last_handshake {
+            gauge(names::PEER_HANDSHAKE, &[("peer", peer.name.as_str())], at.as_second() as f64);
+        }
         count(names::PEER_RECEIVED, &[("peer", peer.name.as_str())], peer.received_bytes);
         count(names::PEER_SENT, &[("peer", peer.name.as_str())], peer.sent_bytes);
     }

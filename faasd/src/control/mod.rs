@@ -4,7 +4,9 @@
 //! [`core::lifecycle`](crate::core::lifecycle) and leaves the doing to tasks of their own, which report back. All of
 //! it may be killed at any moment: what must survive stands in the [`store`], in the kernel, or with the [`fdstore`].
 
+pub mod access;
 pub mod api;
+pub mod callers;
 pub mod cgroup;
 pub mod config;
 pub mod daemon;
@@ -16,6 +18,7 @@ pub mod instances;
 pub mod metrics;
 pub mod network;
 pub mod owner;
+pub mod peers;
 pub mod records;
 pub mod secrets;
 pub mod service;

@@ -1,16 +1,20 @@
 //! The tunnel as the control plane sees it: who is in it, who is invited, and that it stays up.
 
+use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::access::Access;
 use super::api::ApiError;
 use super::config::Config;
-use super::records::{PEERS, PeerRecord, free_peer_address};
-use super::store::{Expect, Store, StoreError, get_json, list_json, put_json};
+use super::peers::Peers;
+use super::records::{PEERS, PeerRecord};
+use super::store::{Expect, Store, StoreError, Stored, Write, list_json, put_json};
 use crate::api::types::{Invitation, Invite, Invited, Join, Peer};
+use crate::core::access::{GroupName, Role, Subject};
 use crate::core::invitation;
 use crate::core::name::FunctionName;
 use crate::sys::netns::NetNs;
@@ -25,8 +29,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a peer that joined may take to come back with its own key.
 const JOIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How often it is looked for.
+/// How often it is looked for: at first, and at least. To look at one peer is to look at all.
 const JOIN_INTERVAL: Duration = Duration::from_millis(5);
+const JOIN_INTERVAL_MAX: Duration = Duration::from_millis(200);
 
 /// The longest time an invitation may be open: 30 days.
 const INVITATION_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
@@ -41,6 +46,10 @@ pub struct Network {
     host: NetNs,
     ingress: NetNs,
     store: Arc<dyn Store>,
+    access: Arc<Access>,
+    /// Held over a change of a peer, from looking at what is there to its being in effect.
+    writer: Mutex<()>,
+    peers: RwLock<Peers>,
     up: Mutex<Up>,
 }
 
@@ -62,6 +71,7 @@ pub struct Parts {
     pub host: NetNs,
     pub ingress: NetNs,
     pub store: Arc<dyn Store>,
+    pub access: Arc<Access>,
 }
 
 impl Network {
@@ -70,7 +80,9 @@ impl Network {
     /// # Errors
     /// Those of the tunnel and of the store.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, endpoint, key, launch, host, ingress, store } = parts;
+        let Parts { config, endpoint, key, launch, host, ingress, store, access } = parts;
+        let records = list_json(&*store, PEERS)?.into_iter().map(|(_, stored)| stored);
+        let peers = RwLock::new(Peers::new(config.vpn_prefix, records));
         let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
         let network = Self {
             config,
@@ -80,6 +92,9 @@ impl Network {
             host,
             ingress,
             store,
+            access,
+            writer: Mutex::new(()),
+            peers,
             up: Mutex::new(Up { interface, peers: Vec::new() }),
         };
         network.reconcile(&mut network.lock())?;
@@ -98,8 +113,36 @@ impl Network {
     /// [`ApiError::Failed`].
     pub fn peers(&self) -> Result<Vec<Peer>, ApiError> {
         let status = self.lock().interface.status().map_err(|e| ApiError::failed(&e))?;
-        let records = self.records().map_err(|e| ApiError::failed(&e))?;
-        Ok(records.into_iter().map(|record| view(record, &status.peers)).collect())
+        let by_key: HashMap<String, PeerStatus> =
+            status.peers.into_iter().map(|peer| (peer.public_key.to_string(), peer)).collect();
+        let records: Vec<_> = self.known().iter().cloned().collect();
+        let view = |record: PeerRecord| {
+            let groups = self.access.groups_of(&Subject::Peer(record.name.clone()));
+            view(&record, by_key.get(&record.public_key), groups)
+        };
+        Ok(records.into_iter().map(view).collect())
+    }
+
+    /// The peer that has joined with this address, and what it may do.
+    #[must_use]
+    pub fn role_of(&self, address: Ipv6Addr) -> Option<(FunctionName, Role)> {
+        let peers = self.known();
+        let record = &peers.at(address)?.record;
+        record.invited_until.is_none().then(|| (record.name.clone(), record.role))
+    }
+
+    /// Gives a peer another role, and returns the one that it had. Blocks.
+    ///
+    /// # Errors
+    /// If there is no such peer.
+    pub fn set_role(&self, name: &FunctionName, role: Role) -> Result<Role, ApiError> {
+        let _writer = self.writer();
+        let Stored { mut record, version } = self.peer(name)?;
+        let before = std::mem::replace(&mut record.role, role);
+        if before != role {
+            self.put(record, Expect::Version(version)).map_err(|e| ApiError::failed(&e))?;
+        }
+        Ok(before)
     }
 
     /// Makes an invitation, in place of an open one for the same name. Blocks.
@@ -112,34 +155,40 @@ impl Network {
             return Err(ApiError::invalid("an invitation is open for 1 s to 30 days"));
         }
         let endpoint = self.endpoint(invite.endpoint.as_deref())?;
-        let key = PeerRecord::key(&invite.name);
-        let before = get_json::<PeerRecord>(&*self.store, &key).map_err(|e| failed(&e))?;
+        let _writer = self.writer();
+        let before = self.known().get(&invite.name).cloned();
         if let Some(joined) = before.as_ref().filter(|b| b.record.invited_until.is_none()) {
             return Err(ApiError::Conflict {
                 title: format!("the peer '{}' has joined already", joined.record.name),
                 detail: Some(format!("`faas vpn revoke {}` first, or choose another name", invite.name)),
             });
         }
-        let address = match &before {
-            Some(before) => before.record.address,
+        let (address, number) = match &before {
+            Some(Stored { record, .. }) => (record.address, record.number),
             None => {
-                let taken = self.records().map_err(|e| failed(&e))?.into_iter().map(|r| r.address);
-                free_peer_address(self.config.vpn_prefix, taken)
-                    .ok_or_else(|| ApiError::conflict("the tunnel has no address left"))?
+                let address = self.known().free_address();
+                let address = address.ok_or_else(|| ApiError::conflict("the tunnel has no address left"))?;
+                (address, self.access.fresh_number())
             }
         };
         let temporary = PrivateKey::generate();
         let expires_at = Timestamp::now() + SignedDuration::from_millis(invite.expires_in_ms as i64);
         let record = PeerRecord {
             name: invite.name.clone(),
+            number,
             address,
+            role: invite.role,
             public_key: temporary.public().to_string(),
             invited_until: Some(expires_at),
             endpoint: None,
         };
         let expect = before.as_ref().map_or(Expect::Absent, |b| Expect::Version(b.version));
-        put_json(&*self.store, &key, &record, expect).map_err(|e| failed(&e))?;
-        self.reconcile(&mut self.lock()).map_err(|e| ApiError::failed(&*e))?;
+        let peer = config(&record, temporary.public());
+        self.put(record.clone(), expect).map_err(|e| failed(&e))?;
+        self.access.show_peer(&record);
+        let former = before.and_then(|before| before.record.public_key.parse().ok()).map(PeerChange::Remove);
+        let changes: Vec<_> = former.into_iter().chain([PeerChange::Set(peer)]).collect();
+        self.lock().interface.update(&changes).map_err(|e| failed(&e))?;
         let invitation = Invitation {
             v: invitation::VERSION,
             name: invite.name.to_string(),
@@ -157,36 +206,42 @@ impl Network {
         Ok(Invited { name: invite.name.clone(), address, expires_at, invitation: text })
     }
 
-    /// Takes a peer out: its packets are not decrypted from now on. Blocks.
+    /// Takes a peer out: nothing that it sends is taken from now on, and its connections are cut. With it go the rules
+    /// that speak of it, and its places in groups. Returns how many connections there were. Blocks.
     ///
     /// # Errors
     /// If there is no such peer.
-    pub fn revoke(&self, name: &FunctionName) -> Result<(), ApiError> {
-        let removed =
-            self.store.delete(&PeerRecord::key(name), Expect::Any).map_err(|e| ApiError::failed(&e))?;
-        if !removed {
-            let known = self.records().map_err(|e| ApiError::failed(&e))?;
-            return Err(ApiError::no_peer(name, known.iter().map(|r| r.name.as_str())));
+    pub fn revoke(&self, name: &FunctionName) -> Result<u64, ApiError> {
+        let _writer = self.writer();
+        let record = self.peer(name)?.record;
+        let write = Write::Delete { key: PeerRecord::key(name) };
+        let gone = self.access.remove(&Subject::Peer(name.clone()), vec![write]);
+        let gone = gone.map_err(|e| ApiError::failed(&e))?;
+        self.known_mut().remove(name);
+        // Functions without a rule now may go on looking for some until the owner has come to it.
+        let unguarded = self.access.finish(gone);
+        if let Ok(key) = record.public_key.parse() {
+            self.lock().interface.remove_peer(key).map_err(|e| ApiError::failed(&e))?;
         }
-        self.reconcile(&mut self.lock()).map_err(|e| ApiError::failed(&*e))
+        let cut = self.access.cut_all(record.address)?;
+        self.access.settle(unguarded)?;
+        Ok(cut)
     }
 
     /// Replaces an invitation's key by the client's own. The sender's address, which WireGuard ties to the
-    /// invitation's key, says whose it is. Blocks.
+    /// invitation's key, says whose it is, which is returned. Blocks.
     ///
     /// # Errors
     /// If nobody with this address is invited, or not any more.
-    pub fn join(self: &Arc<Self>, source: Ipv6Addr, join: &Join) -> Result<(), ApiError> {
+    pub fn join(self: &Arc<Self>, source: Ipv6Addr, join: &Join) -> Result<FunctionName, ApiError> {
         let new: PublicKey = join
             .public_key
             .parse()
             .map_err(|_| ApiError::invalid("`public_key` is no WireGuard key: 32 bytes in base64"))?;
-        let known = list_json::<PeerRecord>(&*self.store, PEERS).map_err(|e| ApiError::failed(&e))?;
-        let (key, stored) = known
-            .into_iter()
-            .find(|(_, stored)| stored.record.address == source)
-            .ok_or_else(|| ApiError::Forbidden(format!("{source} is no peer's address")))?;
-        let mut record = stored.record;
+        let _writer = self.writer();
+        let known = self.known().at(source).cloned();
+        let Stored { mut record, version } =
+            known.ok_or_else(|| ApiError::Forbidden(format!("{source} is no peer's address")))?;
         match record.invited_until {
             None => return Err(ApiError::Forbidden(format!("'{}' has joined already", record.name))),
             Some(until) if until < Timestamp::now() => {
@@ -198,31 +253,40 @@ impl Network {
             record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
         record.public_key = new.to_string();
         record.invited_until = None;
-        put_json(&*self.store, &key, &record, Expect::Version(stored.version)).map_err(|e| match e {
+        self.put(record.clone(), Expect::Version(version)).map_err(|e| match e {
             StoreError::Conflict { .. } => ApiError::Forbidden("the invitation was just used".to_owned()),
             e => ApiError::failed(&e),
         })?;
+        self.access.show_peer(&record);
         tracing::info!(peer = %record.name, %source, "joined");
         // The answer travels through the session of the temporary key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
         let known_only =
             PeerConfig { public_key: new, allowed_ips: Vec::new(), endpoint: None, keepalive_s: None };
         self.lock().interface.set_peer(known_only).map_err(|e| ApiError::failed(&e))?;
-        let network = Arc::clone(self);
+        let (network, name) = (Arc::clone(self), record.name.clone());
         tokio::task::spawn_blocking(move || {
             if let Err(error) = network.switch(temporary, new, &record) {
                 tracing::warn!(%error, "a joined peer waits for the tunnel to be looked after");
             }
         });
-        Ok(())
+        Ok(name)
     }
 
     /// Gives a peer's address to its new key, once the new key has shown itself: then the peer has had its answer.
     fn switch(&self, temporary: PublicKey, new: PublicKey, record: &PeerRecord) -> Result<(), tunnel::Error> {
         let deadline = Instant::now() + JOIN_DEADLINE;
         let met = |peer: &PeerStatus| peer.public_key == new && peer.last_handshake.is_some();
+        let mut pause = JOIN_INTERVAL;
         while Instant::now() < deadline && !self.lock().interface.status()?.peers.iter().any(met) {
-            std::thread::sleep(JOIN_INTERVAL);
+            std::thread::sleep(pause);
+            pause = JOIN_INTERVAL_MAX.min(pause * 2);
+        }
+        let _writer = self.writer();
+        let is_still = |peer: &Stored<PeerRecord>| peer.record.public_key == record.public_key;
+        if !self.known().get(&record.name).is_some_and(is_still) {
+            // Revoked meanwhile.
+            return self.lock().interface.update(&[PeerChange::Remove(temporary), PeerChange::Remove(new)]);
         }
         let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(record, new))];
         let mut up = self.lock();
@@ -258,13 +322,13 @@ impl Network {
             }
         }
         let now = Timestamp::now();
-        let expired = |r: &PeerRecord| r.invited_until.is_some_and(|until| until < now);
-        let records = self.records()?;
-        if records
-            .iter()
-            .any(|r| expired(r) && up.peers.iter().any(|p| p.public_key.to_string() == r.public_key))
-        {
-            return self.reconcile(&mut up);
+        let keys = |peers: &Peers| -> Vec<PublicKey> {
+            peers.expired(now).filter_map(|record| record.public_key.parse().ok()).collect()
+        };
+        let expired: Vec<_> = keys(&self.known()).into_iter().map(PeerChange::Remove).collect();
+        if !expired.is_empty() {
+            up.interface.update(&expired)?;
+            self.known_mut().settle_expired(now);
         }
         Ok(())
     }
@@ -273,7 +337,9 @@ impl Network {
     fn reconcile(&self, up: &mut Up) -> anyhow::Result<()> {
         let now = Timestamp::now();
         let mut wanted = Vec::new();
-        for record in self.records()? {
+        let seen: HashMap<PublicKey, Option<SocketAddr>> =
+            up.peers.iter().map(|peer| (peer.public_key, peer.endpoint)).collect();
+        for record in self.known().iter() {
             if record.invited_until.is_some_and(|until| until < now) {
                 continue;
             }
@@ -281,16 +347,37 @@ impl Network {
                 tracing::error!(peer = %record.name, "the peer's record has no valid key");
                 continue;
             };
-            let mut peer = config(&record, key);
-            peer.endpoint = up.peers.iter().find(|p| p.public_key == key).and_then(|p| p.endpoint);
+            let mut peer = config(record, key);
+            peer.endpoint = seen.get(&key).copied().flatten();
             wanted.push(peer);
         }
         up.interface.set_peers(&wanted)?;
         Ok(())
     }
 
-    fn records(&self) -> Result<Vec<PeerRecord>, StoreError> {
-        Ok(list_json(&*self.store, PEERS)?.into_iter().map(|(_, stored)| stored.record).collect())
+    /// Puts a peer on record.
+    fn put(&self, record: PeerRecord, expect: Expect) -> Result<(), StoreError> {
+        let version = put_json(&*self.store, &PeerRecord::key(&record.name), &record, expect)?;
+        self.known_mut().insert(Stored { record, version });
+        Ok(())
+    }
+
+    fn peer(&self, name: &FunctionName) -> Result<Stored<PeerRecord>, ApiError> {
+        let peers = self.known();
+        let known = || peers.iter().map(|record| record.name.as_str());
+        peers.get(name).cloned().ok_or_else(|| ApiError::no_peer(name, known()))
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Peers> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known_mut(&self) -> RwLockWriteGuard<'_, Peers> {
+        self.peers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where clients dial: what is asked for, else what is set, with the tunnel's port if none is given.
@@ -345,12 +432,13 @@ fn config(record: &PeerRecord, public_key: PublicKey) -> PeerConfig {
     PeerConfig { public_key, allowed_ips: own.into_iter().collect(), endpoint: None, keepalive_s: None }
 }
 
-fn view(record: PeerRecord, peers: &[PeerStatus]) -> Peer {
-    let status = peers.iter().find(|p| p.public_key.to_string() == record.public_key);
+fn view(record: &PeerRecord, status: Option<&PeerStatus>, groups: Vec<GroupName>) -> Peer {
     Peer {
-        name: record.name,
+        name: record.name.clone(),
         address: record.address,
-        public_key: record.public_key,
+        role: record.role,
+        groups,
+        public_key: record.public_key.clone(),
         invited_until: record.invited_until,
         endpoint: status.and_then(|s| s.endpoint),
         last_handshake: status.and_then(|s| s.last_handshake).and_then(|t| Timestamp::try_from(t).ok()),

@@ -6,7 +6,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::core::address::Prefix;
+use crate::core::access::{Access, Action, GroupName, Role, Subject};
 use crate::core::name::FunctionName;
 use crate::core::revision::Alias;
 use crate::core::spec::FunctionSpec;
@@ -14,9 +14,10 @@ use crate::core::spec::FunctionSpec;
 pub const FUNCTIONS: &str = "functions/";
 pub const REVISIONS: &str = "revisions/";
 pub const PEERS: &str = "peers/";
-
-/// The first host number of a peer; 1 is the server's.
-pub const PEER_HOST_MIN: u64 = 2;
+pub const GROUPS: &str = "groups/";
+pub const MEMBERS: &str = "members/";
+pub const RULES: &str = "policy/";
+pub const DEFAULTS: &str = "access/";
 
 /// The revisions of a function that are kept for a rollback, beside those that are in use.
 pub const REVISIONS_MAX: usize = 10;
@@ -28,6 +29,9 @@ pub struct FunctionRecord {
     /// Its number among the functions, the same from the first deploy to the removal: its range of user ids, the mark on
     /// its sockets, its key in the kernel program's map of splits.
     pub slot: u32,
+    /// Its number among those who call. 0 in a record of before there were any.
+    #[serde(default)]
+    pub subject: u32,
     /// Of the newest revision. Numbers are not used again.
     pub newest: u64,
     /// Who serves. The weights add up to 100; of 0 for whoever is reached by its own name alone.
@@ -113,7 +117,12 @@ impl RevisionRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRecord {
     pub name: FunctionName,
+    /// Its number among those who call. 0 in a record of before there were any.
+    #[serde(default)]
+    pub number: u32,
     pub address: Ipv6Addr,
+    #[serde(default)]
+    pub role: Role,
     /// Base64. While the invitation is open, that of the invitation's own key.
     pub public_key: String,
     /// Not joined yet; until when the invitation is good.
@@ -130,6 +139,82 @@ impl PeerRecord {
     }
 }
 
+/// A group, under `groups/NAME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    pub number: u32,
+}
+
+/// Somebody's being in a group, under `members/GROUP/SUBJECT`: one key each, so that joining one of thousands is a small
+/// write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {}
+
+/// A rule, under `policy/FUNCTION/SUBJECT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleRecord {
+    pub action: Action,
+}
+
+/// A default, under `access/FUNCTION`, or `access/*` for all functions that have none of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefaultRecord {
+    pub access: Access,
+}
+
+impl GroupRecord {
+    #[must_use]
+    pub fn key(name: &GroupName) -> String {
+        format!("{GROUPS}{name}")
+    }
+}
+
+impl MemberRecord {
+    #[must_use]
+    pub fn key(group: &GroupName, subject: &Subject) -> String {
+        format!("{MEMBERS}{group}/{subject}")
+    }
+
+    /// The group and who is in it, from such a key.
+    #[must_use]
+    pub fn parse(key: &str) -> Option<(GroupName, Subject)> {
+        let (group, subject) = key.strip_prefix(MEMBERS)?.split_once('/')?;
+        Some((group.parse().ok()?, subject.parse().ok()?))
+    }
+}
+
+impl RuleRecord {
+    #[must_use]
+    pub fn key(function: &FunctionName, subject: &Subject) -> String {
+        format!("{RULES}{function}/{subject}")
+    }
+
+    /// The function and the subject, from such a key.
+    #[must_use]
+    pub fn parse(key: &str) -> Option<(FunctionName, Subject)> {
+        let (function, subject) = key.strip_prefix(RULES)?.split_once('/')?;
+        Some((function.parse().ok()?, subject.parse().ok()?))
+    }
+}
+
+impl DefaultRecord {
+    const ALL: &str = "*";
+
+    #[must_use]
+    pub fn key(function: Option<&FunctionName>) -> String {
+        format!("{DEFAULTS}{}", function.map_or(Self::ALL, FunctionName::as_str))
+    }
+
+    /// Whose default it is, from such a key: a function's, or everyone's.
+    #[must_use]
+    pub fn parse(key: &str) -> Option<Option<FunctionName>> {
+        match key.strip_prefix(DEFAULTS)? {
+            Self::ALL => Some(None),
+            name => name.parse().ok().map(Some),
+        }
+    }
+}
+
 /// The smallest slot below `max` that is not taken.
 #[must_use]
 pub fn free_slot(taken: impl IntoIterator<Item = u32>, max: u32) -> Option<u32> {
@@ -137,17 +222,9 @@ pub fn free_slot(taken: impl IntoIterator<Item = u32>, max: u32) -> Option<u32> 
     (0..max).find(|slot| !taken.contains(slot))
 }
 
-/// The smallest address for a peer that is not taken. Addresses of other prefixes are no hindrance.
-#[must_use]
-pub fn free_peer_address(prefix: Prefix, taken: impl IntoIterator<Item = Ipv6Addr>) -> Option<Ipv6Addr> {
-    let taken: BTreeSet<Ipv6Addr> = taken.into_iter().collect();
-    (PEER_HOST_MIN..=u64::MAX).map(|host| prefix.host(host)).find(|address| !taken.contains(address))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 
     #[test]
     fn the_smallest_free_slot_is_taken_until_none_is_left() {
@@ -161,11 +238,19 @@ mod tests {
     }
 
     #[test]
-    fn peers_are_numbered_from_two() {
-        let vpn = |host| VPN_PREFIX.host(host);
-        assert_eq!(free_peer_address(VPN_PREFIX, []), Some(vpn(2)));
-        assert_eq!(free_peer_address(VPN_PREFIX, [vpn(1), vpn(3), vpn(2)]), Some(vpn(4)));
-        assert_eq!(free_peer_address(VPN_PREFIX, [FUNCTION_PREFIX.host(2)]), Some(vpn(2)));
+    fn keys_say_what_they_are_about() {
+        let (hello, ops) = ("hello".parse().unwrap(), "ops".parse().unwrap());
+        for subject in ["anna", "@ops", "fn:orders"] {
+            let subject: Subject = subject.parse().unwrap();
+            let (rule, member) = (RuleRecord::key(&hello, &subject), MemberRecord::key(&ops, &subject));
+            assert_eq!(RuleRecord::parse(&rule), Some((hello.clone(), subject.clone())));
+            assert_eq!(MemberRecord::parse(&member), Some((ops.clone(), subject)));
+        }
+        assert_eq!(RuleRecord::key(&hello, &Subject::Group(ops)), "policy/hello/@ops");
+        for function in [Some(hello), None] {
+            assert_eq!(DefaultRecord::parse(&DefaultRecord::key(function.as_ref())), Some(function));
+        }
+        assert_eq!(DefaultRecord::parse("access/A"), None);
     }
 
     #[test]
@@ -188,6 +273,7 @@ mod tests {
         let function = FunctionRecord {
             name: revision.name,
             slot: 3,
+            subject: 9,
             newest: 4,
             shares: vec![share(2, 50), share(3, 50)],
             previous: vec![(1, 100)],
@@ -203,5 +289,6 @@ mod tests {
             serde_json::from_str(r#"{"name":"anna","address":"fd00:faa5:0:100::2","public_key":"k"}"#)
                 .unwrap();
         assert_eq!((peer.invited_until, peer.endpoint), (None, None));
+        assert_eq!((peer.number, peer.role), (0, Role::User), "of before there were any");
     }
 }

@@ -14,9 +14,10 @@ use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
-use super::api::{ApiError, Service};
+use super::access::{Access, NamedCounts};
+use super::api::{ApiError, Refusals, Service};
 use super::dns::DnsMetrics;
-use super::events::{Events, Filter};
+use super::events::{Events, Filter, NewEvent};
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
 use super::network::Network;
@@ -24,9 +25,11 @@ use super::owner::{Message, Wanted, images};
 use super::secrets::Secrets;
 use crate::api::condition::Condition;
 use crate::api::types::{
-    Deploy, Event, EventLine, Function, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
-    Pruned, Revisions, Secret, Traffic, Version,
+    Changed, DefaultChange, Deploy, Event, EventKind, EventLine, Function, FunctionPolicy, Group,
+    GroupChange, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Policies, Pruned, Revisions,
+    RuleAction, RuleChange, Secret, Traffic, Version,
 };
+use crate::core::access::{GroupName, Role, Subject};
 use crate::core::image::ImageName;
 use crate::core::name::FunctionName;
 use crate::core::revision::Alias;
@@ -39,6 +42,9 @@ use crate::runtime::logs::{Logs, Query};
 pub struct Daemon {
     pub owner: mpsc::Sender<Message>,
     pub network: Arc<Network>,
+    pub access: Arc<Access>,
+    /// What the API has turned away in the tunnel.
+    pub refusals: Arc<Refusals>,
     pub ingress: Arc<Ingress>,
     pub images: image::Store,
     pub logs: Logs,
@@ -86,12 +92,28 @@ impl Daemon {
         Ok(all.into_iter().filter(|(_, read)| read.contains(secret)).map(|(name, _)| name).collect())
     }
 
+    async fn counts(&self) -> Result<NamedCounts, ApiError> {
+        let access = Arc::clone(&self.access);
+        blocking(move || access.counts()).await
+    }
+
+    /// Runs a change of who may what to its end, whether or not anybody waits for it.
+    async fn changing<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Access, &Events) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (access, events) = (Arc::clone(&self.access), self.events.clone());
+        blocking(move || work(&access, &events)).await
+    }
+
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
         Ok(Snapshot {
             functions: self.ask(|reply| Message::List { prefix: String::new(), reply }).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),
             peers: self.peers().await?,
+            access: self.counts().await?,
+            api_refused: self.refusals.counts(),
         })
     }
 }
@@ -108,6 +130,14 @@ fn refusal(error: &dyn std::error::Error) -> ApiError {
     match ApiError::failed(error) {
         ApiError::Failed { title, detail } => ApiError::Invalid { title, detail },
         other => other,
+    }
+}
+
+fn cut_text(cut: u64) -> String {
+    match cut {
+        0 => String::new(),
+        1 => "; 1 connection was cut".to_owned(),
+        cut => format!("; {cut} connections were cut"),
     }
 }
 
@@ -333,18 +363,151 @@ impl Service for Daemon {
     }
 
     async fn invite(&self, invite: Invite) -> Result<Invited, ApiError> {
-        let network = Arc::clone(&self.network);
-        blocking(move || network.invite(&invite)).await
+        let (network, events) = (Arc::clone(&self.network), self.events.clone());
+        blocking(move || {
+            let invited = network.invite(&invite)?;
+            let text = format!("'{}' is invited as {}", invited.name, invite.role.as_str());
+            events.record_daemon(NewEvent::new(EventKind::PeerInvited, text));
+            Ok(invited)
+        })
+        .await
     }
 
     async fn revoke(&self, name: &FunctionName) -> Result<(), ApiError> {
-        let (network, name) = (Arc::clone(&self.network), name.clone());
-        blocking(move || network.revoke(&name)).await
+        let (network, events, name) = (Arc::clone(&self.network), self.events.clone(), name.clone());
+        blocking(move || {
+            let cut = network.revoke(&name)?;
+            tracing::info!(peer = %name, cut, "revoked");
+            let text = format!("'{name}' is out{}", cut_text(cut));
+            events.record_daemon(NewEvent::new(EventKind::PeerRevoked, text));
+            Ok(())
+        })
+        .await
     }
 
     async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
-        let network = Arc::clone(&self.network);
-        blocking(move || network.join(source, &join)).await
+        let (network, events) = (Arc::clone(&self.network), self.events.clone());
+        blocking(move || {
+            let name = network.join(source, &join)?;
+            let text = format!("'{name}' has joined, at {source}");
+            events.record_daemon(NewEvent::new(EventKind::PeerJoined, text));
+            Ok(())
+        })
+        .await
+    }
+
+    fn role(&self, source: Ipv6Addr) -> Option<(FunctionName, Role)> {
+        self.network.role_of(source)
+    }
+
+    async fn set_role(&self, name: &FunctionName, role: Role) -> Result<Peer, ApiError> {
+        let (network, events, name) = (Arc::clone(&self.network), self.events.clone(), name.clone());
+        blocking(move || {
+            let before = network.set_role(&name, role)?;
+            if before != role {
+                let text = format!("'{name}' is {} now, and was {}", role.as_str(), before.as_str());
+                tracing::info!(peer = %name, role = role.as_str(), "role changed");
+                events.record_daemon(NewEvent::new(EventKind::RoleChanged, text));
+            }
+            let peers = network.peers()?;
+            peers.into_iter().find(|peer| peer.name == name).ok_or_else(|| ApiError::no_peer(&name, []))
+        })
+        .await
+    }
+
+    async fn policies(&self, prefix: &str) -> Result<Policies, ApiError> {
+        let (access, prefix) = (Arc::clone(&self.access), prefix.to_owned());
+        blocking(move || access.policies(&prefix)).await
+    }
+
+    async fn policy(&self, name: &FunctionName) -> Result<FunctionPolicy, ApiError> {
+        let (access, name) = (Arc::clone(&self.access), name.clone());
+        blocking(move || access.policy_of(&name)).await
+    }
+
+    async fn set_rules(&self, change: RuleChange) -> Result<Changed, ApiError> {
+        self.changing(move |access, events| {
+            let changed = access.set_rules(&change)?;
+            if changed.changed == 0 {
+                return Ok(changed);
+            }
+            let who: Vec<_> = change.subjects.iter().map(ToString::to_string).collect();
+            let who = who.join(", ");
+            let (kind, text) = match change.action {
+                RuleAction::Allow => (EventKind::Allowed, format!("{who} may call it")),
+                RuleAction::Deny => (EventKind::Denied, format!("{who} may not call it")),
+                RuleAction::Forget => (EventKind::PolicyChanged, format!("no rule for {who}")),
+            };
+            tracing::info!(subjects = who, functions = change.functions.len(), action = ?change.action, "rules changed");
+            for function in &change.functions {
+                events.record(function, NewEvent::new(kind, &*text));
+            }
+            Ok(changed)
+        })
+        .await
+    }
+
+    async fn set_default(
+        &self,
+        name: Option<FunctionName>,
+        change: DefaultChange,
+    ) -> Result<Changed, ApiError> {
+        self.changing(move |access, events| {
+            let changed = access.set_default(name.as_ref(), &change)?;
+            if changed.changed > 0 {
+                let to = change.default.map_or("what comes next", |access| access.as_str());
+                let event = NewEvent::new(
+                    EventKind::PolicyChanged,
+                    format!("the default is {to}{}", cut_text(changed.cut)),
+                );
+                match &name {
+                    Some(name) => events.record(name, event),
+                    None => events.record_daemon(event),
+                }
+            }
+            Ok(changed)
+        })
+        .await
+    }
+
+    async fn groups(&self) -> Result<Vec<Group>, ApiError> {
+        let access = Arc::clone(&self.access);
+        blocking(move || Ok(access.groups())).await
+    }
+
+    async fn group(&self, name: &GroupName) -> Result<Group, ApiError> {
+        self.access.group(name)
+    }
+
+    async fn change_group(&self, name: &GroupName, change: GroupChange) -> Result<Changed, ApiError> {
+        let name = name.clone();
+        self.changing(move |access, events| {
+            let changed = access.change_group(&name, &change)?;
+            if changed.changed > 0 {
+                let names = |subjects: &[Subject]| -> String {
+                    subjects.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                };
+                let text = match (names(&change.add), names(&change.remove)) {
+                    (come, go) if go.is_empty() => format!("@{name}: {come} came"),
+                    (come, go) if come.is_empty() => format!("@{name}: {go} left"),
+                    (come, go) => format!("@{name}: {come} came, {go} left"),
+                };
+                events.record_daemon(NewEvent::new(EventKind::GroupChanged, text));
+            }
+            Ok(changed)
+        })
+        .await
+    }
+
+    async fn remove_group(&self, name: &GroupName, keep: bool) -> Result<Changed, ApiError> {
+        let name = name.clone();
+        self.changing(move |access, events| {
+            let changed = access.remove_group(&name, keep)?;
+            let text = format!("@{name} is gone{}", cut_text(changed.cut));
+            events.record_daemon(NewEvent::new(EventKind::GroupChanged, text));
+            Ok(changed)
+        })
+        .await
     }
 
     async fn metrics(&self) -> String {

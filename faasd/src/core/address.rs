@@ -75,6 +75,13 @@ impl Prefix {
         let number = revision.saturating_sub(1) % ((1 << REVISION_BITS) - 1) + 1;
         Ipv6Addr::from_bits(self.function(name).to_bits() | u128::from(number))
     }
+
+    /// The function that is dialled by its own address or by a revision's.
+    #[must_use]
+    pub fn function_at(self, address: Ipv6Addr) -> Option<Ipv6Addr> {
+        let revision = u128::from((1u64 << REVISION_BITS) - 1);
+        self.contains(address).then(|| Ipv6Addr::from_bits(address.to_bits() & !revision))
+    }
 }
 
 impl FromStr for Prefix {

@@ -1,5 +1,6 @@
 //! Policy: what things are called, what is declared, what follows from an event. No I/O, no clock, no unsafe.
 
+pub mod access;
 pub mod address;
 pub mod balance;
 pub mod egress;

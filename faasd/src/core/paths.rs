@@ -85,6 +85,12 @@ impl Paths {
         self.run.join("agents")
     }
 
+    /// The names of all who may dial, by address.
+    #[must_use]
+    pub fn callers(&self) -> PathBuf {
+        self.run.join("callers")
+    }
+
     /// Instances' secrets: a file system in memory.
     #[must_use]
     pub fn secrets(&self) -> PathBuf {

@@ -2,15 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
-use faasd_sdk::wire::Record;
+use faasd_sdk::wire::{Arrival, Record};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::Sender;
 
 use super::function::{Function, Then};
-use super::{Command, Event};
+use super::{Callers, Command, Event};
 use crate::sys::uring::{Completion, Ring, Token};
 
 /// The token of the descriptor that announces commands: no function has this slot.
@@ -28,6 +29,7 @@ pub(super) fn spawn(
     commands: Receiver<Command>,
     wake: OwnedFd,
     events: Sender<Event>,
+    callers: Arc<Callers>,
 ) -> io::Result<JoinHandle<()>> {
     let (ready, made) = std::sync::mpsc::sync_channel(1);
     let handle = std::thread::Builder::new().name(format!("acceptor-{number}")).spawn(move || {
@@ -40,8 +42,16 @@ pub(super) fn spawn(
         };
         let _ = ready.send(Ok(()));
         let next_id = (number as u64) << 56 | (now_ns() & 0x0000_00ff_ffff_ffff) << 16;
-        let mut acceptor =
-            Acceptor { functions: Vec::new(), closing: Vec::new(), commands, wake, events, next_id, next_key: 0 };
+        let mut acceptor = Acceptor {
+            functions: Vec::new(),
+            closing: Vec::new(),
+            commands,
+            wake,
+            events,
+            callers,
+            next_id,
+            next_key: 0,
+        };
         if let Err(error) = acceptor.run(ring) {
             // Connections wait in the kernel's queues until the daemon, which restarts, takes them.
             tracing::error!(number, %error, "an acceptor cannot go on; the daemon ends and is to be restarted");
@@ -63,6 +73,7 @@ struct Acceptor {
     commands: Receiver<Command>,
     wake: OwnedFd,
     events: Sender<Event>,
+    callers: Arc<Callers>,
     next_id: u64,
     next_key: u32,
 }
@@ -105,11 +116,13 @@ impl Acceptor {
         let now = now_ns();
         match completion {
             Completion::Accepted { token, result, more } => {
-                let id = self.next_id;
+                let record = Record { id: self.next_id, accepted_ns: now, ..Record::default() };
+                // A multishot accept cannot say whose connection it is: one system call more.
+                let caller = result.as_ref().map(|socket| self.callers.of(socket)).unwrap_or_default();
                 let Some(function) = self.listener(token) else { return Ok(()) };
                 let error = match result {
                     Ok(connection) => {
-                        function.accepted(Record { id, accepted_ns: now, ..Record::default() }, connection);
+                        function.accepted(Arrival { record, caller }, connection);
                         if sweep.dirty.last() != Some(&token.slot) {
                             sweep.dirty.push(token.slot);
                         }
@@ -224,10 +237,10 @@ impl Acceptor {
                 Command::Room { slot } => {
                     self.with(slot, ring, |function, ring| function.deliver(ring, now))?;
                 }
-                Command::Adopt { slot, record, connection } => {
-                    let record = Record { id: self.next_id, ..record };
+                Command::Adopt { slot, mut arrival, connection } => {
+                    arrival.record.id = self.next_id;
                     self.next_id += 1;
-                    self.with(slot, ring, |function, ring| function.adopt(record, connection, ring, now))?;
+                    self.with(slot, ring, |function, ring| function.adopt(arrival, connection, ring, now))?;
                 }
                 Command::Watch { slot } => {
                     self.with(slot, ring, |function, ring| function.resume(ring).map(|()| Then::Nothing))?;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use faasd_sdk::wire::{self, FORWARDED, Record};
+use faasd_sdk::wire::{self, Arrival, FORWARDED};
 use rustix::net::{RecvFlags, sockopt};
 
 use super::{Instance, Stats};
@@ -69,7 +69,7 @@ pub(super) struct Function {
     /// The receiver chosen last.
     last: usize,
     /// Accepted, and not handed over. Between two sweeps it is empty unless nobody can take a connection.
-    waiting: VecDeque<(Record, OwnedFd)>,
+    waiting: VecDeque<(Arrival, OwnedFd)>,
     /// Messages being filled during a sweep, by receiver.
     open: Vec<Option<MessageId>>,
     /// Receivers that have shut their sockets, by key, of whom the control plane is still to hear.
@@ -81,7 +81,7 @@ pub(super) struct Function {
 pub(super) struct Estate {
     receivers: Vec<Receiver>,
     open: Vec<Option<MessageId>>,
-    waiting: VecDeque<(Record, OwnedFd)>,
+    waiting: VecDeque<(Arrival, OwnedFd)>,
 }
 
 /// What a change calls for beyond the function itself.
@@ -205,9 +205,9 @@ impl Function {
     }
 
     /// A connection came in; it is dealt with by [`Self::deliver`] at the end of the sweep.
-    pub(super) fn accepted(&mut self, record: Record, connection: OwnedFd) {
+    pub(super) fn accepted(&mut self, arrival: Arrival, connection: OwnedFd) {
         self.stats.accept();
-        self.hold(record, connection);
+        self.hold(arrival, connection);
     }
 
     /// Refuses what was accepted and waits.
@@ -235,7 +235,7 @@ impl Function {
     }
 
     /// Gives up what waits, so that it can be served elsewhere.
-    pub(super) fn give_up(&mut self) -> Vec<(Record, OwnedFd)> {
+    pub(super) fn give_up(&mut self) -> Vec<(Arrival, OwnedFd)> {
         self.stats.set_waiting(0);
         self.waiting.drain(..).collect()
     }
@@ -243,17 +243,17 @@ impl Function {
     /// Another function passed a connection on, or another slot yielded it.
     pub(super) fn adopt(
         &mut self,
-        record: Record,
+        arrival: Arrival,
         connection: OwnedFd,
         ring: &mut Ring,
         now: u64,
     ) -> io::Result<Then> {
-        if record.flags & FORWARDED == 0 {
+        if arrival.record.flags & FORWARDED == 0 {
             self.stats.requeue(1);
         } else {
             self.stats.forward();
         }
-        self.hold(record, connection);
+        self.hold(arrival, connection);
         self.deliver(ring, now)
     }
 
@@ -315,7 +315,7 @@ impl Function {
     pub(super) fn unsent(
         &mut self,
         key: u32,
-        mut connections: Vec<(Record, OwnedFd)>,
+        mut connections: Vec<(Arrival, OwnedFd)>,
         error: &io::Error,
         ring: &mut Ring,
     ) -> io::Result<()> {
@@ -343,19 +343,19 @@ impl Function {
 
     fn deliver_one(&mut self, ring: &mut Ring, now: u64) -> io::Result<()> {
         while let Some(chosen) = least_in_flight(&self.receivers, self.last) {
-            let Some((record, connection)) = self.waiting.front() else { break };
+            let Some((arrival, connection)) = self.waiting.front() else { break };
             let receiver = &mut self.receivers[chosen];
             let sent = LONE.with_borrow_mut(|message| {
                 use std::os::fd::AsRawFd;
                 message.clear();
-                message.push(record, connection.as_raw_fd());
+                message.push(arrival, connection.as_raw_fd());
                 message.send(receiver.instance.socket.as_fd())
             });
             match sent {
                 Ok(()) => {
                     receiver.instance.page.add_sent(1);
                     self.last = chosen;
-                    let since = record.accepted_ns;
+                    let since = arrival.record.accepted_ns;
                     self.stats.hand_off(super::acceptor::now_ns().max(now).saturating_sub(since));
                     // Our copy must go, or the client never sees the function's close.
                     self.waiting.pop_front();
@@ -368,15 +368,15 @@ impl Function {
     }
 
     fn deliver_many(&mut self, ring: &mut Ring) -> io::Result<()> {
-        while let Some((record, connection)) = self.waiting.pop_front() {
+        while let Some((arrival, connection)) = self.waiting.pop_front() {
             let chosen = least_in_flight(&self.receivers, self.last);
             let message = chosen.and_then(|i| self.open[i].or_else(|| ring.message()).map(|id| (i, id)));
             let Some((chosen, id)) = message else {
                 // Nobody can take it, or all messages are on their way, whose completion brings us back here.
-                self.waiting.push_front((record, connection));
+                self.waiting.push_front((arrival, connection));
                 break;
             };
-            match ring.add(id, &record, connection) {
+            match ring.add(id, &arrival, connection) {
                 Ok(()) => {
                     self.open[chosen] = Some(id);
                     self.receivers[chosen].instance.page.add_sent(1);
@@ -384,7 +384,7 @@ impl Function {
                 }
                 Err(connection) => {
                     self.open[chosen] = None;
-                    self.waiting.push_front((record, connection));
+                    self.waiting.push_front((arrival, connection));
                     self.send(chosen, id, ring)?;
                 }
             }
@@ -443,9 +443,9 @@ impl Function {
         ring.poll(self.listener.as_fd(), false, self.token)
     }
 
-    fn hold(&mut self, record: Record, connection: OwnedFd) {
+    fn hold(&mut self, arrival: Arrival, connection: OwnedFd) {
         if self.waiting.len() < WAITING_MAX {
-            self.waiting.push_back((record, connection));
+            self.waiting.push_back((arrival, connection));
         } else {
             self.reset(connection);
         }
@@ -494,7 +494,7 @@ fn block(
 }
 
 /// Reads back what a dead instance had not received.
-fn take_back(instance: &Instance) -> Vec<(Record, OwnedFd)> {
+fn take_back(instance: &Instance) -> Vec<(Arrival, OwnedFd)> {
     let mut back = Vec::new();
     let mut bytes = [0; wire::MESSAGE_BYTES_MAX];
     loop {
@@ -503,8 +503,11 @@ fn take_back(instance: &Instance) -> Vec<(Record, OwnedFd)> {
             Ok((0, _)) => return back,
             Ok((n, descriptors)) => {
                 if let Ok(message) = wire::Message::parse(&bytes[..n]) {
-                    let again = |r: Record| Record { attempt: r.attempt + 1, ..r };
-                    back.extend(message.records().map(again).zip(descriptors));
+                    let again = |mut arrival: Arrival| {
+                        arrival.record.attempt += 1;
+                        arrival
+                    };
+                    back.extend(message.arrivals().map(again).zip(descriptors));
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return back,

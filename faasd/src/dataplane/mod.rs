@@ -10,6 +10,7 @@
 //! they cost us nothing and survive our death; the acceptor only watches for the first of them.
 
 mod acceptor;
+mod callers;
 mod function;
 mod stats;
 #[cfg(test)]
@@ -22,10 +23,11 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use faasd_sdk::status::StatusPage;
-use faasd_sdk::wire::Record;
+use faasd_sdk::wire::Arrival;
 use rustix::event::EventfdFlags;
 use tokio::sync::mpsc::Sender;
 
+pub use callers::Callers;
 pub use stats::{LATENCY_BOUNDS_NS, Stats};
 
 /// Commands that may wait for one acceptor.
@@ -48,7 +50,7 @@ pub enum Command {
     /// An instance that was at its limit of connections has room again.
     Room { slot: u32 },
     /// A connection that another function passed on, or another slot yielded.
-    Adopt { slot: u32, record: Record, connection: OwnedFd },
+    Adopt { slot: u32, arrival: Arrival, connection: OwnedFd },
     /// What waited was served in another way: watch for the next.
     Watch { slot: u32 },
     /// No instance will come: what waits is refused.
@@ -98,7 +100,7 @@ pub enum Event {
     /// An instance has shut its socket for good, and is to be replaced.
     Deaf { key: u32 },
     /// What waited when [`Command::Yield`] came, for this slot.
-    Yielded { slot: u32, connections: Vec<(Record, OwnedFd)> },
+    Yielded { slot: u32, connections: Vec<(Arrival, OwnedFd)> },
 }
 
 /// The running acceptors.
@@ -115,17 +117,18 @@ struct Thread {
 }
 
 impl Acceptors {
-    /// Starts `count` acceptors.
+    /// Starts `count` acceptors, which say of each connection whose it is by `callers`.
     ///
     /// # Errors
     /// Those of `io_uring_setup(2)`, with the remedy where there is one, and of starting a thread.
-    pub fn start(count: usize, events: &Sender<Event>) -> io::Result<Self> {
+    pub fn start(count: usize, events: &Sender<Event>, callers: &Arc<Callers>) -> io::Result<Self> {
         let threads = (0..count.max(1))
             .map(|number| {
                 let (commands, receiver) = sync_channel(COMMANDS_MAX);
                 let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
                 let handle =
-                    acceptor::spawn(number, receiver, wake.try_clone()?, events.clone()).map_err(explain)?;
+                    acceptor::spawn(number, receiver, wake.try_clone()?, events.clone(), Arc::clone(callers))
+                        .map_err(explain)?;
                 Ok(Thread { commands, wake, handle })
             })
             .collect::<io::Result<_>>()?;

@@ -18,6 +18,7 @@ struct Bed {
     events: tokio::sync::mpsc::Receiver<Event>,
     address: SocketAddr,
     stats: Arc<Stats>,
+    callers: Arc<Callers>,
 }
 
 /// The instance's end.
@@ -29,7 +30,8 @@ struct Far {
 impl Bed {
     fn new() -> Self {
         let (sender, events) = tokio::sync::mpsc::channel(16);
-        let acceptors = Acceptors::start(1, &sender).unwrap();
+        let callers = Arc::new(Callers::default());
+        let acceptors = Acceptors::start(1, &sender, &callers).unwrap();
         let listener = TcpListener::bind("[::1]:0").unwrap();
         let address = listener.local_addr().unwrap();
         let stats = Arc::new(Stats::default());
@@ -37,7 +39,7 @@ impl Bed {
         acceptors
             .send(Command::AddFunction { slot: 0, listener: listener.into(), stats: Arc::clone(&stats) })
             .unwrap();
-        Self { acceptors: Some(acceptors), events, address, stats }
+        Self { acceptors: Some(acceptors), events, address, stats, callers }
     }
 
     fn send(&self, command: Command) {
@@ -82,14 +84,14 @@ impl Drop for Bed {
 
 impl Far {
     /// Receives until `count` connections are here.
-    fn take(&self, count: usize) -> Vec<(Record, TcpStream)> {
+    fn take(&self, count: usize) -> Vec<(Arrival, TcpStream)> {
         let mut all = Vec::new();
         let mut bytes = [0; wire::MESSAGE_BYTES_MAX];
         sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(DEADLINE)).unwrap();
         while all.len() < count {
             let (n, fds) = scm::recv(&self.socket, &mut bytes, RecvFlags::empty()).unwrap();
-            let records: Vec<_> = wire::Message::parse(&bytes[..n]).unwrap().records().collect();
-            all.extend(records.into_iter().zip(fds.into_iter().map(TcpStream::from)));
+            let arrivals: Vec<_> = wire::Message::parse(&bytes[..n]).unwrap().arrivals().collect();
+            all.extend(arrivals.into_iter().zip(fds.into_iter().map(TcpStream::from)));
         }
         all
     }
@@ -150,7 +152,7 @@ fn what_a_dead_instance_had_not_received_goes_to_another() {
     ports.sort_unstable();
     expected.sort_unstable();
     assert_eq!(ports, expected);
-    let requeued = taken.iter().filter(|(record, _)| record.attempt == 1).count();
+    let requeued = taken.iter().filter(|(arrival, _)| arrival.record.attempt == 1).count();
     assert_eq!(requeued as u64, bed.stats.requeued());
     assert!(requeued > 0);
 }
@@ -225,4 +227,35 @@ fn a_slot_is_used_again() {
     let far = bed.instance(4);
     assert_eq!(far.take(1).len(), 1);
     assert_eq!((stats.accepted(), bed.stats.accepted()), (1, 0));
+}
+
+/// What is said of a caller is the kernel's word for its address, and the name that it had when it was accepted.
+#[test]
+fn it_is_said_who_dialled_also_to_who_gets_it_later() {
+    let mut bed = Bed::new();
+    let localhost = std::net::Ipv6Addr::LOCALHOST;
+    let first = bed.instance(2);
+    let unknown = bed.connect();
+    let caller = first.take(1)[0].0.caller;
+    assert_eq!((caller.socket_address(), caller.name.as_str()), (unknown.local_addr().ok(), ""));
+    bed.callers.set(localhost, "laptop");
+    // One after the other, no more than its socket has room for: each of them is a message of its own.
+    let clients: Vec<_> = (2..5)
+        .map(|count| {
+            let client = bed.connect();
+            eventually("it is handed over", || bed.stats.handed_off() == count);
+            client
+        })
+        .collect();
+    bed.callers.set(localhost, "other");
+    drop(first);
+    bed.send(Command::RemoveInstance { slot: 0, key: 2 });
+    assert!(matches!(bed.waiting(), Event::Waiting { slot: 0 }));
+    let taken = bed.instance(4).take(3);
+    assert!(taken.iter().all(|(arrival, _)| arrival.record.attempt == 1));
+    assert!(taken.iter().all(|(arrival, _)| arrival.caller.name.as_str() == "laptop"));
+    assert!(
+        taken.iter().map(|(a, _)| a.caller.socket_address()).eq(clients.iter().map(|c| c.local_addr().ok()))
+    );
+    bed.callers.clear(localhost);
 }

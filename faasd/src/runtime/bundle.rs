@@ -57,6 +57,9 @@ pub const fn dependencies(language: Language) -> &'static str {
     }
 }
 
+/// Where a function that accepts its connections itself finds who has which address.
+pub const CALLERS: &str = "/run/faasd-callers";
+
 /// The scheduler's period. 100 ms is the kernel's default; a shorter one costs more than it smooths.
 const CPU_PERIOD_US: u64 = 100_000;
 
@@ -109,6 +112,8 @@ pub struct Parameters<'a> {
     pub hold: bool,
     /// The directory of its secrets, if it has any.
     pub secrets: Option<&'a Path>,
+    /// The directory of callers' names, for those who are not told of them with each connection.
+    pub callers: Option<&'a Path>,
     /// What [`skeleton`] made, or a root image.
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
@@ -355,6 +360,9 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
     if let Some(dir) = p.secrets {
         mounts.push(mount(secret::DIRECTORY, "none", dir, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
     }
+    if let Some(dir) = p.callers {
+        mounts.push(mount(CALLERS, "none", dir, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
+    }
     Ok(mounts)
 }
 
@@ -374,6 +382,7 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
         ("proc", 0o555),
         ("run", 0o755),
         ("run/faasd", 0o755),
+        ("run/faasd-callers", 0o755),
         ("run/secrets", 0o755),
         ("tmp", 0o1777),
         ("usr", 0o755),
@@ -430,6 +439,7 @@ mod tests {
             program: Some(Path::new("/usr/bin/faasd")),
             dependencies: Some(Path::new("/images/y")),
             secrets: Some(Path::new("/run/faasd/secrets/hello-1-3f9a")),
+            callers: Some(Path::new("/run/faasd/callers")),
             hold: false,
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",

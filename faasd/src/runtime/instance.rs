@@ -30,7 +30,7 @@ use super::secrets::{SecretFiles, SecretFilesError};
 use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
 use crate::core::secret::{SecretBytes, SecretName};
-use crate::core::spec::{Contract, FunctionSpec, Language};
+use crate::core::spec::{Contract, FunctionSpec, Lane, Language};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::notify;
 use crate::sys::pidfd::{self, Exit, Pidfd};

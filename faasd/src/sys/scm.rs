@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-use faasd_sdk::wire::{self, CONNECTIONS_MAX, HEADER_BYTES, MESSAGE_BYTES_MAX, RECORD_BYTES, Record};
+use faasd_sdk::wire::{self, ARRIVAL_BYTES, Arrival, CONNECTIONS_MAX, HEADER_BYTES, NAMES_BYTES_MAX};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -25,14 +25,19 @@ const CONTROL_WORDS: usize = 2 + CONNECTIONS_MAX / 2;
 pub struct Handoff {
     parts: Box<Parts>,
     count: usize,
+    names_bytes: usize,
+    /// Where the name that was written last begins: mostly it is the next connection's as well.
+    last_name: usize,
 }
 
 #[derive(Debug)]
 #[repr(C)]
 struct Parts {
     header: libc::msghdr,
-    vector: libc::iovec,
-    bytes: [u8; MESSAGE_BYTES_MAX],
+    /// What is sent: header and records, then names.
+    vectors: [libc::iovec; 2],
+    bytes: [u8; HEADER_BYTES + CONNECTIONS_MAX * ARRIVAL_BYTES],
+    names: [u8; NAMES_BYTES_MAX],
     /// A `cmsghdr` (two words on 64-bit systems) and the descriptors.
     control: [u64; CONTROL_WORDS],
 }
@@ -44,28 +49,30 @@ impl Handoff {
         let mut parts = Box::new(Parts {
             // SAFETY: all-zero is the documented empty msghdr: null pointers with zero lengths.
             header: unsafe { std::mem::zeroed() },
-            vector: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
-            bytes: [0; MESSAGE_BYTES_MAX],
+            vectors: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2],
+            bytes: [0; HEADER_BYTES + CONNECTIONS_MAX * ARRIVAL_BYTES],
+            names: [0; NAMES_BYTES_MAX],
             control: [0; CONTROL_WORDS],
         });
-        parts.vector.iov_base = parts.bytes.as_mut_ptr().cast();
-        parts.header.msg_iov = &raw mut parts.vector;
-        parts.header.msg_iovlen = 1;
-        Self { parts, count: 0 }
+        parts.vectors[0].iov_base = parts.bytes.as_mut_ptr().cast();
+        parts.vectors[1].iov_base = parts.names.as_mut_ptr().cast();
+        parts.header.msg_iov = parts.vectors.as_mut_ptr();
+        Self { parts, count: 0, names_bytes: 0, last_name: 0 }
     }
 
     /// Empties the message.
     pub fn clear(&mut self) {
-        self.count = 0;
+        (self.count, self.names_bytes, self.last_name) = (0, 0, 0);
     }
 
-    /// Adds a connection; false when the message is full.
-    pub fn push(&mut self, record: &Record, connection: RawFd) -> bool {
+    /// Adds a connection; false when the message, or its room for names, is full.
+    pub fn push(&mut self, arrival: &Arrival, connection: RawFd) -> bool {
         if self.count == CONNECTIONS_MAX {
             return false;
         }
-        let at = HEADER_BYTES + self.count * RECORD_BYTES;
-        self.parts.bytes[at..at + RECORD_BYTES].copy_from_slice(&record.encode());
+        let Some(name_at) = self.name(arrival.caller.name.as_bytes()) else { return false };
+        let at = HEADER_BYTES + self.count * ARRIVAL_BYTES;
+        self.parts.bytes[at..at + ARRIVAL_BYTES].copy_from_slice(&arrival.encode(name_at as u16));
         // Two descriptors a word, after the two words of the cmsghdr, in the machine's byte order.
         let (word, half) = (2 + self.count / 2, self.count % 2);
         let mut pair = self.parts.control[word].to_ne_bytes();
@@ -73,6 +80,17 @@ impl Handoff {
         self.parts.control[word] = u64::from_ne_bytes(pair);
         self.count += 1;
         true
+    }
+
+    /// Writes a name, unless it is the one that was written last, and says where it stands.
+    fn name(&mut self, name: &[u8]) -> Option<usize> {
+        if name.is_empty() || self.parts.names[self.last_name..self.names_bytes] == *name {
+            return Some(self.last_name);
+        }
+        let (begin, end) = (self.names_bytes, self.names_bytes + name.len());
+        self.parts.names.get_mut(begin..end)?.copy_from_slice(name);
+        (self.last_name, self.names_bytes) = (begin, end);
+        Some(begin)
     }
 
     /// How many connections are in it.
@@ -91,22 +109,30 @@ impl Handoff {
         self.count == CONNECTIONS_MAX
     }
 
-    /// The connections and their records, in order.
-    pub fn connections(&self) -> impl ExactSizeIterator<Item = (Record, RawFd)> + '_ {
+    /// The connections and what is said of them, in order.
+    pub fn connections(&self) -> impl ExactSizeIterator<Item = (Arrival, RawFd)> + '_ {
+        let names = &self.parts.names[..self.names_bytes];
+        self.descriptors().enumerate().map(move |(i, fd)| {
+            let at = HEADER_BYTES + i * ARRIVAL_BYTES;
+            (Arrival::decode(&self.parts.bytes[at..at + ARRIVAL_BYTES], names), fd)
+        })
+    }
+
+    /// The connections alone.
+    pub fn descriptors(&self) -> impl ExactSizeIterator<Item = RawFd> + '_ {
         (0..self.count).map(|i| {
-            let at = HEADER_BYTES + i * RECORD_BYTES;
             let pair = self.parts.control[2 + i / 2].to_ne_bytes();
-            let fd = RawFd::from_ne_bytes(std::array::from_fn(|byte| pair[(i % 2) * 4 + byte]));
-            (Record::decode(&self.parts.bytes[at..at + RECORD_BYTES]), fd)
+            RawFd::from_ne_bytes(std::array::from_fn(|byte| pair[(i % 2) * 4 + byte]))
         })
     }
 
     /// Writes headers and lengths; the message is ready to be sent as it stands.
     fn seal(&mut self) -> *const libc::msghdr {
         let parts = &mut *self.parts;
-        parts.bytes[..HEADER_BYTES]
-            .copy_from_slice(&wire::header(wire::Kind::Connections, self.count as u16));
-        parts.vector.iov_len = HEADER_BYTES + self.count * RECORD_BYTES;
+        parts.bytes[..HEADER_BYTES].copy_from_slice(&wire::arrivals_header(self.count as u16));
+        parts.vectors[0].iov_len = HEADER_BYTES + self.count * ARRIVAL_BYTES;
+        parts.vectors[1].iov_len = self.names_bytes;
+        parts.header.msg_iovlen = 1 + usize::from(self.names_bytes > 0);
         let rights = (self.count * size_of::<RawFd>()) as u32;
         // CMSG_LEN and CMSG_SPACE only add constants; the header is two words: length, then level and type.
         let header_bytes = 2 * size_of::<u64>();
@@ -259,6 +285,7 @@ pub fn discard(socket: impl AsFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use faasd_sdk::wire::{Caller, CallerName, MESSAGE_BYTES_MAX, Record};
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use std::os::fd::AsRawFd;
 
@@ -273,7 +300,7 @@ mod tests {
         for count in [1, 2, 3, CONNECTIONS_MAX - 1, CONNECTIONS_MAX] {
             message.clear();
             for id in 0..count as u64 {
-                assert!(message.push(&Record { id, ..Record::default() }, ours.as_raw_fd()));
+                assert!(message.push(&arrival(id, "laptop"), ours.as_raw_fd()));
             }
             assert_eq!(message.is_full(), count == CONNECTIONS_MAX);
             message.send(ours.as_fd()).unwrap();
@@ -284,14 +311,43 @@ mod tests {
             assert!(read.records().map(|r| r.id).eq(0..count as u64));
             assert!(message.connections().all(|(_, fd)| fd == ours.as_raw_fd()));
         }
-        assert!(!message.push(&Record::default(), 0));
+        assert!(!message.push(&Arrival::default(), 0));
+    }
+
+    fn arrival(id: u64, name: &str) -> Arrival {
+        let caller = Caller { port: 1, name: CallerName::new(name).unwrap(), ..Caller::default() };
+        Arrival { record: Record { id, ..Record::default() }, caller }
+    }
+
+    #[test]
+    fn every_name_arrives_and_a_message_without_room_for_it_is_full() {
+        let (ours, theirs) = pair();
+        let mut message = Handoff::new();
+        // Of one peer's connections the name is written once: all of them fit.
+        let names = |i: usize| match i {
+            0..3 => "laptop".to_owned(),
+            3 => String::new(),
+            4..6 => "fn:hello".to_owned(),
+            _ => format!("fn:{i:063}"),
+        };
+        let sent: Vec<_> = (0..)
+            .map(|i| arrival(i as u64, &names(i)))
+            .take_while(|a| message.push(a, ours.as_raw_fd()))
+            .collect();
+        assert!((10..CONNECTIONS_MAX).contains(&sent.len()), "{}", sent.len());
+        assert!(message.connections().map(|(arrival, _)| arrival).eq(sent.iter().copied()));
+        message.send(ours.as_fd()).unwrap();
+        let mut bytes = [0; MESSAGE_BYTES_MAX];
+        let (n, descriptors) = recv(&theirs, &mut bytes, RecvFlags::empty()).unwrap();
+        assert_eq!(descriptors.len(), sent.len());
+        assert!(wire::Message::parse(&bytes[..n]).unwrap().arrivals().eq(sent));
     }
 
     #[test]
     fn a_full_receiver_is_told_at_once() {
         let (ours, _theirs) = pair();
         let mut message = Handoff::new();
-        message.push(&Record::default(), ours.as_raw_fd());
+        message.push(&Arrival::default(), ours.as_raw_fd());
         let full = (0..100_000).find_map(|_| message.send(ours.as_fd()).err()).unwrap();
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     }
@@ -333,7 +389,7 @@ mod tests {
     fn lost_descriptors_are_an_error() {
         let (ours, theirs) = pair();
         let mut message = Handoff::new();
-        (0..2).for_each(|_| assert!(message.push(&Record::default(), ours.as_raw_fd())));
+        (0..2).for_each(|_| assert!(message.push(&Arrival::default(), ours.as_raw_fd())));
         message.send(ours.as_fd()).unwrap();
         let error = recv(&theirs, &mut [0; 4], RecvFlags::empty()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);

@@ -14,11 +14,13 @@ use super::netlink::LINK_NAME_BYTES_MAX;
 #[derive(Debug)]
 pub struct Tun {
     fd: OwnedFd,
+    segments: bool,
 }
 
 impl Tun {
     /// Makes the interface `name` in the calling thread's network namespace, or takes over one that was left
-    /// persistent. The descriptor is non-blocking, and one read or write is one packet with nothing before it.
+    /// persistent. The descriptor is non-blocking, and one read or write is one packet, with a `virtio_net_hdr` of 10
+    /// bytes before it. If the kernel agrees, TCP over IPv6 is left to the reader to cut and to complete its checksum.
     ///
     /// # Errors
     /// `EBUSY` if another process holds the interface; `EINVAL` if the name belongs to one of another kind;
@@ -38,10 +40,29 @@ impl Tun {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq, which outlives the call.
         let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { fd: file.into() }) }
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // A header of another size may be left from whoever made the interface persistent.
+        let bytes: libc::c_int = 10;
+        // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one int, which outlives the call.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let offload = libc::c_ulong::from(libc::TUN_F_CSUM | libc::TUN_F_TSO6);
+        // SAFETY: the descriptor is open; TUNSETOFFLOAD takes its argument by value.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, offload) };
+        Ok(Self { fd: file.into(), segments: done == 0 })
+    }
+
+    /// Whether the kernel leaves TCP over IPv6 uncut.
+    #[must_use]
+    pub fn segments(&self) -> bool {
+        self.segments
     }
 
     /// Registers the descriptor with the running tokio runtime.

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use faasd_sdk::wire::{CONNECTIONS_MAX, Record};
+use faasd_sdk::wire::{Arrival, CONNECTIONS_MAX};
 use io_uring::squeue::{self, Flags};
 use io_uring::{IoUring, cqueue, opcode, types};
 
@@ -45,10 +45,10 @@ pub enum Completion {
     /// A timer ran out.
     Elapsed { token: Token },
     /// A message arrived, and our copies of its connections are closed. `since` is when its first connection was
-    /// accepted ([`Record::accepted_ns`]).
+    /// accepted ([`accepted_ns`](faasd_sdk::wire::Record)).
     Sent { token: Token, connections: usize, since: u64 },
     /// A message did not go; its connections come back.
-    Unsent { token: Token, error: io::Error, connections: Vec<(Record, OwnedFd)> },
+    Unsent { token: Token, error: io::Error, connections: Vec<(Arrival, OwnedFd)> },
 }
 
 #[derive(Clone, Copy)]
@@ -168,12 +168,12 @@ impl Ring {
     ///
     /// # Errors
     /// The connection itself.
-    pub fn add(&mut self, id: MessageId, record: &Record, connection: OwnedFd) -> Result<(), OwnedFd> {
-        let handoff = &mut self.slot(id).handoff;
-        if handoff.is_full() {
+    pub fn add(&mut self, id: MessageId, arrival: &Arrival, connection: OwnedFd) -> Result<(), OwnedFd> {
+        if !self.slot(id).handoff.push(arrival, connection.as_raw_fd()) {
             return Err(connection);
         }
-        handoff.push(record, connection.into_raw_fd());
+        // The message owns it from now on.
+        let _ = connection.into_raw_fd();
         Ok(())
     }
 
@@ -200,14 +200,13 @@ impl Ring {
             .build()
             .flags(Flags::IO_LINK | Flags::SKIP_SUCCESS)
             .user_data(user_data(Operation::Send, own));
-        for (entry, (_, fd)) in chain[1..].iter_mut().zip(message.handoff.connections()) {
+        for (entry, fd) in chain[1..].iter_mut().zip(message.handoff.descriptors()) {
             *entry = opcode::Close::new(types::Fd(fd))
                 .build()
                 .flags(Flags::IO_LINK | Flags::SKIP_SUCCESS)
                 .user_data(user_data(Operation::Silent, own));
         }
-        let last =
-            opcode::Close::new(types::Fd(message.handoff.connections().last().map_or(-1, |(_, fd)| fd)));
+        let last = opcode::Close::new(types::Fd(message.handoff.descriptors().last().unwrap_or(-1)));
         chain[count] = last.build().user_data(user_data(Operation::Closed, own));
         self.push(&chain[..=count])
     }
@@ -279,13 +278,21 @@ impl Ring {
             None => Completion::Sent {
                 token,
                 connections: message.handoff.len(),
-                since: message.handoff.connections().next().map_or(0, |(record, _)| record.accepted_ns),
+                since: message
+                    .handoff
+                    .connections()
+                    .next()
+                    .map_or(0, |(arrival, _)| arrival.record.accepted_ns),
             },
             Some(errno) => Completion::Unsent {
                 token,
                 error: io::Error::from_raw_os_error(errno),
                 // The closes were cancelled with the message, so the descriptors are ours still.
-                connections: message.handoff.connections().map(|(record, fd)| (record, owned(fd))).collect(),
+                connections: message
+                    .handoff
+                    .connections()
+                    .map(|(arrival, fd)| (arrival, owned(fd)))
+                    .collect(),
             },
         };
         message.handoff.clear();
@@ -330,7 +337,7 @@ fn owned(fd: RawFd) -> OwnedFd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use faasd_sdk::wire;
+    use faasd_sdk::wire::{self, Record};
     use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
@@ -356,7 +363,12 @@ mod tests {
         let fds = (0..count).map(|_| pair().0).collect::<Vec<_>>();
         let numbers = fds.iter().map(AsRawFd::as_raw_fd).collect();
         for (i, fd) in fds.into_iter().enumerate() {
-            ring.add(id, &Record { id: i as u64, ..Record::default() }, fd).unwrap();
+            ring.add(
+                id,
+                &Arrival { record: Record { id: i as u64, ..Record::default() }, ..Arrival::default() },
+                fd,
+            )
+            .unwrap();
         }
         (id, numbers)
     }
@@ -387,7 +399,7 @@ mod tests {
         let mut ring = Ring::new().unwrap();
         let (ours, _theirs) = pair();
         let mut filler = Handoff::new();
-        filler.push(&Record::default(), ours.as_raw_fd());
+        filler.push(&Arrival::default(), ours.as_raw_fd());
         while filler.send(ours.as_fd()).is_ok() {}
         let (id, numbers) = message_of(&mut ring, 3);
         ring.send(id, ours.as_fd(), TOKEN).unwrap();
@@ -399,7 +411,7 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert!(back.iter().map(|(_, fd)| fd.as_raw_fd()).eq(numbers));
-        assert!(back.iter().map(|(record, _)| record.id).eq(0..3));
+        assert!(back.iter().map(|(arrival, _)| arrival.record.id).eq(0..3));
         assert!(back.iter().all(|(_, fd)| rustix::io::fcntl_getfd(fd).is_ok()));
     }
 

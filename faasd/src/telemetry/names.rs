@@ -37,6 +37,14 @@ metrics! {
     PEERS = "faasd_peers", "Peers of the tunnel, by whether they have joined.";
     PEER_RECEIVED = "faasd_peer_received_bytes_total", "Bytes received from a peer.";
     PEER_SENT = "faasd_peer_sent_bytes_total", "Bytes sent to a peer.";
+    PEER_HANDSHAKE = "faasd_peer_last_handshake_seconds",
+        "When a peer last shook hands, in seconds since 1970; `time() - x` is its age.";
+    ADMITTED = "faasd_subject_admitted_total", "Connections that a subject was let in with, at any function.";
+    REFUSED = "faasd_subject_refused_total", "Connections of a subject that the policy refused, at any function.";
+    REFUSALS = "faasd_policy_refused_total",
+        "Connections that the policy refused, by subject and function; the pairs that were refused last.";
+    API_REFUSED = "faasd_api_refused_total",
+        "Requests through the tunnel that were turned away: no admin's (role), or a web page's (page).";
     DNS_QUERIES = "faasd_dns_queries_total", "Queries by outcome.";
     BUILD = "faasd_build_info", "1, with the version as a label.";
 }

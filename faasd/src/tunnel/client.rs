@@ -30,6 +30,9 @@ use crate::sys::netns::NetNs;
 /// The interface's usual name.
 pub const INTERFACE: &str = "faas0";
 
+/// Where it is noted what this machine is connected to.
+pub const RUN: &str = "/run/faas";
+
 /// Keeps the path through a NAT open; common ones forget it after 30 s.
 const KEEPALIVE_S: u16 = 25;
 
@@ -70,6 +73,9 @@ pub struct Membership {
     pub server: Ipv6Addr,
     pub vpn_prefix: Prefix,
     pub function_prefix: Prefix,
+    /// Of the server's API.
+    #[serde(default = "default_http_port")]
+    http_port: u16,
     /// Whether the server has been seen to know our key.
     pub joined: bool,
 }
@@ -92,6 +98,8 @@ pub struct ClientStatus {
     pub membership: Membership,
     /// None while disconnected.
     pub interface: Option<(Kind, InterfaceStatus)>,
+    /// What was done about names, and whether that is still so.
+    pub dns: Option<(Dns, bool)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -173,6 +181,7 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         server: invitation.server,
         vpn_prefix: invitation.vpn_prefix,
         function_prefix: invitation.function_prefix,
+        http_port: invitation.http_port,
         joined: false,
     };
     let temporary = parse_key("the invitation", &invitation.private_key)?;
@@ -232,6 +241,7 @@ pub fn connect(options: &Options) -> Result<Connected, ClientError> {
 /// The first of what could not be undone; the rest is tried all the same.
 pub fn disconnect(options: &Options) -> Result<(), ClientError> {
     let names = dns::restore(&options.name, &options.state_dir);
+    forget_server(Path::new(RUN), &options.name);
     let tunnel = here().and_then(|ns| Ok(super::take_down(&ns, &options.name, &options.launch)?));
     names?;
     tunnel
@@ -247,7 +257,12 @@ pub fn status(options: &Options) -> Result<ClientStatus, ClientError> {
         Some(interface) => Some((interface.kind(), interface.status()?)),
         None => None,
     };
-    Ok(ClientStatus { membership, interface })
+    let dns = dns::state(&options.name, &options.state_dir);
+    let dns = dns.filter(|_| interface.is_some()).map(|dns| {
+        let in_effect = dns::is_in_effect(&dns, &options.name);
+        (dns, in_effect)
+    });
+    Ok(ClientStatus { membership, interface, dns })
 }
 
 fn here() -> Result<NetNs, ClientError> {
@@ -307,6 +322,7 @@ fn finish(
     handshake: Option<Duration>,
 ) -> Result<Connected, ClientError> {
     let dns = dns::point(options.dns, &options.name, membership.server, &options.state_dir)?;
+    note_server(Path::new(RUN), &options.name, membership.server, membership.http_port);
     Ok(Connected {
         name: membership.name,
         address: membership.address,
@@ -315,6 +331,35 @@ fn finish(
         dns,
         handshake,
     })
+}
+
+const fn default_http_port() -> u16 {
+    9464
+}
+
+/// Leaves a note of where the server's API is, for everyone on this machine: whoever is no admin gets no further by it.
+fn note_server(run: &Path, interface: &str, server: Ipv6Addr, port: u16) {
+    let path = noted(run, interface);
+    let noted =
+        fs::create_dir_all(run).and_then(|()| fs::write(&path, format!("http://[{server}]:{port}\n")));
+    if let Err(error) = noted {
+        tracing::warn!(%error, path = %path.display(), "`faas` has to be told of the server by --server");
+    }
+}
+
+fn forget_server(run: &Path, interface: &str) {
+    // One that is not there, or a directory that is not ours: nothing was noted.
+    let _ = fs::remove_file(noted(run, interface));
+}
+
+fn noted(run: &Path, interface: &str) -> PathBuf {
+    run.join(format!("{interface}.server"))
+}
+
+/// The server that this machine is connected to, by its usual interface.
+#[must_use]
+pub fn connected_to<T: std::str::FromStr>(run: &Path) -> Option<T> {
+    fs::read_to_string(noted(run, INTERFACE)).ok()?.trim().parse().ok()
 }
 
 fn no_handshake(server: &PeerConfig, membership: &Membership) -> ClientError {
@@ -333,9 +378,7 @@ fn resolve(endpoint: &str) -> Result<SocketAddr, ClientError> {
 fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Option<Duration>, Error> {
     let start = Instant::now();
     loop {
-        let status = interface.status()?;
-        let met = |peer: &super::PeerStatus| peer.public_key == server && peer.last_handshake.is_some();
-        if status.peers.iter().any(met) {
+        if interface.peer(server)?.is_some_and(|peer| peer.last_handshake.is_some()) {
             return Ok(Some(start.elapsed()));
         }
         if start.elapsed() > HANDSHAKE_DEADLINE {

@@ -136,6 +136,14 @@ pub struct InterfaceStatus {
     pub peers: Vec<PeerStatus>,
 }
 
+/// An interface without its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceStatus {
+    pub listen_port: u16,
+    /// None until a private key is set.
+    pub public_key: Option<PublicKey>,
+}
+
 /// One change to the peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerChange {
@@ -172,6 +180,21 @@ pub trait Interface: Send + Sync + fmt::Debug {
     /// # Errors
     /// If the interface is gone.
     fn status(&self) -> Result<InterfaceStatus, Error>;
+
+    /// The key and the port that the interface has, without its peers: a question that costs the same with any number
+    /// of them.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    fn device(&self) -> Result<DeviceStatus, Error>;
+
+    /// One peer, if it is there.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    fn peer(&self, key: PublicKey) -> Result<Option<PeerStatus>, Error> {
+        Ok(self.status()?.peers.into_iter().find(|peer| peer.public_key == key))
+    }
 
     /// Makes the peers exactly these, changing only what differs: safe to call again after a restart. For a peer
     /// that is there with an endpoint, [`PeerConfig::endpoint`] is not used: the one it roamed to is newer.

@@ -6,7 +6,7 @@ use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, Key, KeyPa
 
 use super::Error;
 use super::interface::{
-    AllowedIp, Interface, InterfaceStatus, Kind, PEERS_PER_REQUEST_MAX, PeerChange, PeerStatus,
+    AllowedIp, DeviceStatus, Interface, InterfaceStatus, Kind, PEERS_PER_REQUEST_MAX, PeerChange, PeerStatus,
 };
 use super::keys::{PrivateKey, PublicKey};
 use crate::sys::netns::NetNs;
@@ -47,7 +47,7 @@ impl Interface for KernelInterface {
     }
 
     fn configure(&self, private_key: &PrivateKey, listen_port: u16) -> Result<(), Error> {
-        let now = self.status()?;
+        let now = self.device()?;
         let mut update = DeviceUpdate::new();
         if now.public_key != Some(private_key.public()) {
             update = update.set_keypair(KeyPair::from_private(Key(private_key.to_bytes())));
@@ -108,5 +108,11 @@ impl Interface for KernelInterface {
                 })
                 .collect(),
         })
+    }
+
+    /// The kernel tells of an interface with all its peers; there is no shorter question.
+    fn device(&self) -> Result<DeviceStatus, Error> {
+        let InterfaceStatus { listen_port, public_key, .. } = self.status()?;
+        Ok(DeviceStatus { listen_port, public_key })
     }
 }

@@ -26,11 +26,17 @@ pub mod dns;
 pub mod interface;
 pub mod kernel;
 pub mod keys;
+pub mod offload;
+mod packets;
+mod peers;
 pub mod process;
 pub mod uapi;
 pub mod userspace;
+mod wire;
 
-pub use interface::{AllowedIp, Interface, InterfaceStatus, Kind, PeerChange, PeerConfig, PeerStatus};
+pub use interface::{
+    AllowedIp, DeviceStatus, Interface, InterfaceStatus, Kind, PeerChange, PeerConfig, PeerStatus,
+};
 pub use keys::{PrivateKey, PublicKey};
 pub use userspace::{Launch, UserspaceInterface};
 
@@ -149,7 +155,7 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
             make(ns, setup)?
         }
     };
-    if there.is_some() && interface.status()?.public_key.is_some_and(|key| key != setup.private_key.public())
+    if there.is_some() && interface.device()?.public_key.is_some_and(|key| key != setup.private_key.public())
     {
         return Err(Error::Foreign { name: name.to_owned() });
     }

@@ -12,21 +12,14 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use gotatun::device::configure::DeviceWrite;
-use gotatun::device::{self, Device, Peer};
-use gotatun::packet::{Ip, Packet, PacketBufPool};
-use gotatun::tun::{IpRecv, IpSend, MtuWatcher};
-use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
-use gotatun::udp::{UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
+use gotatun::device;
 use gotatun::x25519;
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,7 +29,10 @@ use tokio::time::timeout;
 use super::MTU_BYTES;
 use super::interface::{AllowedIp, InterfaceStatus, PeerStatus};
 use super::keys::{PrivateKey, PublicKey};
-use super::uapi::{self, Request, Set, SetPeer};
+use super::packets::{Inbound, Outbound};
+use super::peers::{Gotatun, Peers, REFUSED};
+use super::uapi::{self, Request, Scope};
+use super::wire::OneSocket;
 use crate::sys::netns::NetNs;
 use crate::sys::tun::Tun;
 
@@ -49,17 +45,8 @@ const CLIENTS_MAX: usize = 16;
 /// How long a client may keep the socket without finishing a request.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Packets taken from the interface in one turn.
-const PACKETS_PER_TURN_MAX: usize = 32;
-
-/// The UDP socket's buffers: a burst of about 2,900 full packets.
-const UDP_BUFFER_BYTES: usize = 4 << 20;
-
 /// How long to wait for first packets of handshakes to leave.
 const HANDSHAKE_SEND_DEADLINE: Duration = Duration::from_millis(20);
-
-/// The errno of a request that is refused, as in the protocol's other implementations.
-const REFUSED: i32 = -libc::EINVAL;
 
 /// What a tunnel process is told at its start. Keys are not among it: others can read a command line.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
@@ -108,8 +95,6 @@ pub enum ProcessError {
     Fatal { name: String },
 }
 
-type Gotatun = Device<(OneSocket, Outbound, Inbound)>;
-
 /// Runs a tunnel until it is told to end, or its interface is removed.
 ///
 /// # Errors
@@ -123,7 +108,7 @@ pub fn run(args: &ProcessArgs) -> Result<(), ProcessError> {
     let tun = Arc::new(attach(args)?);
     tun.set_persistent(true).map_err(|source| ProcessError::Tun { name: args.name.clone(), source })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(std::env::var("FAAS_T").map_or(2, |t| t.parse().unwrap_or(2)))
         .enable_all()
         .build()
         .map_err(|source| ProcessError::Runtime { source })?;
@@ -176,14 +161,15 @@ type Question = (String, oneshot::Sender<String>);
 async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), ProcessError> {
     let fatal = || ProcessError::Fatal { name: args.name.clone() };
     let runtime = |source| ProcessError::Runtime { source };
+    if !tun.segments() {
+        tracing::warn!(interface = args.name, "this kernel cuts packets itself: throughput is lower");
+    }
+    let outbound = Outbound::new(Arc::clone(tun));
     let tun = Arc::new(tun.register().map_err(runtime)?);
-    let mtu = MtuWatcher::new(u16::try_from(args.mtu_bytes).unwrap_or(u16::MAX));
+    let mtu_bytes = u16::try_from(args.mtu_bytes).unwrap_or(u16::MAX);
     let mut device: Gotatun = device::build()
         .with_udp(OneSocket::new())
-        .with_ip_pair(
-            Outbound { tun: Arc::clone(&tun) },
-            Inbound { tun: Arc::clone(&tun), packets: Vec::new(), mtu },
-        )
+        .with_ip_pair(outbound, Inbound::new(Arc::clone(&tun), mtu_bytes))
         .build()
         .await
         .map_err(|source| ProcessError::Device { source })?;
@@ -197,13 +183,14 @@ async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), 
     // gotatun 0.10.2 takes the end of its own tasks at a change of key or port for a fatal error, and keeps that
     // for good: after a second configuration only the interface's own failure counts.
     let mut configurations = 0_u32;
+    let mut peers = Peers::default();
     loop {
         tokio::select! {
             // The removal of the interface, and nothing else, shows as an error condition.
             _ = tun.ready(Interest::ERROR) => return Err(fatal()),
             () = device.wait(), if configurations < 2 => return Err(fatal()),
             Some((text, reply)) = asked.recv() => {
-                let answer = answer(&device, &text).await;
+                let answer = answer(&device, &mut peers, &text).await;
                 configurations = configurations.saturating_add(answer.configured.into());
                 // A client that went away needs no answer.
                 let _ = reply.send(answer.text);
@@ -256,12 +243,16 @@ async fn listen(listener: UnixListener, questions: mpsc::Sender<Question>) {
 
 /// Serves one client, which may send several requests one after the other.
 async fn converse(mut stream: UnixStream, questions: &mpsc::Sender<Question>) -> io::Result<()> {
-    let mut request = Vec::new();
+    let mut request: Vec<u8> = Vec::new();
     loop {
+        let mut seen = 0;
         let end = loop {
-            if let Some(at) = request.windows(2).position(|two| two == b"\n\n") {
-                break at;
+            let unseen = request.get(seen..).unwrap_or_default();
+            if let Some(at) = unseen.windows(2).position(|two| two == b"\n\n") {
+                break seen + at;
             }
+            // The last byte may be the first of the two.
+            seen = request.len().saturating_sub(1);
             if request.len() > uapi::MESSAGE_BYTES_MAX {
                 return Err(io::ErrorKind::InvalidData.into());
             }
@@ -298,9 +289,9 @@ impl Answer {
     }
 }
 
-async fn answer(device: &Gotatun, text: &str) -> Answer {
+async fn answer(device: &Gotatun, peers: &mut Peers, text: &str) -> Answer {
     let set = match Request::parse(text) {
-        Ok(Request::Get) => return Answer { text: status(device).await, ..Answer::default() },
+        Ok(Request::Get(scope)) => return Answer { text: status(device, &scope).await, ..Answer::default() },
         Ok(Request::Set(set)) => set,
         Err(error) => {
             tracing::warn!(%error, "refused a request");
@@ -308,7 +299,7 @@ async fn answer(device: &Gotatun, text: &str) -> Answer {
         }
     };
     let configured = set.private_key.is_some() || set.listen_port.is_some() || set.fwmark.is_some();
-    match device.write(async |device| apply(device, &set).await).await {
+    match peers.apply(device, &set).await {
         Ok(Ok(reached)) => Answer { reached, configured, ..Answer::errno(0) },
         Ok(Err(errno)) => Answer { configured, ..Answer::errno(errno) },
         Err(error) => {
@@ -330,23 +321,27 @@ async fn greet(device: &Gotatun, peers: Vec<x25519::PublicKey>) {
     let _ = timeout(HANDSHAKE_SEND_DEADLINE, futures_util::future::join_all(begun)).await;
 }
 
-async fn status(device: &Gotatun) -> String {
+async fn status(device: &Gotatun, scope: &Scope) -> String {
     let now = SystemTime::now();
     device
         .read(async |device| {
-            let peers = device.peers().await.into_iter().map(|peer| PeerStatus {
-                public_key: PublicKey::from_bytes(peer.peer.public_key.to_bytes()),
-                endpoint: peer.peer.endpoint,
-                last_handshake: peer.stats.last_handshake.and_then(|ago| now.checked_sub(ago)),
-                rx_bytes: peer.stats.rx_bytes as u64,
-                tx_bytes: peer.stats.tx_bytes as u64,
-                allowed_ips: peer
-                    .peer
-                    .allowed_ips
-                    .iter()
-                    .filter_map(|net| AllowedIp::new(net.network(), net.prefix()))
-                    .collect(),
-                keepalive_s: peer.peer.keepalive,
+            let all = if *scope == Scope::Device { Vec::new() } else { device.peers().await };
+            let peers = all.into_iter().filter_map(|peer| {
+                let public_key = PublicKey::from_bytes(peer.peer.public_key.to_bytes());
+                scope.has(public_key).then(|| PeerStatus {
+                    public_key,
+                    endpoint: peer.peer.endpoint,
+                    last_handshake: peer.stats.last_handshake.and_then(|ago| now.checked_sub(ago)),
+                    rx_bytes: peer.stats.rx_bytes as u64,
+                    tx_bytes: peer.stats.tx_bytes as u64,
+                    allowed_ips: peer
+                        .peer
+                        .allowed_ips
+                        .iter()
+                        .filter_map(|net| AllowedIp::new(net.network(), net.prefix()))
+                        .collect(),
+                    keepalive_s: peer.peer.keepalive,
+                })
             });
             let peers = peers.collect();
             let key = device.private_key().map(|key| PrivateKey::from_bytes(key.to_bytes()));
@@ -354,184 +349,6 @@ async fn status(device: &Gotatun) -> String {
             uapi::write_status(key.as_ref(), device.fwmark(), &status)
         })
         .await
-}
-
-/// Applies changes, peer by peer and field by field, so that a session goes on unless its peer is removed.
-async fn apply(
-    device: &mut DeviceWrite<'_, (OneSocket, Outbound, Inbound)>,
-    set: &Set,
-) -> Result<Vec<x25519::PublicKey>, i32> {
-    if let Some(key) = &set.private_key {
-        device.set_private_key(x25519::StaticSecret::from(key.to_bytes())).await;
-    }
-    if device.private_key().is_none() && (set.listen_port.is_some() || !set.peers.is_empty()) {
-        return Err(REFUSED);
-    }
-    if let Some(port) = set.listen_port {
-        device.set_listen_port(port);
-    }
-    if let Some(mark) = set.fwmark {
-        device.set_fwmark(mark).map_err(|_| REFUSED)?;
-    }
-    if set.replace_peers {
-        for peer in device.peers().await {
-            let key = peer.peer.public_key;
-            if !set.peers.iter().any(|named| named.public_key.as_bytes() == key.as_bytes()) {
-                device.remove_peer(&key).await;
-            }
-        }
-    }
-    let mut reached = Vec::new();
-    for change in &set.peers {
-        let key = x25519::PublicKey::from(*change.public_key.as_bytes());
-        if change.remove {
-            device.remove_peer(&key).await;
-        } else if apply_peer(device, key, change, set.replace_peers).await && change.endpoint.is_some() {
-            reached.push(key);
-        }
-    }
-    Ok(reached)
-}
-
-/// Whether there is such a peer now.
-async fn apply_peer(
-    device: &mut DeviceWrite<'_, (OneSocket, Outbound, Inbound)>,
-    key: x25519::PublicKey,
-    change: &SetPeer,
-    replace: bool,
-) -> bool {
-    let ips = change.allowed_ips.iter().filter_map(|ip| ip.to_string().parse().ok());
-    let mut wanted = Peer::new(key).with_allowed_ips(ips);
-    wanted.endpoint = change.endpoint;
-    wanted.keepalive = change.keepalive_s.filter(|seconds| *seconds != 0);
-    wanted.preshared_key = change.preshared_key.filter(|key| *key != [0; 32]);
-    // A prefix has one owner. gotatun routes by the newest, but would give it back at the former owner's next
-    // change: an address is an identity, so take it away there too.
-    for other in device.peers().await.into_iter().map(|peer| peer.peer) {
-        if other.public_key != key && other.allowed_ips.iter().any(|ip| wanted.allowed_ips.contains(ip)) {
-            let rest: Vec<_> =
-                other.allowed_ips.into_iter().filter(|ip| !wanted.allowed_ips.contains(ip)).collect();
-            device
-                .modify_peer(&other.public_key, |peer| {
-                    peer.clear_allowed_ips();
-                    peer.add_allowed_ips(rest);
-                })
-                .await;
-        }
-    }
-    let modified = device
-        .modify_peer(&key, |peer| {
-            if change.replace_allowed_ips || replace {
-                peer.clear_allowed_ips();
-            }
-            peer.add_allowed_ips(wanted.allowed_ips.clone());
-            if change.endpoint.is_some() {
-                peer.set_endpoint(wanted.endpoint);
-            }
-            if change.keepalive_s.is_some() {
-                peer.set_keepalive(wanted.keepalive);
-            }
-            if change.preshared_key.is_some() {
-                peer.set_preshared_key(wanted.preshared_key);
-            }
-        })
-        .await;
-    modified || (!change.update_only && device.add_peer(wanted))
-}
-
-/// The UDP socket, kept for as long as its port is wanted.
-///
-/// gotatun asks for a new one whenever a peer is added or the key changes, while tasks that it has only just told to
-/// end hold the old one: the port may still be taken, and the packets of all other peers that had arrived on the old
-/// socket are lost, first handshakes among them, which are repeated after 5 s.
-struct OneSocket {
-    factory: UdpSocketFactory,
-    socket: Option<UdpSocket>,
-}
-
-impl OneSocket {
-    fn new() -> Self {
-        let bytes = Some(UDP_BUFFER_BYTES);
-        Self { factory: UdpSocketFactory { recv_buffer_size: bytes, send_buffer_size: bytes }, socket: None }
-    }
-}
-
-impl UdpTransportFactory for OneSocket {
-    type Send = UdpSocket;
-    type Recv = UdpSocket;
-
-    async fn bind(&mut self, params: &UdpTransportFactoryParams) -> io::Result<(UdpSocket, UdpSocket)> {
-        if let Some(socket) = &self.socket {
-            let port = socket.local_addr()?.port();
-            if params.addr.is_none() && (params.port == 0 || params.port == port) {
-                if let Some(mark) = params.fwmark {
-                    socket.set_fwmark(mark)?;
-                }
-                return Ok((socket.clone(), socket.clone()));
-            }
-        }
-        let (send, receive) = self.factory.bind(params).await?;
-        self.socket = Some(send.clone());
-        Ok((send, receive))
-    }
-}
-
-/// Packets from peers, to the interface.
-#[derive(Clone)]
-struct Outbound {
-    tun: Arc<AsyncFd<Arc<Tun>>>,
-}
-
-/// Packets from the interface, to peers.
-struct Inbound {
-    tun: Arc<AsyncFd<Arc<Tun>>>,
-    packets: Vec<Packet<Ip>>,
-    mtu: MtuWatcher,
-}
-
-impl IpSend for Outbound {
-    async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
-        let packet = packet.into_bytes();
-        loop {
-            let mut ready = self.tun.writable().await?;
-            match ready.try_io(|tun| Ok(rustix::io::write(tun.as_fd(), &packet)?)) {
-                Ok(Ok(_)) => return Ok(()),
-                // The interface is set down, or the packet is none that the kernel takes: the packet is lost, as
-                // on any link.
-                Ok(Err(e)) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => return Ok(()),
-                Ok(Err(e)) => return Err(e),
-                Err(_would_block) => {}
-            }
-        }
-    }
-}
-
-impl IpRecv for Inbound {
-    async fn recv<'a>(
-        &'a mut self,
-        pool: &mut PacketBufPool,
-    ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
-        while self.packets.is_empty() {
-            let mut ready = self.tun.readable().await?;
-            for _ in 0..PACKETS_PER_TURN_MAX {
-                let mut packet = pool.get();
-                match ready.try_io(|tun| Ok(rustix::io::read(tun.as_fd(), &mut packet[..])?)) {
-                    Ok(Ok(bytes)) => {
-                        packet.truncate(bytes);
-                        self.packets.extend(packet.try_into_ip());
-                    }
-                    // What was read before the failure is still good; the failure comes again.
-                    Ok(Err(e)) if self.packets.is_empty() => return Err(e),
-                    Ok(Err(_)) | Err(_) => break,
-                }
-            }
-        }
-        Ok(self.packets.drain(..))
-    }
-
-    fn mtu(&self) -> MtuWatcher {
-        self.mtu.clone()
-    }
 }
 
 #[cfg(test)]

@@ -19,8 +19,50 @@ pub struct ProtocolError(String);
 /// A request.
 #[derive(Debug)]
 pub enum Request {
-    Get,
+    Get(Scope),
     Set(Set),
+}
+
+/// What is asked for. The protocol knows all of it alone; the others are ours, for our own process, so that a question
+/// about one peer is not answered with ten thousand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    All,
+    /// The interface without its peers.
+    Device,
+    /// The interface, and this peer if it is there.
+    Peer(PublicKey),
+}
+
+impl Scope {
+    /// The request's text.
+    #[must_use]
+    pub fn write(&self) -> String {
+        match self {
+            Self::All => "get=1\n\n".to_owned(),
+            Self::Device => "get=1\npeers=none\n\n".to_owned(),
+            Self::Peer(peer) => format!("get=1\npublic_key={}\n\n", hex(peer.as_bytes())),
+        }
+    }
+
+    /// Whether the peer is part of it.
+    #[must_use]
+    pub fn has(&self, peer: PublicKey) -> bool {
+        match self {
+            Self::All => true,
+            Self::Device => false,
+            Self::Peer(wanted) => *wanted == peer,
+        }
+    }
+
+    fn parse(line: Option<&str>) -> Option<Self> {
+        match line.map(|line| line.split_once('=')) {
+            None => Some(Self::All),
+            Some(Some(("peers", "none"))) => Some(Self::Device),
+            Some(Some(("public_key", value))) => Some(Self::Peer(PublicKey::from_bytes(key(value)?))),
+            Some(_) => None,
+        }
+    }
 }
 
 /// Changes. What is `None` stays as it is.
@@ -118,10 +160,11 @@ impl Request {
     pub fn parse(text: &str) -> Result<Self, ProtocolError> {
         let mut lines = text.lines();
         match lines.next() {
-            Some("get=1") => match lines.next() {
-                None => Ok(Self::Get),
-                Some(more) => Err(ProtocolError(more.to_owned())),
-            },
+            Some("get=1") => {
+                let line = lines.next();
+                let scope = Scope::parse(line).filter(|_| lines.next().is_none());
+                scope.map(Self::Get).ok_or_else(|| ProtocolError(line.unwrap_or_default().to_owned()))
+            }
             Some("set=1") => {
                 let mut set = Set::default();
                 for line in lines {
@@ -277,10 +320,8 @@ fn truth(value: &str) -> Option<bool> {
 }
 
 fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn key(hex: &str) -> Option<[u8; 32]> {
@@ -333,6 +374,19 @@ mod tests {
         ] {
             let error = Request::parse(bad).unwrap_err().to_string();
             assert!(error.contains(named) && !error.contains("abc"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_part_can_be_asked_for() {
+        let key = PublicKey::from_bytes([0xab; 32]);
+        for scope in [Scope::All, Scope::Device, Scope::Peer(key)] {
+            let text = scope.write();
+            let Request::Get(read) = Request::parse(text.trim_end()).unwrap() else { panic!("{text}") };
+            assert_eq!(read, scope);
+        }
+        for bad in ["get=1\npeers=some", "get=1\npublic_key=00", "get=1\npeers=none\npeers=none"] {
+            assert!(Request::parse(bad).is_err(), "{bad}");
         }
     }
 

@@ -13,10 +13,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::interface::{Interface, InterfaceStatus, Kind, PEERS_PER_REQUEST_MAX, PeerChange};
-use super::keys::PrivateKey;
+use super::interface::{
+    DeviceStatus, Interface, InterfaceStatus, Kind, PEERS_PER_REQUEST_MAX, PeerChange, PeerStatus,
+};
+use super::keys::{PrivateKey, PublicKey};
 use super::process::{ProcessArgs, SOCKET_DIR};
-use super::uapi::{self, Set, SetPeer};
+use super::uapi::{self, Scope, Set, SetPeer};
 use super::{Error, PROCESS_DEADLINE, Setup};
 use crate::sys::netns::NetNs;
 
@@ -187,7 +189,7 @@ pub fn stop(name: &str, socket_dir: &Path) -> Result<(), Error> {
         Err(e) => return Err(error("signal")(e.into())),
     };
     // An answer now means that the process lived when the descriptor was opened: it is the one we mean.
-    exchange(stream, "get=1\n\n").map_err(error("reach"))?;
+    exchange(stream, &Scope::Device.write()).map_err(error("reach"))?;
     for signal in [Signal::TERM, Signal::KILL] {
         match pidfd_send_signal(&pidfd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -246,6 +248,11 @@ fn exchange(mut stream: UnixStream, request: &str) -> io::Result<String> {
 }
 
 impl UserspaceInterface {
+    fn read(&self, scope: &Scope) -> Result<InterfaceStatus, Error> {
+        let answer = self.request("read", &scope.write())?;
+        uapi::read_status(&answer).map_err(|source| Error::Protocol { name: self.name.clone(), source })
+    }
+
     fn request(&self, operation: &'static str, text: &str) -> Result<String, Error> {
         let answer = UnixStream::connect(&self.socket)
             .and_then(|stream| exchange(stream, text))
@@ -268,7 +275,7 @@ impl Interface for UserspaceInterface {
     }
 
     fn configure(&self, private_key: &PrivateKey, listen_port: u16) -> Result<(), Error> {
-        let now = self.status()?;
+        let now = self.device()?;
         let set = Set {
             private_key: (now.public_key != Some(private_key.public())).then(|| private_key.clone()),
             listen_port: (listen_port != 0 && now.listen_port != listen_port).then_some(listen_port),
@@ -299,7 +306,15 @@ impl Interface for UserspaceInterface {
     }
 
     fn status(&self) -> Result<InterfaceStatus, Error> {
-        let answer = self.request("read", "get=1\n\n")?;
-        uapi::read_status(&answer).map_err(|source| Error::Protocol { name: self.name.clone(), source })
+        self.read(&Scope::All)
+    }
+
+    fn device(&self) -> Result<DeviceStatus, Error> {
+        let InterfaceStatus { listen_port, public_key, .. } = self.read(&Scope::Device)?;
+        Ok(DeviceStatus { listen_port, public_key })
+    }
+
+    fn peer(&self, key: PublicKey) -> Result<Option<PeerStatus>, Error> {
+        Ok(self.read(&Scope::Peer(key))?.peers.pop())
     }
 }

@@ -213,6 +213,34 @@ except socket.gaierror as error:
     bed.finish()
 }
 
+/// Who calls is a subject like any other: the function that is called may be closed to it, also while they are connected.
+pub fn policy() -> Result<()> {
+    let bed = Bed::joined()?;
+    target(&bed, "")?;
+    for caller in ["caller", "friend"] {
+        deploy(&bed, caller, "allow = ['db.faas:5432']")?;
+    }
+    let tried = |caller: &str| ask(&bed, caller, "tried(socket.getaddrinfo('db.faas', 5432)[0][4][0], 5432)");
+    let code = "kept = socket.create_connection(('db.faas', 5432)); kept.settimeout(10)";
+    eval(&bed, "caller", code)?;
+    bed.faas(&["deny", "fn:caller", "db"])?.ok()?;
+    let cut = "
+try: result = kept.recv(1).decode() or 'closed'
+except OSError as error: result = name(error.errno)";
+    let cut = eval(&bed, "caller", cut)?;
+    ensure!(cut == "ECONNABORTED" || cut == "ECONNRESET", "{cut}");
+    let outcomes = [tried("caller")?, tried("friend")?];
+    ensure!(outcomes == ["ECONNREFUSED", "done"], "{outcomes:?}");
+    bed.faas(&["policy", "forget", "fn:caller", "db"])?.ok()?;
+    bed.faas(&["policy", "default", "closed", "db"])?.ok()?;
+    bed.faas(&["allow", "fn:caller", "db"])?.ok()?;
+    let outcomes = [tried("caller")?, tried("friend")?];
+    ensure!(outcomes == ["done", "ECONNREFUSED"], "{outcomes:?}");
+    let egress = &bed.describe("friend")?["egress"];
+    ensure!(egress["inside"] == 1 && egress["failed"] == 1, "{egress}");
+    bed.finish()
+}
+
 pub fn cold() -> Result<()> {
     let bed = Bed::joined()?;
     target(&bed, "[scale]\nmin = 0\nprepared = 0\nidle = '1s'")?;

@@ -14,7 +14,7 @@ fn is_without_instances(function: &serde_json::Value) -> bool {
 
 /// A handler that says who it is and who asked.
 const HELLO: &[u8] =
-    b"def handle(event, context):\n    return f'{context.function} {event.path} {context.peer}'\n";
+    b"def handle(event, context):\n    return f'{context.function} {event.path} {context.client[0]}'\n";
 
 pub fn passed_on() -> Result<()> {
     let bed = Bed::joined()?;

@@ -3,6 +3,7 @@
 
 mod answers;
 mod apply;
+mod caller;
 mod crashes;
 mod forward;
 mod handoff;
@@ -34,6 +35,8 @@ fn main() {
         shared("after_the_hand_off_only_the_container_holds_the_connection", handoff::descriptors),
         shared("connections_are_spread_by_what_is_in_flight", handoff::spread),
         shared("a_function_passes_connections_on", forward::passed_on),
+        shared("every_function_is_told_who_called", caller::told_by_name),
+        shared("nobody_lies_about_who_called", caller::passed_on),
         shared("a_function_with_a_limit_is_given_no_more", forward::limited),
         shared("what_a_dead_instance_had_not_received_another_answers", handoff::requeue),
         shared("a_killed_daemon_costs_no_connection", crashes::daemon_killed),

@@ -43,7 +43,7 @@ impl Outcome {
     }
 
     /// Reads one line. A program may print several results, as `cargo test --doc` does.
-    fn read(&mut self, line: &str) {
+    pub fn read(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix("test result: ") {
             let count = |what: &str| -> usize {
                 let parts = rest.split([';', '.']).map(str::trim);

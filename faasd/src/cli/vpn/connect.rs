@@ -1,6 +1,8 @@
 //! `faas vpn connect`
 
+use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use clap::Args;
 use comfy_table::Cell;
@@ -9,7 +11,7 @@ use jiff::Timestamp;
 use super::{Local, failure};
 use crate::cli::ui::took;
 use crate::cli::{Context, Exit, Failure};
-use crate::core::invitation::Invitation;
+use crate::core::invitation::{Invitation, MARK};
 use crate::tunnel::Choice;
 use crate::tunnel::client;
 use crate::tunnel::dns::{Dns, DnsMode};
@@ -24,10 +26,11 @@ const INPUT_BYTES_MAX: u64 = 16 << 10;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sudo faas vpn connect INVITATION
-  sudo faas vpn connect - < invitation.txt
+  sudo faas vpn connect laptop.faas
+  ssh server faas vpn invite laptop | sudo faas vpn connect -
   sudo faas vpn connect                           again, after a disconnect or a restart")]
 pub struct Connect {
-    /// The text that `faas vpn invite` printed, or - for standard input
+    /// What `faas vpn invite` printed, the file that it wrote, or - for standard input
     invitation: Option<String>,
     #[command(flatten)]
     local: Local,
@@ -42,7 +45,15 @@ pub struct Connect {
 impl Connect {
     pub fn run(self, context: &Context) -> Result<(), Failure> {
         let text = match self.invitation.as_deref() {
-            Some("-") => Some(read_stdin()?),
+            Some("-") => Some(read(std::io::stdin(), "standard input")?),
+            // An invitation says that it is one, so that a file may have any other name.
+            Some(text) if text.trim_start().starts_with(MARK) => Some(text.to_owned()),
+            Some(path) if Path::new(path).exists() => {
+                let file = File::open(path).map_err(|e| {
+                    Failure::new(Exit::NoInput, format!("cannot open the invitation {path}: {e}"))
+                })?;
+                Some(read(file, path)?)
+            }
             other => other.map(str::to_owned),
         };
         let invitation = text
@@ -58,11 +69,6 @@ impl Connect {
         };
         spinner.finish_and_clear();
         let connected = connected.map_err(|e| failure(&e))?;
-        let names = match connected.dns {
-            Dns::Split => "NAME.faas through the tunnel, all others as before",
-            Dns::File => "all through the tunnel (/etc/resolv.conf; no systemd-resolved here)",
-            Dns::Untouched => "left alone",
-        };
         let handshake = connected.handshake.map_or_else(
             || "none yet: the server does not answer at the moment".to_owned(),
             |after| format!("took {}", took(after)),
@@ -73,19 +79,26 @@ impl Connect {
             ("address", Cell::new(connected.address)),
             ("server", Cell::new(connected.server)),
             ("handshake", Cell::new(handshake)),
-            ("names", Cell::new(names)),
-        ])
+            ("names", Cell::new(connected.dns.describe())),
+        ])?;
+        if let Dns::ByHand(_) = connected.dns {
+            context.ui.note(&format!(
+                "have your resolver ask {server} for names in `faas.`, or, if it can only have one server for all names, \
+                 for all of them: `nameserver {server}` as the first line of /etc/resolv.conf",
+                server = connected.server
+            ));
+        }
+        Ok(())
     }
 }
 
-fn read_stdin() -> Result<String, Failure> {
+fn read(from: impl Read, name: &str) -> Result<String, Failure> {
     let mut text = String::new();
-    std::io::stdin()
-        .take(INPUT_BYTES_MAX)
+    from.take(INPUT_BYTES_MAX)
         .read_to_string(&mut text)
-        .map_err(|e| Failure::new(Exit::NoInput, format!("cannot read the invitation: {e}")))?;
+        .map_err(|e| Failure::new(Exit::NoInput, format!("cannot read the invitation from {name}: {e}")))?;
     if text.trim().is_empty() {
-        return Err(Failure::new(Exit::NoInput, "there is no invitation on standard input"));
+        return Err(Failure::new(Exit::NoInput, format!("there is no invitation in {name}")));
     }
     Ok(text)
 }

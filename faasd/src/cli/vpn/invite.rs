@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use crate::api::types;
 use crate::cli::ago::{parse_ms, relative};
 use crate::cli::{Context, Failure, Format, Output};
+use crate::core::access::Role;
 use crate::core::name::FunctionName;
 
 /// Make an invitation for a machine: a text, good once
@@ -13,6 +14,7 @@ use crate::core::name::FunctionName;
 #[command(after_help = "Examples:
   faas vpn invite laptop
   faas vpn invite laptop --expires 1h --endpoint vpn.example.org:51820
+  faas vpn invite laptop --role admin
   faas vpn invite laptop | ssh laptop sudo faas vpn connect -
 
 Whoever has the invitation can join in the machine's stead until it has: send it by a way you trust.")]
@@ -25,13 +27,21 @@ pub struct Invite {
     /// Where the machine reaches this server [default: the daemon's setting]
     #[arg(long, value_name = "HOST:PORT")]
     endpoint: Option<String>,
+    /// What the machine may do: user (call functions), or admin (all that root may on the server, with `faas`)
+    #[arg(long, value_name = "ROLE", default_value = "user")]
+    role: Role,
     #[command(flatten)]
     output: Output,
 }
 
 impl Invite {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let invite = types::Invite { name: self.name, expires_in_ms: self.expires, endpoint: self.endpoint };
+        let invite = types::Invite {
+            name: self.name,
+            expires_in_ms: self.expires,
+            endpoint: self.endpoint,
+            role: self.role,
+        };
         let invited = context.client.invite(&invite).await?;
         if self.output.format == Format::Json {
             return context.ui.json(&invited);

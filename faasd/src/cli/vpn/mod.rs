@@ -5,6 +5,7 @@ mod disconnect;
 mod invite;
 mod peers;
 mod revoke;
+mod role;
 mod status;
 
 use std::path::PathBuf;
@@ -72,6 +73,7 @@ enum Verb {
     Status(status::Status),
     Peers(peers::Peers),
     Revoke(revoke::Revoke),
+    Role(role::SetRole),
 }
 
 impl Vpn {
@@ -83,6 +85,7 @@ impl Vpn {
             Verb::Status(verb) => verb.run(context),
             Verb::Peers(verb) => block_on(verb.run(context)),
             Verb::Revoke(verb) => block_on(verb.run(context)),
+            Verb::Role(verb) => block_on(verb.run(context)),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::cli::ui::{size, state_cell};
 use crate::cli::{Context, Failure, Format, Output};
 use crate::tunnel::Choice;
 use crate::tunnel::client::{self, ClientStatus};
-use crate::tunnel::dns::DnsMode;
+use crate::tunnel::dns::{self, Dns, DnsMode};
 
 /// Show this machine's own connection
 #[derive(Debug, Args)]
@@ -43,16 +43,27 @@ struct Connection {
     last_handshake: Option<Timestamp>,
     received_bytes: u64,
     sent_bytes: u64,
+    /// What was done about name resolution, while connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    names: Option<String>,
+    /// Whether this machine's resolver knows the server by its name, while connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resolves: Option<bool>,
 }
 
 impl From<ClientStatus> for Connection {
     fn from(status: ClientStatus) -> Self {
-        let ClientStatus { membership, interface } = status;
+        let ClientStatus { membership, interface, dns } = status;
         // The server is the only peer of a client.
         let server = interface.as_ref().and_then(|(_, interface)| interface.peers.first());
         Self {
             connected: interface.is_some(),
             wireguard: interface.as_ref().map(|(kind, _)| kind.as_str()),
+            names: dns.map(|(dns, in_effect)| match (&dns, in_effect) {
+                (Dns::ByHand(_), _) | (_, true) => dns.describe(),
+                (_, false) => format!("were {}; somebody has changed that since", dns.describe()),
+            }),
+            resolves: interface.is_some().then(|| dns::probe() == Some(membership.server.into())),
             resolved: server.and_then(|server| server.endpoint),
             last_handshake: server
                 .and_then(|server| server.last_handshake)
@@ -88,6 +99,11 @@ impl Status {
                 ("handshake", Cell::new(handshake)),
                 ("received", Cell::new(size(found.received_bytes))),
                 ("sent", Cell::new(size(found.sent_bytes))),
+                ("names", Cell::new(found.names.as_deref().unwrap_or("left alone"))),
+                (
+                    "ns.faas",
+                    Cell::new(if found.resolves == Some(true) { "resolves" } else { "does not resolve" }),
+                ),
             ]);
         }
         context.ui.pairs(pairs)

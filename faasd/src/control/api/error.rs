@@ -21,6 +21,12 @@ pub enum ApiError {
     /// 403: it makes sense, but not from this sender.
     #[error("{0}")]
     Forbidden(String),
+    /// 403: what is for admins alone.
+    #[error("{} no admin", peer.as_ref().map_or("whoever asks is".to_owned(), |name| format!("'{name}' is")))]
+    NotAdmin { peer: Option<FunctionName> },
+    /// 403: sent by a web page in an admin's browser.
+    #[error("the API is not for web pages")]
+    Page,
     /// 405.
     #[error("{method} is no method of {path}")]
     Method { method: String, path: String },
@@ -98,7 +104,7 @@ impl ApiError {
         match self {
             Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::Invalid { .. } => StatusCode::BAD_REQUEST,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::NotAdmin { .. } | Self::Page => StatusCode::FORBIDDEN,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict { .. } => StatusCode::CONFLICT,
             Self::Precondition { .. } => StatusCode::PRECONDITION_FAILED,
@@ -121,6 +127,13 @@ impl ApiError {
             Self::Precondition { .. } => Some(
                 "somebody changed it meanwhile: read it again, and repeat the change with its new ETag"
                     .to_owned(),
+            ),
+            Self::NotAdmin { peer } => Some(match peer {
+                Some(name) => format!("on the server: `faas vpn role {name} admin`"),
+                None => "peers that have joined as admins may ask".to_owned(),
+            }),
+            Self::Page => Some(
+                "use `faas`, or a client that sends no Origin and the server's address as Host".to_owned(),
             ),
             Self::TooMany { .. } => {
                 Some("`faas` waits by itself; other clients go by Retry-After".to_owned())

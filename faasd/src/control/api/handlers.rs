@@ -9,13 +9,12 @@ use axum::extract::{Extension, OriginalUri, Path, Request, State};
 use axum::http::{Method, Uri, header, uri::PathAndQuery};
 use axum::response::{IntoResponse, NoContent, Response};
 use http_body_util::BodyExt;
-use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
 use super::answer::{Deployed, Tagged};
 use super::extract::{Asked, If, Sent};
 use super::list::Listing;
-use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Service, Source, Spool, UPLOAD};
+use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Source, Spool, UPLOAD};
 use crate::api::condition::etag;
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Functions, INVITE_MS, Image, Invite, Invited, Join, PROBLEM_HEADER, Peers,
@@ -201,19 +200,19 @@ pub(super) async fn revoke(State(api): State<Api>, Path(name): Path<String>) -> 
 }
 
 pub(super) async fn join(
-    State(service): State<Arc<dyn Service>>,
+    State(api): State<Api>,
     source: Option<Extension<Source>>,
     Sent(join): Sent<Join>,
 ) -> Result<NoContent> {
     let Some(Extension(Source(source))) = source else {
         return Err(ApiError::Forbidden("a peer joins through the tunnel".into()));
     };
-    within(QUICK, "joining", service.join(source, join)).await?;
+    within(QUICK, "joining", api.service.join(source, join)).await?;
     Ok(NoContent)
 }
 
-pub(super) async fn metrics(State(service): State<Arc<dyn Service>>) -> Result<Response> {
-    let text = within(QUICK, "collecting the metrics", async { Ok(service.metrics().await) }).await?;
+pub(super) async fn metrics(State(api): State<Api>) -> Result<Response> {
+    let text = within(QUICK, "collecting the metrics", async { Ok(api.service.metrics().await) }).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }
 

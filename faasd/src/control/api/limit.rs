@@ -43,7 +43,7 @@ pub(super) async fn throttle(State(bucket): State<Bucket>, request: Request<Body
 }
 
 /// `/v1/functions/NAME/invoke…`
-fn is_invocation(path: &str) -> bool {
+pub(super) fn is_invocation(path: &str) -> bool {
     let mut parts = path.strip_prefix("/v1/functions/").into_iter().flat_map(|rest| rest.split('/'));
     parts.next().is_some() && parts.next() == Some("invoke")
 }

@@ -6,6 +6,7 @@
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
+use crate::core::access::Guard;
 use crate::core::spec::Lane;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
@@ -66,6 +67,9 @@ impl Owner {
         }
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let (address, routed) = (entry.address, entry.routed.replace(port));
+        // Known before it is reachable, and before it can call.
+        self.parts.access.show_function(name, record.subject, address);
+        let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
         self.set_routes(name)?;
@@ -101,7 +105,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Tells the kernel program who serves by which weight.
+    /// Tells the kernel program who serves by which weight, and for whom. The one place where a function's route is set.
     pub(super) fn set_routes(&mut self, name: &FunctionName) -> Result<(), BpfError> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let Some(port) = entry.routed else { return Ok(()) };
@@ -120,8 +124,13 @@ impl Owner {
                 Some((*n, (self.parts.config.function_prefix.revision(name, *n), port)))
             })
             .collect();
+        let ports = by_name.values().map(|(_, port)| *port).chain([port]);
+        self.parts.access.show_ports(name, ports);
+        let guard = guard_flags(self.parts.access.guard(name));
+        // Whatever address is dialled, the rules are the function's.
+        let route = |slot, flags| Route { slot, flags: flags | guard, function: bpf::words(address) };
+        let to = |slot, shed| route(slot, if shed { Route::SHED } else { 0 });
         let kernel = &mut self.parts.kernel;
-        let to = |slot, shed| Route { flags: if shed { Route::SHED } else { 0 }, ..Route::to(slot) };
         match branches[..] {
             [] => {}
             [bpf::Branch { slot: branch, shed, .. }] => {
@@ -131,7 +140,7 @@ impl Owner {
             }
             _ => {
                 kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, Route { flags: Route::SPLIT, ..Route::to(slot) })?;
+                kernel.set_route(address, port, route(slot, Route::SPLIT))?;
             }
         }
         for (number, &(address, port)) in &by_name {
@@ -263,9 +272,9 @@ impl Owner {
     }
 
     /// What an acceptor held for a revision that has left is for another that serves now.
-    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Record, OwnedFd)>) {
-        for (record, connection) in connections {
-            self.tell(Command::Adopt { slot, record, connection });
+    pub(super) fn yielded(&self, slot: u32, connections: Vec<(Arrival, OwnedFd)>) {
+        for (arrival, connection) in connections {
+            self.tell(Command::Adopt { slot, arrival, connection });
         }
     }
 
@@ -323,6 +332,12 @@ impl Owner {
             tracing::error!(function = %name, %error, "the kernel program was not told to refuse connections");
         }
     }
+}
+
+/// What a route says of who may come.
+fn guard_flags(guard: Guard) -> u32 {
+    let flag = |is_set: bool, flag| if is_set { flag } else { 0 };
+    flag(guard.guarded, Route::GUARDED) | flag(guard.closed, Route::CLOSED)
 }
 
 /// Who takes connections that an acceptor has accepted: the branch with the largest share of those on the hand-off lane.

@@ -352,6 +352,7 @@ impl Owner {
         let record = FunctionRecord {
             name: name.clone(),
             slot: entry.slot,
+            subject: old.map_or_else(|| self.parts.access.fresh_number(), |record| record.subject),
             newest: change.new.into_iter().chain(old.map(|r| r.newest)).max().unwrap_or_default(),
             shares,
             previous: if change.weighed().eq(was.iter().copied()) {

@@ -23,13 +23,15 @@ enum Refusal {
 
 impl Owner {
     /// Gives a connection to another function as if it had been dialled. The socket's own mark says whose it is: a
-    /// function can pass on what it was given, once, and nothing else.
+    /// function can pass on what it was given, once, and nothing else. Who dialled is looked up anew, so that no
+    /// function's word is passed on for it.
     pub(super) fn forward(&mut self, key: u32, to: &FunctionName, record: Record, connection: OwnedFd) {
         let Some(from) = self.by_key.get(&key).cloned() else { return };
         match self.may_forward(&from, key, to, &connection) {
             Ok(slot) => {
                 let record = Record { flags: record.flags | FORWARDED, attempt: 0, ..record };
-                self.tell(Command::Adopt { slot, record, connection });
+                let caller = self.parts.callers.of(&connection);
+                self.tell(Command::Adopt { slot, arrival: Arrival { record, caller }, connection });
             }
             Err(why) => {
                 tracing::warn!(function = %from, %to, %why, "a connection was not passed on");

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use faasd_common::SLOTS_MAX;
-use faasd_sdk::wire::Record;
+use faasd_sdk::wire::{Arrival, Record};
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -28,6 +28,7 @@ use self::branches::Branch;
 use self::change::Change;
 pub use self::change::Wanted;
 use self::seats::Seats;
+use super::access::Access;
 use super::api::ApiError;
 use super::config::Config;
 use super::events::{Events, NewEvent};
@@ -102,6 +103,11 @@ pub enum Message {
         names: bool,
         reply: Reply<Pruned>,
     },
+    /// The policy of these functions has changed: their routes' flags are to follow. Answered when they do.
+    Guard {
+        functions: Vec<FunctionName>,
+        reply: Reply<()>,
+    },
     /// The kernel program's decisions, by their index.
     Decisions {
         reply: Reply<[u64; faasd_common::Decision::COUNT as usize]>,
@@ -152,6 +158,7 @@ pub enum Message {
 pub struct Parts {
     pub config: Config,
     pub store: Arc<dyn Store>,
+    pub access: Arc<Access>,
     pub fdstore: Arc<Mutex<FdStore>>,
     pub ingress: Arc<Ingress>,
     pub kernel: Kernel,
@@ -163,6 +170,7 @@ pub struct Parts {
     pub zone: Arc<ArcSwap<Zone>>,
     /// Told whenever the zone has changed.
     pub zone_changed: Arc<Notify>,
+    pub callers: Arc<dataplane::Callers>,
 }
 
 /// One function.
@@ -307,6 +315,10 @@ impl Owner {
                 };
                 let named = self.functions.iter().filter(|(name, _)| name.as_str().starts_with(&prefix));
                 drop(reply.send(named.filter_map(view).collect()));
+            }
+            Message::Guard { functions, reply } => {
+                let set = functions.iter().try_for_each(|name| self.set_routes(name));
+                drop(reply.send(set.map_err(|e| ApiError::failed(&e))));
             }
             Message::Decisions { reply } => {
                 drop(reply.send(self.parts.kernel.decisions().map_err(|e| ApiError::failed(&e))));

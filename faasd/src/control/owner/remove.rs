@@ -1,6 +1,7 @@
 //! The end of a function.
 
 use super::*;
+use crate::core::access::Subject;
 
 impl Owner {
     pub(super) async fn remove(&mut self, name: &FunctionName) {
@@ -8,15 +9,31 @@ impl Owner {
         let Some(entry) = self.functions.get(name) else { return };
         let revisions = entry.revisions.keys().map(|number| RevisionRecord::key_of(name, *number));
         let keys = revisions.chain([FunctionRecord::key(name)]);
-        let deleted = self.write(keys.map(|key| Write::Delete { key }).collect()).await;
-        if let (Err(error), Some(entry)) = (deleted, self.functions.get_mut(name)) {
-            for reply in entry.removals.drain(..) {
-                drop(reply.send(Err(error.clone())));
-            }
-            return;
-        }
+        let deletions = keys.map(|key| Write::Delete { key }).collect();
+        let (access, subject) = (Arc::clone(&self.parts.access), Subject::Function(name.clone()));
+        // Who may call it, and whom it may call, goes with it.
+        let deleted = tokio::task::spawn_blocking(move || access.remove(&subject, deletions));
+        let going = match deleted.await.map_err(|e| ApiError::failed(&e)) {
+            Ok(Ok(going)) => going,
+            Ok(Err(error)) => return self.stays(name, &ApiError::failed(&error)),
+            Err(error) => return self.stays(name, &error),
+        };
         self.uninstall(name);
+        // Its rules are of no use now that nothing leads to it.
+        for other in self.parts.access.finish(going) {
+            if let Err(error) = self.set_routes(&other) {
+                tracing::error!(function = %other, %error, "its route asks for rules that there are none of");
+            }
+        }
         self.step(name, Event::Remove).await;
+    }
+
+    /// It could not be removed.
+    fn stays(&mut self, name: &FunctionName, error: &ApiError) {
+        let removals = self.functions.get_mut(name).map(|entry| std::mem::take(&mut entry.removals));
+        for reply in removals.into_iter().flatten() {
+            drop(reply.send(Err(error.clone())));
+        }
     }
 
     pub(super) async fn gone(&mut self, name: &FunctionName) {

@@ -93,6 +93,7 @@ impl Runtime {
                 Some(self.secrets.prepare(&request.id, (base + owner.0, base + owner.1))?)
             }
         };
+        let callers = (spec.lane() == Lane::Warm).then(|| self.paths.callers());
         let dir = self.paths.bundles().join(&request.id);
         let hosts = request.hosts.as_ref().map(|_| dir.join("hosts"));
         let error = |source| StartError::Bundle { id: request.id.clone(), source };
@@ -110,6 +111,7 @@ impl Runtime {
             dependencies: request.dependencies.as_deref(),
             hold: request.hold,
             secrets: secrets.as_deref(),
+            callers: callers.as_deref(),
             root,
             cgroup: &self.cgroup(&request.id),
             agent,

@@ -24,6 +24,7 @@ from faasd_python import W_ERRORS, W_FINISHED, W_RECEIVED, W_REQUESTS, LAST_REQU
 
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 LIFESPAN_SECONDS = 60.0
+PEER = "faas.peer"  # the extension that tells who called
 PEER_CHECK_SECONDS = 1.0  # how often a client that is sent nothing is looked after
 _run_id = os.urandom(4).hex()
 _request_ids = itertools.count(1)
@@ -142,7 +143,7 @@ class Uvicorn:
             self.tick()
         try:
             # asyncio sets TCP_NODELAY.
-            await self.loop.connect_accepted_socket(self.protocol, sock)
+            await self.loop.connect_accepted_socket(lambda: self.protocol(sock.peer), sock)
         except OSError:
             sock.close()
 
@@ -152,9 +153,11 @@ class Uvicorn:
         if task.exception() is not None:
             traceback.print_exception(task.exception())
 
-    def protocol(self):
+    def protocol(self, peer):
+        # The state that uvicorn copies into each of the connection's scopes is the way for what it does not know.
+        state = {**self.lifespan.state, PEER: peer}
         return self.config.http_protocol_class(
-            config=self.config, server_state=self.state, app_state=self.lifespan.state, _loop=self.loop
+            config=self.config, server_state=self.state, app_state=state, _loop=self.loop
         )
 
     def changed(self):
@@ -176,6 +179,8 @@ class Uvicorn:
         """The application, with its answers counted and its failures logged under an id."""
 
         async def serve(scope, receive, send):
+            if PEER in scope.get("state", ()):
+                tell(scope, scope["state"].pop(PEER))
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
@@ -207,6 +212,11 @@ class Uvicorn:
                 await send({"type": "http.response.body", "body": message})
 
         return serve
+
+
+def tell(scope, peer):
+    """Says in a connection's scope who called: None if the platform does not know, or is none."""
+    scope["extensions"] = {**(scope.get("extensions") or {}), PEER: {"name": peer}}
 
 
 class Logged(Exception):
@@ -304,11 +314,12 @@ class Exchange:
     def scope(self, state):
         connection = self.connection
         path, _, query = connection.path.partition("?")
+        sock = connection.connection
         try:
-            peer, local = connection.connection.getpeername()[:2], connection.connection.getsockname()[:2]
+            local = sock.getsockname()[:2]
         except OSError:
-            peer = local = None
-        return {
+            local = None
+        scope = {
             "type": "http",
             "asgi": VERSIONS,
             "http_version": connection.request_version.partition("/")[2],
@@ -319,10 +330,12 @@ class Exchange:
             "query_string": query.encode("latin-1"),
             "root_path": "",
             "headers": [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in connection.headers.items()],
-            "client": peer,
+            "client": sock.client,
             "server": local,
             "state": state.copy(),
         }
+        tell(scope, sock.peer)
+        return scope
 
     # In the loop's thread.
 

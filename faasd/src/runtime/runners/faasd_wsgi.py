@@ -81,10 +81,11 @@ class Answer:
 def environment(connection, body, request_id):
     sock = connection.connection
     path, _, query = connection.path.partition("?")
+    peer = sock.client or ("", 0)
     try:
-        peer, local = sock.getpeername(), sock.getsockname()
+        local = sock.getsockname()
     except OSError:
-        peer = local = ("", 0)
+        local = ("", 0)
     host = connection.headers.get("Host", "")
     name, colon, port = host.rpartition(":")
     environ = {
@@ -112,7 +113,10 @@ def environment(connection, body, request_id):
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
         "faas.request_id": request_id,
+        "faas.peer": sock.peer,
     }
+    if sock.peer is not None:
+        environ["REMOTE_USER"] = sock.peer
     for name, value in connection.headers.items():
         key = "HTTP_" + name.upper().replace("-", "_")
         # A name with an underscore could pass for another; HTTP_PROXY is a setting to many a library.

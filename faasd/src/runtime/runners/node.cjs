@@ -27,6 +27,7 @@ const DRAINED = 4;
 const HELD = 7;
 const GO = 8;
 const RECORD_BYTES = 32;
+const CALLERS = '/run/faasd-callers'; // a symbolic link for each address, whose target is a name
 
 const STALL_MS = 30_000; // for a request's head in all, and for a body that `handle` waits for
 const LAST_REQUEST_GRACE_MS = 3_000; // while draining, for one more request on a connection that is idle
@@ -166,6 +167,22 @@ class Event {
   }
 }
 
+const peers = new WeakMap();
+
+/** Who is at a socket's other end. Asked for once a connection: an address is its peer's as long as the connection is. */
+function peerOf(socket) {
+  if (!peers.has(socket)) {
+    let name = null;
+    try {
+      name = fs.readlinkSync(`${CALLERS}/${socket.remoteAddress}`);
+    } catch {
+      // Nobody's.
+    }
+    peers.set(socket, name);
+  }
+  return peers.get(socket);
+}
+
 class Context {
   #exchange;
 
@@ -179,9 +196,15 @@ class Context {
     return this.#exchange.id;
   }
 
-  /** The caller's address. Within the VPN it is the caller's identity. */
+  /** The name of who called; null if the platform does not know, or is none. */
   get peer() {
-    return this.#exchange.req.socket.remoteAddress;
+    return peerOf(this.#exchange.req.socket);
+  }
+
+  /** The caller's address and port. */
+  get client() {
+    const { remoteAddress: address, remotePort: port } = this.#exchange.req.socket;
+    return { address, port };
   }
 
   log(...parts) {

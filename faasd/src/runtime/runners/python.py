@@ -39,9 +39,10 @@ STATUS_BYTES = 4096
 PROTOCOL = 1
 CONNECTIONS, DRAIN, READY, DRAINED, HELD, GO = 1, 2, 3, 4, 7, 8
 HEADER = struct.Struct("<HHHH")  # version, kind, count, bytes of a record
-RECORD_BYTES = 32
+RECORD_BYTES = 32  # of those that say nothing of who dialled
+CALLER = struct.Struct("<16sHHH")  # behind that: address, port, where the name begins after the records, its length
 CONNECTIONS_MAX = 64
-MESSAGE_BYTES_MAX = HEADER.size + CONNECTIONS_MAX * RECORD_BYTES * 2
+MESSAGE_BYTES_MAX = 8192
 # 64-bit words of the status page.
 W_RECEIVED, W_FINISHED, W_REQUESTS, W_ERRORS, W_READY = 8, 9, 10, 11, 12
 
@@ -144,21 +145,19 @@ class BadJson(ValueError):
 class Context:
     """What the platform knows about a request."""
 
-    __slots__ = ("function", "revision", "request_id", "_socket")
+    __slots__ = ("function", "revision", "request_id", "peer", "_socket")
 
     def __init__(self, request_id, sock):
         self.function = FUNCTION_NAME
         self.revision = REVISION
         self.request_id = request_id
+        self.peer = sock.peer  # the name of who called; None if the platform does not know, or is none
         self._socket = sock
 
     @property
-    def peer(self):
-        """The caller's address. Within the VPN it is the caller's identity."""
-        try:
-            return self._socket.getpeername()[0]
-        except OSError:
-            return None
+    def client(self):
+        """The caller's address and port."""
+        return self._socket.client
 
     def log(self, *parts):
         print(f"[{self.request_id}]", *parts, file=sys.stderr, flush=True)
@@ -171,6 +170,33 @@ _request_ids = itertools.count(1)
 
 
 # --- the socket's two directions -----------------------------------------------------------------------------------
+
+
+class Accepted(socket.socket):
+    """A connection, and who is at its other end."""
+
+    __slots__ = ("peer", "_client")
+
+    def __init__(self, fd, family, client, peer=None):
+        # Nothing is asked for that is known, to save three system calls.
+        super().__init__(family, socket.SOCK_STREAM, 0, fileno=fd)
+        self.peer = peer
+        self._client = client
+
+    @property
+    def client(self):
+        """Address and port; None once nobody can tell."""
+        if self._client is None:
+            try:
+                self._client = self.getpeername()[:2]
+            except OSError:
+                return None
+        elif isinstance(self._client[0], bytes):
+            address, port = self._client
+            mapped = address[:12] == b"\0" * 10 + b"\xff\xff"
+            address = socket.inet_ntop(socket.AF_INET, address[12:]) if mapped else socket.inet_ntop(socket.AF_INET6, address)
+            self._client = address, port
+        return self._client
 
 
 class Input(io.RawIOBase):
@@ -621,8 +647,20 @@ class Platform:
             server.finished(lost)
             print(f"faasd: {lost} connections were lost: this process is at its limit of open files; "
                   "raise limits.files", file=sys.stderr, flush=True)
-        # The family is not asked for, to save three system calls; nothing depends on it.
-        return [socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fileno=fd) for fd in fds]
+        names = HEADER.size + count * record_bytes
+        return [
+            Accepted(fd, socket.AF_INET6, *caller(data, HEADER.size + n * record_bytes, record_bytes, names))
+            for n, fd in enumerate(fds)
+        ]
+
+
+def caller(data, at, record_bytes, names):
+    """The address that a connection was dialled from, and the name of who has it, as far as its record says so."""
+    if record_bytes < RECORD_BYTES + CALLER.size:
+        return None, None
+    address, port, begin, length = CALLER.unpack_from(data, at + RECORD_BYTES)
+    name = data[names + begin : names + begin + length].decode("utf-8", "replace") if length else None
+    return ((address, port) if port else None), name
 
 
 class Listener:
@@ -656,7 +694,7 @@ class Listener:
 
     def take(self, server):
         try:
-            sock, _ = self.sock.accept()
+            sock, address = self.sock.accept()
         except BlockingIOError:
             return []
         except OSError as e:
@@ -664,7 +702,7 @@ class Listener:
             time.sleep(0.02)  # out of descriptors, most likely
             return []
         server.received(1)
-        return [sock]
+        return [Accepted(sock.detach(), self.sock.family, address[:2])]
 
 
 def handle_interface(handle):

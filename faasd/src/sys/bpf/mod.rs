@@ -4,6 +4,7 @@
 //! A new daemon takes the pinned maps over as they are, loads its own program over them, attaches it and only then
 //! lets go of the old one: for an instant both are attached and agree, so that no connection goes astray.
 
+mod access;
 mod attach;
 mod marks;
 
@@ -16,10 +17,11 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::{Ebpf, EbpfLoader};
 use faasd_common::{
-    BRANCHES_MAX, Config, Decision, LAYOUT, Live, POOL_SEATS_MAX, Pool, RouteKey, Split, maps,
+    BRANCHES_MAX, Config, Decision, LAYOUT, Live, POOL_SEATS_MAX, Pool, RouteKey, RuleKey, Split, maps,
 };
-pub use faasd_common::{Owner, Route};
+pub use faasd_common::{GROUPS_MAX, Owner, Route, Subject, SubjectCounts};
 
+pub use self::access::{AccessMaps, Refusal, Rule};
 pub use self::marks::Marks;
 
 use crate::sys::netns::NetNs;
@@ -27,7 +29,7 @@ use crate::sys::netns::NetNs;
 /// Built from `faasd-ebpf/` by `cargo xtask ebpf`; CI rebuilds and compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("faasd-ebpf.o");
 
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 15] = [
     maps::CONFIG,
     maps::ROUTES,
     maps::LISTENERS,
@@ -39,6 +41,10 @@ const MAPS: [&str; 11] = [
     maps::WARM,
     maps::SPLITS,
     maps::LIVE,
+    maps::SUBJECTS,
+    maps::RULES,
+    maps::COUNTS,
+    maps::REFUSALS,
 ];
 
 /// Why the kernel program is not in place.
@@ -91,7 +97,7 @@ struct Plain<T>(T);
 
 #[expect(unsafe_code, reason = "aya's promise that a type is plain bytes")]
 mod plain {
-    use super::{Config, Live, Owner, Plain, Pool, Route, RouteKey, Split};
+    use super::{Config, Live, Owner, Plain, Pool, Route, RouteKey, RuleKey, Split, Subject, SubjectCounts};
 
     // SAFETY: `repr(C)` of integers alone, without padding (asserted where it is defined).
     unsafe impl aya::Pod for Plain<Config> {}
@@ -107,6 +113,12 @@ mod plain {
     unsafe impl aya::Pod for Plain<Owner> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Plain<Live> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<Subject> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<RuleKey> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<SubjectCounts> {}
 }
 
 /// What the program is attached to.
@@ -121,6 +133,10 @@ pub struct Attachment<'a> {
     /// The tunnel's interface in the ingress namespace.
     pub tunnel: &'a str,
     pub tunnel_ifindex: u32,
+    /// The server's own address in the tunnel: what comes from it by loopback is the daemon itself.
+    pub server: Ipv6Addr,
+    /// An address of the functions' prefix, a /64.
+    pub functions: Ipv6Addr,
 }
 
 /// The program's maps, open for the daemon.
@@ -135,6 +151,8 @@ pub struct Kernel {
     warm: PerCpuArray<MapData, u64>,
     splits: HashMap<MapData, u32, Plain<Split>>,
     live: PerCpuArray<MapData, Plain<Live>>,
+    /// Who may reach what.
+    pub access: AccessMaps,
 }
 
 /// One of the slots that a route's connections are shared out to.
@@ -167,7 +185,13 @@ impl Kernel {
         }
         let mut object = loader.load(OBJECT).map_err(|e| BpfError::Load(chain(&e)))?;
 
-        let config = Config { layout: LAYOUT, tunnel_ifindex: at.tunnel_ifindex };
+        let [first, second, ..] = words(at.functions);
+        let config = Config {
+            layout: LAYOUT,
+            tunnel_ifindex: at.tunnel_ifindex,
+            server: words(at.server),
+            functions: [first, second],
+        };
         let mut configs: Array<_, Plain<Config>> = typed(&mut object, maps::CONFIG)?;
         configs.set(0, Plain(config), 0).map_err(|e| map_error(maps::CONFIG, &e))?;
 
@@ -183,6 +207,7 @@ impl Kernel {
             warm: typed(&mut object, maps::WARM)?,
             splits: typed(&mut object, maps::SPLITS)?,
             live: typed(&mut object, maps::LIVE)?,
+            access: AccessMaps::of(&mut object)?,
         })
     }
 
@@ -354,11 +379,7 @@ impl Kernel {
             .iter()
             .map(|entry| {
                 let (Plain(key), Plain(route)) = entry.map_err(|e| map_error(maps::ROUTES, &e))?;
-                let mut octets = [0; 16];
-                for (bytes, word) in octets.chunks_exact_mut(4).zip(key.address) {
-                    bytes.copy_from_slice(&word.to_ne_bytes());
-                }
-                Ok((Ipv6Addr::from(octets), key.port as u16, route))
+                Ok((address(key.address), key.port as u16, route))
             })
             .collect()
     }
@@ -426,9 +447,22 @@ impl Kernel {
 }
 
 fn key(address: Ipv6Addr, port: u16) -> RouteKey {
+    RouteKey { address: words(address), port: u32::from(port) }
+}
+
+/// An address as the kernel program has it.
+#[must_use]
+pub fn words(address: Ipv6Addr) -> [u32; 4] {
     let octets = address.octets();
-    let word = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| octets[at + i]));
-    RouteKey { address: [word(0), word(4), word(8), word(12)], port: u32::from(port) }
+    std::array::from_fn(|word| u32::from_ne_bytes(std::array::from_fn(|byte| octets[4 * word + byte])))
+}
+
+fn address(words: [u32; 4]) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    for (bytes, word) in octets.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(octets)
 }
 
 fn split(branches: &[Branch]) -> Result<Split, BpfError> {

@@ -59,7 +59,13 @@ pub fn variables(
         set("SCRIPT_FILENAME", script.as_os_str().as_bytes());
     }
     set("FAAS_REQUEST_ID", id.as_bytes());
-    if let Some(Addresses { peer, local }) = addresses {
+    if let Some(addresses) = addresses {
+        if let Some(name) = addresses.name() {
+            // Those who know CGI look for the second.
+            set("FAAS_PEER", name.as_bytes());
+            set("REMOTE_USER", name.as_bytes());
+        }
+        let Addresses { peer, local, .. } = addresses;
         set("REMOTE_ADDR", peer.ip().to_canonical().to_string().as_bytes());
         set("REMOTE_PORT", peer.port().to_string().as_bytes());
         set("SERVER_ADDR", local.ip().to_canonical().to_string().as_bytes());

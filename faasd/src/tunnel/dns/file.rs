@@ -1,113 +1,18 @@
-//! The client's resolver: names in `faas.` go to the server, and everything is as it was after a disconnect.
+//! `/etc/resolv.conf`, where nobody keeps it: the server goes first, and leaves no trace when it goes.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::Ipv6Addr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
-use super::keys::write_private;
-
-/// Where resolvers without a daemon are told their servers.
-pub const RESOLV_CONF: &str = "/etc/resolv.conf";
-
-/// Present while systemd-resolved runs.
-const RESOLVED_DIR: &str = "/run/systemd/resolve";
+use super::DnsError;
+use crate::tunnel::keys::write_private;
 
 /// The largest `resolv.conf` that is edited, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// What to do about the client's resolver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum DnsMode {
-    /// Only `faas.` through the tunnel where systemd-resolved runs; else every name, by `/etc/resolv.conf`.
-    #[default]
-    Auto,
-    /// Nothing.
-    None,
-}
-
-/// What was done about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dns {
-    /// systemd-resolved asks the server for `faas.` alone.
-    Split,
-    /// The server is the first in `/etc/resolv.conf`.
-    File,
-    Untouched,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum DnsError {
-    #[error("cannot {operation} {}; `--no-dns` leaves names alone", path.display())]
-    File { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("`resolvectl {command}` failed: {said}; `--no-dns` leaves names alone")]
-    Resolved { command: String, said: String },
-}
-
-/// Points the resolver at `server`, through the interface `name`.
-///
-/// # Errors
-/// If the resolver's configuration cannot be changed. It is then as it was.
-pub fn point(mode: DnsMode, name: &str, server: Ipv6Addr, state_dir: &Path) -> Result<Dns, DnsError> {
-    if mode == DnsMode::None {
-        return Ok(Dns::Untouched);
-    }
-    if Path::new(RESOLVED_DIR).exists() {
-        let server = server.to_string();
-        for arguments in [
-            &["dns", name, &server][..],
-            &["domain", name, "~faas"],
-            &["default-route", name, "false"],
-            &["dnssec", name, "no"],
-            &["llmnr", name, "no"],
-            &["mdns", name, "no"],
-        ] {
-            if let Err(error) = resolvectl(arguments) {
-                let _ = resolvectl(&["revert", name]);
-                return Err(error);
-            }
-        }
-        return Ok(Dns::Split);
-    }
-    point_file(Path::new(RESOLV_CONF), &saved(state_dir, name), name, server)?;
-    Ok(Dns::File)
-}
-
-/// Undoes [`point`]. Nothing to undo is success.
-///
-/// # Errors
-/// If the resolver's configuration cannot be changed.
-pub fn restore(name: &str, state_dir: &Path) -> Result<(), DnsError> {
-    if Path::new(RESOLVED_DIR).exists() {
-        // It fails if the interface is gone, and then there is nothing to revert.
-        let _ = resolvectl(&["revert", name]);
-    }
-    restore_file(Path::new(RESOLV_CONF), &saved(state_dir, name), name)
-}
-
-fn saved(state_dir: &Path, name: &str) -> PathBuf {
-    state_dir.join(format!("{name}.resolv.conf"))
-}
-
-fn resolvectl(arguments: &[&str]) -> Result<(), DnsError> {
-    let failed = |said: String| DnsError::Resolved { command: arguments.join(" "), said };
-    let output = Command::new("resolvectl")
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| failed(e.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
-}
-
 /// Puts the server first. The file is written in place: it may be a bind mount, which cannot be renamed over.
-fn point_file(path: &Path, saved: &Path, name: &str, server: Ipv6Addr) -> Result<(), DnsError> {
+pub(super) fn point(path: &Path, saved: &Path, name: &str, server: Ipv6Addr) -> Result<(), DnsError> {
     let now = read(path)?;
     let old = match strip(&now, name) {
         Stripped::Whole(rest) => rest,
@@ -123,7 +28,7 @@ fn point_file(path: &Path, saved: &Path, name: &str, server: Ipv6Addr) -> Result
     write(path, &(ours + &old))
 }
 
-fn restore_file(path: &Path, saved: &Path, name: &str) -> Result<(), DnsError> {
+pub(super) fn restore(path: &Path, saved: &Path, name: &str) -> Result<(), DnsError> {
     if !saved.exists() {
         return Ok(());
     }
@@ -137,6 +42,11 @@ fn restore_file(path: &Path, saved: &Path, name: &str) -> Result<(), DnsError> {
     }
     let _ = fs::remove_file(saved);
     Ok(())
+}
+
+/// Whether our lines are there.
+pub(super) fn is_pointed(path: &Path, name: &str) -> bool {
+    read(path).is_ok_and(|text| matches!(strip(&text, name), Stripped::Whole(_)))
 }
 
 fn begin(name: &str) -> String {
@@ -200,17 +110,17 @@ mod tests {
         let old = "search example.org\nnameserver 192.0.2.1\n";
         fs::write(&path, old).unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
-        point_file(&path, &saved, "faas0", SERVER).unwrap();
+        point(&path, &saved, "faas0", SERVER).unwrap();
         // Twice is once.
-        point_file(&path, &saved, "faas0", SERVER).unwrap();
+        point(&path, &saved, "faas0", SERVER).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         let servers: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("nameserver ")).collect();
         assert_eq!(servers, [&SERVER.to_string(), "192.0.2.1"]);
-        restore_file(&path, &saved, "faas0").unwrap();
+        restore(&path, &saved, "faas0").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), old);
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
         assert!(!saved.exists());
-        restore_file(&path, &saved, "faas0").unwrap();
+        restore(&path, &saved, "faas0").unwrap();
     }
 
     #[test]
@@ -218,15 +128,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, saved) = (dir.path().join("resolv.conf"), dir.path().join("saved"));
         fs::write(&path, "nameserver 192.0.2.1\n").unwrap();
-        point_file(&path, &saved, "faas0", SERVER).unwrap();
+        point(&path, &saved, "faas0", SERVER).unwrap();
         let changed = fs::read_to_string(&path).unwrap().replace("192.0.2.1", "192.0.2.2");
         fs::write(&path, changed).unwrap();
-        restore_file(&path, &saved, "faas0").unwrap();
+        restore(&path, &saved, "faas0").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.2\n");
 
-        point_file(&path, &saved, "faas0", SERVER).unwrap();
+        point(&path, &saved, "faas0", SERVER).unwrap();
         fs::write(&path, format!("{}\nnameser", begin("faas0"))).unwrap();
-        restore_file(&path, &saved, "faas0").unwrap();
+        restore(&path, &saved, "faas0").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 192.0.2.2\n");
     }
 }

@@ -1,0 +1,82 @@
+//! Who may ask for what at the tunnel's address, by where a request comes from.
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::{ApiError, Service, Source, limit};
+use crate::core::access::Role;
+
+/// For every peer.
+pub(super) const METRICS: &str = "/metrics";
+
+/// For who is invited, which its handler sees to.
+pub(super) const JOIN: &str = "/v1/join";
+
+/// What the client calls the server, whatever its address.
+const HOST: &str = "faasd";
+
+/// Why requests were turned away, counted.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    role: AtomicU64,
+    page: AtomicU64,
+}
+
+impl Refusals {
+    /// By reason, as the metric names it.
+    #[must_use]
+    pub fn counts(&self) -> [(&'static str, u64); 2] {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        [("role", read(&self.role)), ("page", read(&self.page))]
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Gate {
+    service: Arc<dyn Service>,
+    /// What a request may call the server.
+    hosts: Arc<[String]>,
+    refusals: Arc<Refusals>,
+}
+
+impl Gate {
+    pub fn new(service: Arc<dyn Service>, server: Ipv6Addr, port: u16, refusals: Arc<Refusals>) -> Self {
+        let hosts = [HOST.to_owned(), format!("[{server}]"), format!("[{server}]:{port}")];
+        Self { service, hosts: hosts.into(), refusals }
+    }
+
+    /// Whether a web page sends it, from an admin's browser: all but reads have an origin there, and what a page reads
+    /// under a name of its own has that name. Functions have names of their own in invocations.
+    fn is_from_a_page(&self, request: &Request<Body>) -> bool {
+        let headers = request.headers();
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let is_ours = host.is_some_and(|host| self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)));
+        headers.contains_key(header::ORIGIN) || !(is_ours || limit::is_invocation(request.uri().path()))
+    }
+}
+
+/// Lets admins do everything, and others what is for them, before anything else of a request is looked at.
+pub(super) async fn check(State(gate): State<Gate>, request: Request<Body>, next: Next) -> Response {
+    let peer = request.extensions().get::<Source>().and_then(|source| gate.service.role(source.0));
+    let refused = match (request.uri().path(), peer) {
+        (JOIN, _) | (METRICS, Some(_)) => None,
+        (_, Some((_, Role::Admin))) if gate.is_from_a_page(&request) => {
+            Some((&gate.refusals.page, ApiError::Page))
+        }
+        (_, Some((_, Role::Admin))) => None,
+        (_, peer) => Some((&gate.refusals.role, ApiError::NotAdmin { peer: peer.map(|(name, _)| name) })),
+    };
+    let Some((count, error)) = refused else { return next.run(request).await };
+    count.fetch_add(1, Ordering::Relaxed);
+    // Its body is not read: whoever sends a long one sees the connection closed.
+    let mut response = error.into_response();
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response
+}

@@ -1,0 +1,90 @@
+//! `cargo xtask vm`: what turns on the kernel, tried on another one than this machine's: that of Debian's cloud images, with
+//! WireGuard of its own and control groups v2 and nothing else.
+
+mod image;
+mod machine;
+mod payload;
+mod suite;
+
+use std::fs::{self, File, TryLockError};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup::{self, Scope};
+use crate::{interrupt, repo, root, test};
+use image::Image;
+use machine::Machine;
+use payload::Payload;
+
+/// A command of `--run` takes no longer.
+const RUN_MAX: Duration = Duration::from_secs(3600);
+
+/// Mounts take no time.
+const MOUNT_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only what shows the most in the least time
+    #[arg(long)]
+    quick: bool,
+    /// A shell in the machine instead of the tests; leaving it ends the machine
+    #[arg(long, conflicts_with_all = ["quick", "filter", "run"])]
+    shell: bool,
+    /// A command in the machine instead of the tests: its output and its exit status are this task's
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["quick", "filter"])]
+    run: Option<String>,
+    /// Make the machine's system anew, from the packages of today
+    #[arg(long)]
+    rebuild: bool,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+pub fn main(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    setup::ensure(Scope::Vm)?;
+    fs::create_dir_all(directory())?;
+    let lock = File::create(directory().join("lock")).context("the lock")?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            bail!("another `cargo xtask vm` is at work in {}", directory().display())
+        }
+        Err(TryLockError::Error(error)) => return Err(error).context("the lock"),
+    }
+    if args.rebuild {
+        // Asked now, so that nobody waits to hear it.
+        root::command("true", &[])?;
+    }
+    let programs = suite::programs(test::build("vm")?);
+    let image = Image::ready(args.rebuild)?;
+    let tests: Vec<PathBuf> = programs.iter().map(|program| program.path.clone()).collect();
+    let payload = Payload::make(&tests)?;
+    let console = directory().join("console.log");
+    if args.shell {
+        println!("vm: a shell; to have this build in its place: {}", payload.mounting());
+        return machine::shell(&image, &payload.disk, &console);
+    }
+
+    interrupt::catch()?;
+    println!("vm: booting; the console is in {} …", console.display());
+    let mut machine = Machine::boot(&image, &payload.disk, &console)?;
+    println!("vm: up after {:.1} s", machine.boot_time.as_secs_f64());
+    machine.succeed(&payload.mounting(), MOUNT_MAX)?;
+    let done = match &args.run {
+        Some(command) => match machine.run(command, RUN_MAX, &mut |line| println!("{line}"))? {
+            0 => Ok(()),
+            status => bail!("exit status {status}"),
+        },
+        None => suite::run(&mut machine, &programs, args.quick, args.filter.as_deref()),
+    };
+    println!("vm: finished after {:.0} s", start.elapsed().as_secs_f64());
+    done
+}
+
+/// Images, disks and logs.
+fn directory() -> PathBuf {
+    repo::target_dir().join("vm")
+}
