@@ -5,6 +5,7 @@
 
 mod cold;
 mod density;
+mod egress;
 pub mod measure;
 mod platform;
 
@@ -29,6 +30,9 @@ pub struct Args {
     /// What a connection to a function that does not run waits for, instead
     #[arg(long, conflicts_with = "density")]
     cold: bool,
+    /// What a function's connection to another function costs, instead
+    #[arg(long, conflicts_with_all = ["density", "cold"])]
+    egress: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -64,6 +68,10 @@ pub fn main(args: &Args) -> Result<()> {
         let measured = cold::run(&platform.server(), args);
         return measured.and(platform.end());
     }
+    if args.egress {
+        let measured = egress::run(&platform.server(), args);
+        return measured.and(platform.end());
+    }
     let targets = step("bench", "deploying the functions", || measure::deploy(&platform.server()));
     let measured = targets.and_then(|targets| measure::run(&targets, &arguments(args)).map(drop));
     let ended = platform.end();
@@ -94,7 +102,12 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density"), (args.cold, "--cold")] {
+    for (wanted, flag) in [
+        (args.quick, "--quick"),
+        (args.density, "--density"),
+        (args.cold, "--cold"),
+        (args.egress, "--egress"),
+    ] {
         if wanted {
             command.arg(flag);
         }
