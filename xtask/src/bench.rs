@@ -6,6 +6,7 @@
 mod cold;
 mod density;
 mod dns;
+mod egress;
 pub mod measure;
 mod platform;
 
@@ -36,6 +37,9 @@ pub struct Args {
     /// What it costs to look up who connects and whether it may, instead
     #[arg(long, conflicts_with_all = ["quick", "density", "cold"])]
     access: bool,
+    /// What a function's connection to another function costs, instead
+    #[arg(long, conflicts_with_all = ["density", "cold"])]
+    egress: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -79,6 +83,10 @@ pub fn main(args: &Args) -> Result<()> {
         let measured = cold::run(&platform.server(), args);
         return measured.and(platform.end());
     }
+    if args.egress {
+        let measured = egress::run(&platform.server(), args);
+        return measured.and(platform.end());
+    }
     let targets = step("bench", "deploying the functions", || measure::deploy(&platform.server()));
     let measured = targets.and_then(|targets| measure::run(&targets, &arguments(args)).map(drop));
     let ended = platform.end();
@@ -114,6 +122,7 @@ fn again_as_root(args: &Args) -> Result<()> {
         (args.density, "--density"),
         (args.cold, "--cold"),
         (args.access, "--access"),
+        (args.egress, "--egress"),
     ];
     for (wanted, flag) in modes {
         if wanted {

@@ -21,9 +21,9 @@ fn target(bed: &Bed, more: &str) -> Result<()> {
     bed.deploy("db", &[("handler.py", TARGET.as_bytes()), ("faas.toml", toml.as_bytes())])?.ok().map(drop)
 }
 
-/// Fails unless the target has seen the function's own address.
+/// Fails unless the target has seen who calls, which goes by the function's own address.
 fn comes_from(function: &str, answer: &str) -> Result<()> {
-    ensure!(answer.contains(&address(function)?.to_string()), "not from {function}: {answer}");
+    ensure!(answer.contains(&format!("to fn:{function}\n")), "not from {function}: {answer}");
     Ok(())
 }
 
@@ -210,6 +210,34 @@ except socket.gaierror as error:
     let line = "faasd_egress_connections_total{function=\"caller\",outcome=\"refused\"} 2";
     ensure!(metrics.contains(line), "no {line} in\n{metrics}");
     ensure!(bed.log().contains("not granted"), "nothing is logged");
+    bed.finish()
+}
+
+/// Who calls is a subject like any other: the function that is called may be closed to it, also while they are connected.
+pub fn policy() -> Result<()> {
+    let bed = Bed::joined()?;
+    target(&bed, "")?;
+    for caller in ["caller", "friend"] {
+        deploy(&bed, caller, "allow = ['db.faas:5432']")?;
+    }
+    let tried = |caller: &str| ask(&bed, caller, "tried(socket.getaddrinfo('db.faas', 5432)[0][4][0], 5432)");
+    let code = "kept = socket.create_connection(('db.faas', 5432)); kept.settimeout(10)";
+    eval(&bed, "caller", code)?;
+    bed.faas(&["deny", "fn:caller", "db"])?.ok()?;
+    let cut = "
+try: result = kept.recv(1).decode() or 'closed'
+except OSError as error: result = name(error.errno)";
+    let cut = eval(&bed, "caller", cut)?;
+    ensure!(cut == "ECONNABORTED" || cut == "ECONNRESET", "{cut}");
+    let outcomes = [tried("caller")?, tried("friend")?];
+    ensure!(outcomes == ["ECONNREFUSED", "done"], "{outcomes:?}");
+    bed.faas(&["policy", "forget", "fn:caller", "db"])?.ok()?;
+    bed.faas(&["policy", "default", "closed", "db"])?.ok()?;
+    bed.faas(&["allow", "fn:caller", "db"])?.ok()?;
+    let outcomes = [tried("caller")?, tried("friend")?];
+    ensure!(outcomes == ["done", "ECONNREFUSED"], "{outcomes:?}");
+    let egress = &bed.describe("friend")?["egress"];
+    ensure!(egress["inside"] == 1 && egress["failed"] == 1, "{egress}");
     bed.finish()
 }
 

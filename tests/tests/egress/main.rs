@@ -16,6 +16,7 @@ fn main() {
         shared("a_program_in_rust_calls_a_function", inside::rust),
         shared("the_example_calls_a_function", inside::example),
         shared("only_what_was_granted_is_reached_and_refusals_are_counted", inside::refused),
+        shared("a_function_may_be_closed_to_another", inside::policy),
         shared("a_call_wakes_a_function", inside::cold),
         shared("a_function_may_call_itself", inside::itself),
         shared("options_are_carried_over", inside::options),
