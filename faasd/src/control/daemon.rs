@@ -35,6 +35,7 @@ use crate::api::types::EventKind;
 use crate::core::paths::Paths;
 use crate::core::zone::{Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
+use crate::runtime::egress::{self, Egress};
 use crate::runtime::image;
 use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
@@ -153,6 +154,13 @@ async fn serve(
         server,
         functions: config.function_prefix.network(),
     })?;
+    let egress = Arc::new(Egress::new(egress::Parts {
+        ingress: ingress.ns().try_clone()?,
+        bpf: &paths.bpf(),
+        vpn_prefix: config.vpn_prefix,
+        function_prefix: config.function_prefix,
+        upstreams: config.dns_upstreams.as_deref().filter(|upstreams| !upstreams.is_empty()),
+    })?);
     let (writes_per_second, http_port) = (config.api_writes_per_second, config.http_port);
     let sockets = dns_sockets(&ingress, &config)?;
     let http = ingress.listen_service(server, config.http_port)?;
@@ -175,6 +183,7 @@ async fn serve(
         logs.clone(),
         Arc::clone(&fdstore),
         Arc::clone(&secrets),
+        egress,
         messages.clone(),
     );
     // Before the owner sets any route: its flags speak of rules that are there.

@@ -74,6 +74,15 @@ pub fn render(snapshot: &Snapshot) -> String {
         ] {
             count(names::CONNECTIONS, &[("function", name), ("lane", lane)], value);
         }
+        let made = &function.egress;
+        for (outcome, value) in [
+            ("inside", made.inside),
+            ("outside", made.outside),
+            ("refused", made.refused),
+            ("failed", made.failed),
+        ] {
+            count(names::EGRESS, &[("function", name), ("outcome", outcome)], value);
+        }
         gauge(names::WAITING, &[("function", name)], c.waiting as f64);
         // Instances write half of these numbers, and may write anything.
         let in_flight = function.instances.iter().fold(0, |sum: u64, i| sum.saturating_add(i.in_flight));

@@ -30,6 +30,8 @@ metrics! {
         "Hand-offs that took at most `le` seconds, from the accept's completion to the message's arrival.";
     HANDOFF_SUM = "faasd_handoff_seconds_sum", "Seconds that all hand-offs took together.";
     HANDOFF_COUNT = "faasd_handoff_seconds_count", "Hand-offs.";
+    EGRESS = "faasd_egress_connections_total",
+        "Connections that functions asked for, by function and outcome: made inside or outside, refused for want of a grant, failed.";
     DECISIONS = "faasd_kernel_decisions_total", "Decisions of the kernel program, by what was decided.";
     FUNCTIONS = "faasd_functions", "Functions that are declared.";
     PEERS = "faasd_peers", "Peers of the tunnel, by whether they have joined.";
