@@ -1,0 +1,50 @@
+//! Invitations that were seen by somebody else, and those that are too old.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use faasd::core::invitation::Invitation;
+use faasd_tests::{Bed, Client, Output, eventually, wireguard};
+use jiff::Timestamp;
+
+use crate::{events, peer};
+
+fn use_it(client: Client<'_>, invitation: &str) -> Result<Output> {
+    client.vpn(&["connect", invitation.trim(), "--wireguard", wireguard::choice()])
+}
+
+pub fn once() -> Result<()> {
+    let mut bed = Bed::joined()?;
+    let thief = bed.add_client()?;
+    let endpoint = format!("[fd00:{thief}::1]:51820");
+    let invite = |name: &str, more: &[&str]| {
+        bed.faas(&[&["vpn", "invite", name, "--endpoint", &endpoint], more].concat())?.ok()
+    };
+
+    // Used before, and recorded by somebody else.
+    let invitation = invite("laptop", &[])?;
+    use_it(bed.client_at(thief), &invitation)?.ok()?;
+    let joined = peer(&bed, "laptop")?;
+    bed.client_at(thief).vpn(&["disconnect"])?.ok()?;
+    let count = events(&bed, "peer-joined")?;
+    let said = use_it(bed.client_at(thief), &invitation)?.failed()?;
+    ensure!(!said.is_empty(), "it says nothing");
+    ensure!(peer(&bed, "laptop")?["public_key"] == joined["public_key"], "the key was replaced");
+    ensure!(events(&bed, "peer-joined")? == count);
+
+    // Too late: from then on its key is no peer's.
+    let invitation = invite("phone", &["--expires", "1s"])?;
+    let mut forged = Invitation::decode(invitation.trim(), Timestamp::now())?;
+    // The server looks once a second.
+    let until = forged.expires_at + Duration::from_secs(2);
+    eventually("it has expired", || Timestamp::now() > until)?;
+    let said = use_it(bed.client_at(thief), &invitation)?.failed()?;
+    ensure!(said.contains("expired"), "{said}");
+    // That was the client's own judgement. One that is less honest does not get further.
+    forged.expires_at = Timestamp::now() + Duration::from_secs(3600);
+    let said = use_it(bed.client_at(thief), &forged.encode()?)?.failed()?;
+    ensure!(!said.contains("expired"), "{said}");
+    ensure!(peer(&bed, "phone")?["invited_until"].is_string(), "it has joined");
+    ensure!(events(&bed, "peer-joined")? == count);
+    bed.finish()
+}
