@@ -5,6 +5,7 @@
 
 mod cold;
 mod density;
+mod dns;
 pub mod measure;
 mod platform;
 
@@ -29,6 +30,9 @@ pub struct Args {
     /// What a connection to a function that does not run waits for, instead
     #[arg(long, conflicts_with = "density")]
     cold: bool,
+    /// What a query to the name server costs, beside Knot and NSD, instead
+    #[arg(long, conflicts_with_all = ["density", "cold"])]
+    dns: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -49,7 +53,12 @@ const IDLE_CONNECTIONS: &str = "10000";
 pub fn main(args: &Args) -> Result<()> {
     if !args.built {
         setup::ensure(Scope::Bench)?;
+        let build = if args.dns { build_dns } else { build };
         step("bench", "building what is measured as it is shipped", build)?;
+    }
+    if args.dns {
+        // Servers on the loopback interface, which anybody can start.
+        return dns::run(args);
     }
     if !root::is_root() {
         return again_as_root(args);
@@ -111,6 +120,13 @@ pub fn build() -> Result<()> {
     let mut cargo = repo::cargo();
     cargo.args(["build", "--profile", PROFILE, "--locked", "--quiet"]);
     cargo.args(["--bins", "--examples", "-p", "faasd", "-p", "faasd-bench", "-p", "faasd-sdk"]);
+    run::run(&mut cargo)
+}
+
+/// Builds the name server alone.
+fn build_dns() -> Result<()> {
+    let mut cargo = repo::cargo();
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--quiet", "-p", "faasd", "--example", "dns"]);
     run::run(&mut cargo)
 }
 

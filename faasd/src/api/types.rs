@@ -69,6 +69,7 @@ pub use access::{
 };
 pub use peers::{Invite, Invited, Join, Peer, Peers};
 
+use super::egress::Egress;
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
@@ -280,6 +281,8 @@ pub struct Function {
     pub retry_in_ms: Option<u64>,
     pub instances: Vec<Instance>,
     pub connections: Connections,
+    #[serde(default)]
+    pub egress: Egress,
 }
 
 /// What a caller would meet now.

@@ -19,9 +19,6 @@ use crate::sys::netns::NetNs;
 /// How long the daemon waits for a connection of its own to a function.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// UDP sockets that share DNS's port: one for each core up to this.
-const DNS_SOCKETS_MAX: usize = 4;
-
 /// Why there is no ingress.
 #[derive(Debug, thiserror::Error)]
 pub enum IngressError {
@@ -137,12 +134,11 @@ impl Ingress {
             .map_err(|source| IngressError::Listen { address, port, source })
     }
 
-    /// UDP sockets for a service, sharing the port.
+    /// UDP sockets for a service, sharing the port. With port 0 each has one of its own.
     ///
     /// # Errors
     /// [`IngressError::Listen`].
-    pub fn udp(&self, address: Ipv6Addr, port: u16) -> Result<Vec<UdpSocket>, IngressError> {
-        let count = std::thread::available_parallelism().map_or(1, usize::from).min(DNS_SOCKETS_MAX);
+    pub fn udp(&self, address: Ipv6Addr, port: u16, count: usize) -> Result<Vec<UdpSocket>, IngressError> {
         self.ns
             .run(|| {
                 (0..count)

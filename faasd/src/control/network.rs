@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::access::Access;
 use super::api::ApiError;
 use super::config::Config;
+use super::dns::Names;
 use super::peers::Peers;
 use super::records::{PEERS, PeerRecord};
 use super::store::{Expect, Store, StoreError, Stored, Write, list_json, put_json};
@@ -50,6 +51,7 @@ pub struct Network {
     /// Held over a change of a peer, from looking at what is there to its being in effect.
     writer: Mutex<()>,
     peers: RwLock<Peers>,
+    names: Arc<Names>,
     up: Mutex<Up>,
 }
 
@@ -72,6 +74,7 @@ pub struct Parts {
     pub ingress: NetNs,
     pub store: Arc<dyn Store>,
     pub access: Arc<Access>,
+    pub names: Arc<Names>,
 }
 
 impl Network {
@@ -80,7 +83,7 @@ impl Network {
     /// # Errors
     /// Those of the tunnel and of the store.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, endpoint, key, launch, host, ingress, store, access } = parts;
+        let Parts { config, endpoint, key, launch, host, ingress, store, access, names } = parts;
         let records = list_json(&*store, PEERS)?.into_iter().map(|(_, stored)| stored);
         let peers = RwLock::new(Peers::new(config.vpn_prefix, records));
         let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
@@ -95,9 +98,13 @@ impl Network {
             access,
             writer: Mutex::new(()),
             peers,
+            names,
             up: Mutex::new(Up { interface, peers: Vec::new() }),
         };
         network.reconcile(&mut network.lock())?;
+        for record in network.known().iter().filter(|record| record.invited_until.is_none()) {
+            network.names.publish_peer(&record.name, record.address);
+        }
         Ok(network)
     }
 
@@ -223,6 +230,7 @@ impl Network {
         if let Ok(key) = record.public_key.parse() {
             self.lock().interface.remove_peer(key).map_err(|e| ApiError::failed(&e))?;
         }
+        self.names.remove_peer(name);
         let cut = self.access.cut_all(record.address)?;
         self.access.settle(unguarded)?;
         Ok(cut)
@@ -258,6 +266,7 @@ impl Network {
             e => ApiError::failed(&e),
         })?;
         self.access.show_peer(&record);
+        self.names.publish_peer(&record.name, record.address);
         tracing::info!(peer = %record.name, %source, "joined");
         // The answer travels through the session of the temporary key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::access::{Access, NamedCounts};
 use super::api::{ApiError, Refusals, Service};
-use super::dns::DnsMetrics;
+use super::dns::{DnsMetrics, Names};
 use super::events::{Events, Filter, NewEvent};
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
@@ -51,6 +51,7 @@ pub struct Daemon {
     pub events: Events,
     pub secrets: Arc<Secrets>,
     pub dns: Arc<DnsMetrics>,
+    pub names: Arc<Names>,
     pub runtime_version: String,
     pub started_at: Timestamp,
 }
@@ -111,6 +112,7 @@ impl Daemon {
             functions: self.ask(|reply| Message::List { prefix: String::new(), reply }).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),
+            zone: Arc::clone(&self.names.load()),
             peers: self.peers().await?,
             access: self.counts().await?,
             api_refused: self.refusals.counts(),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use faasd::core::address::VPN_PREFIX;
 use faasd_tests::{Bed, eventually};
 
-use crate::metric;
+use crate::{SILENCE, metric};
 
 /// What is promised to fit (RFC 9715, and the first DNS flag day).
 const ANSWER_BYTES_MAX: usize = 1232;
@@ -59,7 +59,10 @@ pub fn malformed() -> Result<()> {
     let bed = Bed::joined()?;
     bed.deploy_hello("hello", "")?;
     let good = query("hello.faas", 28, Some(1232));
-    let failed = || metric(&bed, "faasd_dns_queries_total{outcome=\"failed\"}");
+    let failed = || -> Result<u64> {
+        let of = |outcome: &str| metric(&bed, &format!("faasd_dns_queries_total{{outcome=\"{outcome}\"}}"));
+        Ok(of("failed")? + of("limited")?)
+    };
     let before = failed()?;
     // Slowly enough for none to be dropped for its number: it is the reader that is attacked.
     let mut seed = 0x5eed;
@@ -107,7 +110,7 @@ pub fn malformed() -> Result<()> {
 
 pub fn amplification() -> Result<()> {
     let mut bed = Bed::new()?;
-    bed.config = "dns_upstreams = []\n".to_owned();
+    bed.config = "dns_upstreams = []\ndns_rate_limit = 200\n".to_owned();
     bed.serve()?;
     bed.join()?;
     bed.deploy_hello("hello", "")?;
@@ -151,5 +154,30 @@ pub fn amplification() -> Result<()> {
         ensure!(answer.len() <= 64 && answer[3] & 15 == 5, "{kind} by TCP: {answer:?}");
     }
     ensure!(refused()? >= before + 4, "they are not counted");
+
+    // Many at once: most are not answered, or by a word that is no longer than the question.
+    let limited = || metric(&bed, "faasd_dns_queries_total{outcome=\"limited\"}");
+    let before = limited()?;
+    let question = query("hello.faas", 28, None);
+    let (sent, received) = bed.client().within(|| {
+        let socket = UdpSocket::bind("[::]:0")?;
+        let (mut sent, mut received) = (0, 0);
+        let mut answer = [0; 2048];
+        socket.set_nonblocking(true)?;
+        for _ in 0..4_000 {
+            sent += socket.send_to(&question, server()).unwrap_or(0);
+            while let Ok(length) = socket.recv(&mut answer) {
+                received += length;
+            }
+        }
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(SILENCE))?;
+        while let Ok(length) = socket.recv(&mut answer) {
+            received += length;
+        }
+        Ok((sent, received))
+    })?;
+    ensure!(received > 0 && received < sent, "{received} bytes came back for {sent}");
+    ensure!(limited()? >= before + 500, "{} of 4000 were limited", limited()? - before);
     bed.finish()
 }

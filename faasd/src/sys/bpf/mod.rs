@@ -6,6 +6,7 @@
 
 mod access;
 mod attach;
+mod marks;
 
 use std::fs;
 use std::io;
@@ -21,6 +22,8 @@ use faasd_common::{
 pub use faasd_common::{GROUPS_MAX, Owner, Route, Subject, SubjectCounts};
 
 pub use self::access::{AccessMaps, Refusal, Rule};
+
+pub use self::marks::Marks;
 
 use crate::sys::netns::NetNs;
 
