@@ -132,8 +132,8 @@ impl Owner {
         let ports = by_name.values().map(|(_, port)| *port).chain([port]);
         self.parts.access.show_ports(name, ports);
         let guard = guard_flags(self.parts.access.guard(name));
-        // Whatever address is dialled, the rules are the function's.
-        let route = |slot, flags| Route { slot, flags: flags | guard, function: bpf::words(address) };
+        // Whichever of its addresses is dialled, the rules are the same.
+        let route = |slot, flags| Route { slot, flags: flags | guard };
         let to = |slot, shed| route(slot, if shed { Route::SHED } else { 0 });
         let kernel = &mut self.parts.kernel;
         match branches[..] {
