@@ -7,6 +7,7 @@ mod cold;
 mod density;
 pub mod measure;
 mod platform;
+mod tunnel;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,6 +30,9 @@ pub struct Args {
     /// What a connection to a function that does not run waits for, instead
     #[arg(long, conflicts_with = "density")]
     cold: bool,
+    /// What the tunnel costs beside stock gotatun, boringtun and wireguard-go, instead
+    #[arg(long, conflicts_with_all = ["quick", "density", "cold"])]
+    tunnel: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -55,6 +59,9 @@ pub fn main(args: &Args) -> Result<()> {
         return again_as_root(args);
     }
     interrupt::catch()?;
+    if args.tunnel {
+        return tunnel::run(args);
+    }
     let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
     if args.density {
         let measured = density::run(&platform.server(), args);
@@ -94,7 +101,7 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density"), (args.cold, "--cold")] {
+    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density"), (args.cold, "--cold"), (args.tunnel, "--tunnel")] {
         if wanted {
             command.arg(flag);
         }

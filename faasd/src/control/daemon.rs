@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::access::{Access, KernelEnforcer};
+use super::adopt;
 use super::api::{self, Api, Refusals, Spool};
 use super::callers::Callers;
 use super::cgroup;
@@ -109,7 +110,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 async fn serve(
     options: &Options,
-    config: Config,
+    mut config: Config,
     store: Arc<dyn Store>,
     serving: &mut bool,
 ) -> anyhow::Result<()> {
@@ -125,6 +126,7 @@ async fn serve(
 
     let host = NetNs::current().context("cannot open this network namespace")?;
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
+    adopt::adopt(&mut config, &paths.wireguard, &*store, &host)?;
     let key = keys::load_or_create(&paths.wireguard)?;
     let access = Arc::new(Access::open(Arc::clone(&store), config.access, config.function_prefix)?);
     let callers = Arc::new(

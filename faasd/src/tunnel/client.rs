@@ -203,10 +203,15 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
     let joined = || {
         let (interface, server) = bring_up(&ns, &membership, &temporary, options)?;
         let met = wait_for_handshake(&*interface, server.public_key)?;
+        let mut unheard = None;
         match met {
             Some(_) => {
                 save(options, &membership)?;
-                tell(&membership, JOIN, &own_key(&membership)?)?;
+                match tell(&membership, JOIN, &own_key(&membership)?) {
+                    // The server may have taken our key all the same: whether it answers to that tells.
+                    Err(error @ ClientError::Exchange { .. }) => unheard = Some(error),
+                    told => told?,
+                }
             }
             // The server may have taken our key at the first try, and the answer was lost.
             None if second_try => {}
@@ -216,7 +221,7 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         switch(&*interface, &server, &own_key(&membership)?)?;
         let handshake = wait_for_handshake(&*interface, server.public_key)?;
         if handshake.is_none() {
-            return Err(no_handshake(&server, &membership));
+            return Err(unheard.unwrap_or_else(|| no_handshake(&server, &membership)));
         }
         wait_until_heard(&membership)?;
         let membership = Membership { joined: true, ..membership.clone() };
@@ -284,11 +289,14 @@ pub fn rotate(options: &Options) -> Result<Duration, ClientError> {
     // On disk before the server hears of it, so that a crash at any point leaves a client that can connect.
     let both = Membership { next_private_key: Some(next.to_base64()), ..membership.clone() };
     save(options, &both)?;
-    tell(&membership, ROTATE, &next)?;
+    let unheard = match tell(&membership, ROTATE, &next) {
+        Err(error @ ClientError::Exchange { .. }) => Some(error),
+        told => told.map(|()| None)?,
+    };
     switch(&*interface, &server, &next)?;
     let Some(handshake) = wait_for_handshake(&*interface, server.public_key)? else {
         switch(&*interface, &server, &own_key(&membership)?)?;
-        return Err(no_handshake(&server, &membership));
+        return Err(unheard.unwrap_or_else(|| no_handshake(&server, &membership)));
     };
     wait_until_heard(&membership)?;
     save(options, &Membership { private_key: next.to_base64(), next_private_key: None, ..membership })?;
