@@ -30,6 +30,9 @@ use crate::sys::netns::NetNs;
 /// The interface's usual name.
 pub const INTERFACE: &str = "faas0";
 
+/// Where a machine keeps whom it joined.
+pub const STATE: &str = "/var/lib/faas";
+
 /// Keeps the path through a NAT open; common ones forget it after 30 s.
 const KEEPALIVE_S: u16 = 25;
 
@@ -337,6 +340,12 @@ pub fn status(options: &Options) -> Result<ClientStatus, ClientError> {
         (dns, in_effect)
     });
     Ok(ClientStatus { membership, interface, dns })
+}
+
+/// The interface's MTU, while it is there.
+#[must_use]
+pub fn mtu_bytes(options: &Options) -> Option<u32> {
+    Some(Netlink::new(&here().ok()?).link(&options.name).ok()??.mtu)
 }
 
 fn here() -> Result<NetNs, ClientError> {

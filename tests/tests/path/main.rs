@@ -7,6 +7,7 @@ mod caller;
 mod crashes;
 mod forward;
 mod handoff;
+mod joining;
 mod languages;
 mod life;
 mod observed;
@@ -20,6 +21,7 @@ use faasd_tests::{address, alone, only, ready, run, shared, until};
 
 fn main() {
     run(vec![
+        shared("two_commands_let_a_machine_in", joining::two_commands),
         shared("both_kinds_of_function_answer_by_name_through_the_tunnel", answers::both_kinds),
         shared("python_handlers_answer", languages::python),
         shared("a_program_takes_connections_or_a_listener", languages::contracts),
