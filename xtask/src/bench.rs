@@ -101,7 +101,12 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density"), (args.cold, "--cold"), (args.tunnel, "--tunnel")] {
+    for (wanted, flag) in [
+        (args.quick, "--quick"),
+        (args.density, "--density"),
+        (args.cold, "--cold"),
+        (args.tunnel, "--tunnel"),
+    ] {
         if wanted {
             command.arg(flag);
         }

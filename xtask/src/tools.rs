@@ -21,15 +21,15 @@ pub struct Tool {
 }
 
 /// 0.10.4 opens the LLVM 22 that comes with Rust 1.95; later ones want an LLVM installed apart.
-pub const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.4", why: "links the kernel program", measured: false };
+pub const BPF_LINKER: Tool =
+    Tool { name: "bpf-linker", version: "0.10.4", why: "links the kernel program", measured: false };
 
-pub const CARGO_DENY: Tool =
-    Tool {
-        name: "cargo-deny",
-        version: "0.20.2",
-        why: "checks the licences and origins of dependencies",
-        measured: false,
-    };
+pub const CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    why: "checks the licences and origins of dependencies",
+    measured: false,
+};
 
 pub const BORINGTUN: Tool =
     Tool { name: "boringtun-cli", version: "0.7.1", why: "is a tunnel to compare with", measured: true };
@@ -74,9 +74,8 @@ impl Tool {
 
     /// The program, or an error that says how to get it.
     pub fn require(&self) -> Result<PathBuf> {
-        self.find().with_context(|| {
-            format!("{} {} is missing: run `cargo xtask setup`", self.name, self.version)
-        })
+        self.find()
+            .with_context(|| format!("{} {} is missing: run `cargo xtask setup`", self.name, self.version))
     }
 }
 

@@ -93,7 +93,9 @@ async fn network(context: &Context) -> Vec<Check> {
     if let Ok(version) = context.client.version().await {
         let why = match version.wireguard.as_str() {
             "kernel" => "the kernel encrypts",
-            _ => "a process of faasd's encrypts: this kernel has no WireGuard, or `wireguard` in faasd.toml says so",
+            _ => {
+                "a process of faasd's encrypts: this kernel has no WireGuard, or `wireguard` in faasd.toml says so"
+            }
         };
         checks.push(ok("the server's tunnel", why.to_owned()));
     }
@@ -131,7 +133,9 @@ async fn network(context: &Context) -> Vec<Check> {
             name,
             verdict: "warning",
             found: format!("{kind}, MTU {mtu}; {endpoint} does not answer"),
-            remedy: Some("see that UDP gets to that port: firewalls at both ends, and the server's address".to_owned()),
+            remedy: Some(
+                "see that UDP gets to that port: firewalls at both ends, and the server's address".to_owned(),
+            ),
         },
     });
     let names = "names in faas.".to_owned();

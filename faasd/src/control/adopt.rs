@@ -102,7 +102,10 @@ pub fn adopt(config: &mut Config, dir: &Path, store: &dyn Store, host: &NetNs) -
         return Ok(());
     }
     if is_first {
-        if Netlink::new(host).link(&config.interface)?.is_some_and(|link| link.kind.as_deref() == Some("wireguard")) {
+        if Netlink::new(host)
+            .link(&config.interface)?
+            .is_some_and(|link| link.kind.as_deref() == Some("wireguard"))
+        {
             return Err(AdoptError::Up { name: config.interface.clone() });
         }
         let records = records(&found, config, store, &refused)?;
@@ -166,7 +169,8 @@ fn records(
             return Err(refused(what, "leave it one address, as fd00:faa5:0:100::2/128"));
         };
         let address = ip.strip_suffix("/128").and_then(|address| address.parse::<Ipv6Addr>().ok());
-        let Some(address) = address.filter(|address| prefix.contains(*address) && *address != prefix.server())
+        let Some(address) =
+            address.filter(|address| prefix.contains(*address) && *address != prefix.server())
         else {
             let remedy = format!(
                 "give it one address of {prefix}, as a /128, or set `vpn_prefix` in faasd.toml to the prefix that \
@@ -195,7 +199,8 @@ fn records(
 /// A name that is free: the comment's words if they make one, else the peer's number.
 fn name(comment: Option<&str>, number: usize, taken: &BTreeSet<String>) -> FunctionName {
     let words = comment.unwrap_or_default().to_lowercase();
-    let words: Vec<&str> = words.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> =
+        words.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let plain = words.join("-");
     let numbered = |n: usize| format!("peer-{n}");
     std::iter::once(plain)
@@ -212,7 +217,8 @@ impl WgQuick {
         let mut comment = None;
         let mut in_interface = false;
         for (line, content) in (1..).zip(text.lines()) {
-            let (content, remark) = content.split_once('#').map_or((content, None), |(c, r)| (c, Some(r.trim())));
+            let (content, remark) =
+                content.split_once('#').map_or((content, None), |(c, r)| (c, Some(r.trim())));
             let content = content.trim();
             let remark = remark.filter(|remark| !remark.is_empty()).map(str::to_owned);
             let in_peer = !in_interface && !found.peers.is_empty();
@@ -245,13 +251,15 @@ impl WgQuick {
                 }
                 _ => {}
             }
-            let (key, value) =
-                content.split_once('=').ok_or_else(|| (line, "neither a section nor `Key = Value`".to_owned()))?;
+            let (key, value) = content
+                .split_once('=')
+                .ok_or_else(|| (line, "neither a section nor `Key = Value`".to_owned()))?;
             let (key, value) = (key.trim().to_ascii_lowercase(), value.trim());
             let list = || value.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty());
             match (in_interface, key.as_str(), found.peers.last_mut()) {
                 (true, "privatekey", _) => {
-                    found.private_key = Some(value.parse().map_err(|e: keys::KeyFormatError| (line, e.to_string()))?);
+                    found.private_key =
+                        Some(value.parse().map_err(|e: keys::KeyFormatError| (line, e.to_string()))?);
                 }
                 (true, "listenport", _) => {
                     found.listen_port =
@@ -263,7 +271,8 @@ impl WgQuick {
                     found.ignored.insert(other.to_owned());
                 }
                 (false, "publickey", Some(peer)) => {
-                    peer.public_key = Some(value.parse().map_err(|e: keys::KeyFormatError| (line, e.to_string()))?);
+                    peer.public_key =
+                        Some(value.parse().map_err(|e: keys::KeyFormatError| (line, e.to_string()))?);
                 }
                 (false, "allowedips", Some(peer)) => peer.allowed_ips.extend(list()),
                 (false, "presharedkey", Some(peer)) => peer.has_preshared_key = true,

@@ -118,7 +118,10 @@ mod tests {
         };
         assert_eq!(names(), ["anna.conf", "old.conf"], "what is not ours stays");
         let text = fs::read_to_string(dir.path().join("peers/anna.conf")).unwrap();
-        assert!(text.contains("[Peer]\nPublicKey = asBP5Y2M63hAEiW3poXssW5Yh4EbS+Pq4zo4l2/OdlA=\n"), "{text}");
+        assert!(
+            text.contains("[Peer]\nPublicKey = asBP5Y2M63hAEiW3poXssW5Yh4EbS+Pq4zo4l2/OdlA=\n"),
+            "{text}"
+        );
         assert!(text.ends_with("AllowedIPs = fd00:faa5:0:100::2/128\n"), "{text}");
         files.remove(&anna.name);
         files.remove(&anna.name);

@@ -272,7 +272,8 @@ pub fn connect(options: &Options) -> Result<Connected, ClientError> {
 /// If the client is not connected, or the server does not take the key; the former one then stays.
 pub fn rotate(options: &Options) -> Result<Duration, ClientError> {
     let membership = load(options)?;
-    let interface = super::open(&here()?, &options.name, &options.launch)?.ok_or(ClientError::Disconnected)?;
+    let interface =
+        super::open(&here()?, &options.name, &options.launch)?.ok_or(ClientError::Disconnected)?;
     let server: PublicKey = membership
         .server_public_key
         .parse()
@@ -446,11 +447,12 @@ fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Op
 fn wait_until_heard(membership: &Membership) -> Result<(), ClientError> {
     let (start, mut patience) = (Instant::now(), FIRST_PACKET_DEADLINE);
     loop {
-        let error = match TcpStream::connect_timeout(&(membership.server, membership.http_port).into(), patience) {
-            Ok(_) => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
-            Err(e) => e,
-        };
+        let error =
+            match TcpStream::connect_timeout(&(membership.server, membership.http_port).into(), patience) {
+                Ok(_) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+                Err(e) => e,
+            };
         if start.elapsed() > JOIN_DEADLINE {
             return Err(ClientError::Exchange { source: error });
         }

@@ -443,7 +443,10 @@ async fn answers_are_as_the_document_says() {
     let daemon = Daemon::start();
     let client = Client::new(&daemon.socket);
     deploy(&client, "hello").await;
-    client.invite(&Invite { name: name("a"), expires_in_ms: 60_000, endpoint: None, plain: false }).await.unwrap();
+    client
+        .invite(&Invite { name: name("a"), expires_in_ms: 60_000, endpoint: None, plain: false })
+        .await
+        .unwrap();
     let ask = |line: &str| {
         let text = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         let answer = raw(UnixStream::connect(&daemon.socket).unwrap(), &text);

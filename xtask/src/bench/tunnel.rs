@@ -10,7 +10,8 @@ use crate::{repo, run};
 
 /// About two minutes.
 pub fn run(args: &Args) -> Result<()> {
-    let wireguard_go = run::which("wireguard-go").context("wireguard-go is missing: run `cargo xtask setup`")?;
+    let wireguard_go =
+        run::which("wireguard-go").context("wireguard-go is missing: run `cargo xtask setup`")?;
     let mut command = Command::new(built("faasd-bench"));
     // The harness names the commit that it finds where it runs.
     command.current_dir(repo::root()).arg("tunnel");

@@ -41,7 +41,10 @@ pub struct Invite {
 impl Invite {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         if self.output.format == Format::Json && self.hand_over.is_set() {
-            return Err(Failure::new(Exit::Usage, "`-o json` prints the invitation: leave out --out and --qr"));
+            return Err(Failure::new(
+                Exit::Usage,
+                "`-o json` prints the invitation: leave out --out and --qr",
+            ));
         }
         let invite = types::Invite {
             name: self.name,

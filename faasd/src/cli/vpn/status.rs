@@ -100,7 +100,10 @@ impl Status {
                 ("received", Cell::new(size(found.received_bytes))),
                 ("sent", Cell::new(size(found.sent_bytes))),
                 ("names", Cell::new(found.names.as_deref().unwrap_or("left alone"))),
-                ("ns.faas", Cell::new(if found.resolves == Some(true) { "resolves" } else { "does not resolve" })),
+                (
+                    "ns.faas",
+                    Cell::new(if found.resolves == Some(true) { "resolves" } else { "does not resolve" }),
+                ),
             ]);
         }
         context.ui.pairs(pairs)

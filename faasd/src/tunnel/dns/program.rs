@@ -32,7 +32,13 @@ pub(super) fn is_resolved_pointed(name: &str) -> bool {
 
 /// Debian's resolvconf or openresolv.
 pub(super) fn has_resolvconf() -> bool {
-    Command::new("resolvconf").arg("-l").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    Command::new("resolvconf")
+        .arg("-l")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok()
 }
 
 /// The first of all servers. resolvconf itself knows no servers for some names alone; which of them it serves would
