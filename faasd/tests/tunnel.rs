@@ -8,10 +8,10 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::core::invitation::Invitation;
@@ -25,7 +25,8 @@ use faasd::tunnel::{
 };
 
 const PORT: u16 = 51820;
-const DEADLINE: Duration = Duration::from_secs(10);
+/// No condition is waited for longer. An emulated machine is ten times slower.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A namespace of this test alone, removed with it.
 struct Net {
@@ -363,6 +364,7 @@ fn other_peers_come_and_go_unnoticed() {
         })
         .collect();
     let mut slowest = Duration::ZERO;
+    let (began, start) = (SystemTime::now(), Instant::now());
     for round in 0..10 {
         let mut wanted = vec![client.peer()];
         wanted.extend_from_slice(&others[round * 10..]);
@@ -375,11 +377,9 @@ fn other_peers_come_and_go_unnoticed() {
         slowest = slowest.max(start.elapsed());
     }
     println!("slowest exchange among 10 rounds of changes: {slowest:?}");
-    let drift = |a: std::time::SystemTime, b: std::time::SystemTime| {
-        a.duration_since(b).or_else(|_| b.duration_since(a)).unwrap()
-    };
-    // Derived from a duration, so it trembles; a new handshake would be a round later.
-    assert!(drift(before, handshake(&*server)) < Duration::from_millis(5), "the session was made anew");
+    // Derived from a duration, so it trembles; a new handshake would be the last round's.
+    let after = handshake(&*server);
+    assert!(after < began + start.elapsed() / 2, "the session was made anew: {before:?}, {after:?}");
 
     // A peer that is removed is cut off, and its address can be given to another.
     server.remove_peer(client.key.public()).unwrap();
@@ -676,9 +676,10 @@ fn the_process_ends_with_its_interface() {
     bed.ingress.succeeds("ip link set wg0 up");
     bed.serve();
     assert_eq!(pid(&bed.server, "wg0"), first);
-    let mut process = std::fs::File::open(format!("/proc/{}/stat", pid(&bed.server, "wg0"))).unwrap();
+    let process = std::fs::File::open(format!("/proc/{}/stat", pid(&bed.server, "wg0"))).unwrap();
     bed.ingress.succeeds("ip link del wg0");
-    eventually("the process ends", || process.read(&mut [0]).is_err());
+    // From the start each time: what follows in the file is kept from the first read.
+    eventually("the process ends", || process.read_at(&mut [0], 0).is_err());
     assert!(!bed.server.socket_dir.join("wg0.sock").exists());
     // And the next start makes both again, of which another namespace knows nothing.
     bed.serve();

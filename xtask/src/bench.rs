@@ -5,6 +5,8 @@
 
 mod cold;
 mod density;
+mod dns;
+mod egress;
 pub mod measure;
 mod platform;
 mod tunnel;
@@ -33,6 +35,15 @@ pub struct Args {
     /// What the tunnel costs beside stock gotatun, boringtun and wireguard-go, instead
     #[arg(long, conflicts_with_all = ["quick", "density", "cold"])]
     tunnel: bool,
+    /// What a query to the name server costs, beside Knot and NSD, instead
+    #[arg(long, conflicts_with_all = ["density", "cold"])]
+    dns: bool,
+    /// What it costs to look up who connects and whether it may, instead
+    #[arg(long, conflicts_with_all = ["quick", "density", "cold"])]
+    access: bool,
+    /// What a function's connection to another function costs, instead
+    #[arg(long, conflicts_with_all = ["density", "cold"])]
+    egress: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -53,7 +64,12 @@ const IDLE_CONNECTIONS: &str = "10000";
 pub fn main(args: &Args) -> Result<()> {
     if !args.built {
         setup::ensure(Scope::Bench)?;
+        let build = if args.dns { build_dns } else { build };
         step("bench", "building what is measured as it is shipped", build)?;
+    }
+    if args.dns {
+        // Servers on the loopback interface, which anybody can start.
+        return dns::run(args);
     }
     if !root::is_root() {
         return again_as_root(args);
@@ -62,6 +78,9 @@ pub fn main(args: &Args) -> Result<()> {
     if args.tunnel {
         return tunnel::run(args);
     }
+    if args.access {
+        return measure::access(args.out.as_deref(), &args.rest);
+    }
     let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
     if args.density {
         let measured = density::run(&platform.server(), args);
@@ -69,6 +88,10 @@ pub fn main(args: &Args) -> Result<()> {
     }
     if args.cold {
         let measured = cold::run(&platform.server(), args);
+        return measured.and(platform.end());
+    }
+    if args.egress {
+        let measured = egress::run(&platform.server(), args);
         return measured.and(platform.end());
     }
     let targets = step("bench", "deploying the functions", || measure::deploy(&platform.server()));
@@ -101,12 +124,15 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    for (wanted, flag) in [
+    let modes = [
         (args.quick, "--quick"),
         (args.density, "--density"),
         (args.cold, "--cold"),
+        (args.access, "--access"),
+        (args.egress, "--egress"),
         (args.tunnel, "--tunnel"),
-    ] {
+    ];
+    for (wanted, flag) in modes {
         if wanted {
             command.arg(flag);
         }
@@ -123,6 +149,13 @@ pub fn build() -> Result<()> {
     let mut cargo = repo::cargo();
     cargo.args(["build", "--profile", PROFILE, "--locked", "--quiet"]);
     cargo.args(["--bins", "--examples", "-p", "faasd", "-p", "faasd-bench", "-p", "faasd-sdk"]);
+    run::run(&mut cargo)
+}
+
+/// Builds the name server alone.
+fn build_dns() -> Result<()> {
+    let mut cargo = repo::cargo();
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--quiet", "-p", "faasd", "--example", "dns"]);
     run::run(&mut cargo)
 }
 

@@ -1,30 +1,30 @@
 //! The client: one method a route, one connection a request.
 
+mod access;
 mod lines;
 mod observe;
+mod place;
 
 use std::future::Future;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Builder;
 use hyper::http::response::Parts;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncRead;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 pub use self::lines::Lines;
+use self::place::Place;
+pub use self::place::{Server, ServerError};
 use super::body::ReadBody;
 use super::condition::Condition;
 use super::types::{
@@ -62,6 +62,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum ClientError {
     #[error("cannot reach faasd at {}: is it running? `systemctl start faasd`", .socket.display())]
     Unreachable { socket: PathBuf, source: io::Error },
+    #[error("cannot reach faasd at {server}: is this machine connected? `faas vpn status`")]
+    ServerUnreachable { server: Server, source: io::Error },
     #[error("may not open {}: {}", .socket.display(), who(.group.as_deref()))]
     Permission { socket: PathBuf, group: Option<String> },
     #[error("faasd did not answer within {} s", .0.as_secs())]
@@ -108,18 +110,20 @@ pub type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// A client of one daemon. It holds nothing open between requests.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    place: Place,
 }
 
 impl Client {
+    /// A client of the daemon on this machine.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { place: Place::Socket(socket.into()) }
     }
 
+    /// A client of one that is reached through the tunnel, for its admins.
     #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    pub const fn of(server: Server) -> Self {
+        Self { place: Place::Server(server) }
     }
 
     /// # Errors
@@ -374,7 +378,7 @@ impl Client {
         &self,
         path: &str,
         prefix: &str,
-        open: impl Fn(P) -> (Vec<T>, Option<String>),
+        mut open: impl FnMut(P) -> (Vec<T>, Option<String>),
     ) -> Result<Vec<T>> {
         let (mut all, mut after) = (Vec::new(), String::new());
         loop {
@@ -418,32 +422,6 @@ impl Client {
                 _ => return Err(problem(head.status, &bytes)),
             }
         }
-    }
-
-    /// Connects, and sends a request up to the head of its response.
-    async fn send(&self, request: Request<Body>, limit: Duration) -> Result<Response<Incoming>> {
-        let stream =
-            within(CONNECT, UnixStream::connect(&self.socket)).await?.map_err(|e| self.unreachable(e))?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Broken)?;
-        // The connection's end shows in the request or in its body; it needs no second report.
-        tokio::spawn(connection);
-        within(limit + MARGIN, sender.send_request(request)).await?.map_err(ClientError::Broken)
-    }
-
-    fn unreachable(&self, source: io::Error) -> ClientError {
-        let socket = self.socket.clone();
-        if source.kind() == io::ErrorKind::PermissionDenied {
-            // When even the directory is closed to us, its group is the one to join.
-            let gid = [Some(socket.as_path()), socket.parent()]
-                .into_iter()
-                .flatten()
-                .find_map(|path| std::fs::metadata(path).ok())
-                .map(|metadata| nix::unistd::Gid::from_raw(metadata.gid()));
-            let group = gid.and_then(|gid| nix::unistd::Group::from_gid(gid).ok().flatten());
-            return ClientError::Permission { socket, group: group.map(|group| group.name) };
-        }
-        ClientError::Unreachable { socket, source }
     }
 }
 

@@ -16,6 +16,9 @@ use crate::core::spec::{Contract, Lane};
 /// How many events are shown.
 const EVENTS_SHOWN: usize = 10;
 
+/// How many rules are shown.
+const RULES_SHOWN: usize = 10;
+
 /// Show everything about a function
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  faas describe hello\n  faas describe hello -o json | jq .connections")]
@@ -46,6 +49,8 @@ impl Describe {
             ("  refused", Cell::new(counts.refused)),
             ("  waiting", Cell::new(counts.waiting)),
         ])?;
+        access(context, &self.name).await?;
+        egress(context, &function)?;
         ui.print(&format!("\n{}\n", ui.bold("Instances")))?;
         if function.instances.is_empty() {
             ui.print("  none; the next connection starts one\n")?;
@@ -66,6 +71,46 @@ impl Describe {
         ui.table(["  ID", "PHASE", "PID", "REVISION", "IN FLIGHT", "STARTED", "ADOPTED", "START"], rows)?;
         events(context, &self.name).await
     }
+}
+
+/// Who may call it.
+async fn access(context: &Context, name: &FunctionName) -> Result<(), Failure> {
+    let ui = &context.ui;
+    let policy = context.client.policy(name).await?;
+    ui.print(&format!("\n{}\n", ui.bold("Access")))?;
+    let rules = policy.rules.iter().map(|rule| format!("{} {}", rule.action.as_str(), rule.subject));
+    let rules = rules.take(RULES_SHOWN).collect::<Vec<_>>().join(", ");
+    let more = match policy.rules.len().saturating_sub(RULES_SHOWN) {
+        0 => String::new(),
+        more => format!(", and {more} more: `faas policy {name}`"),
+    };
+    let refused: u64 = policy.refused.iter().map(|refused| refused.connections).sum();
+    ui.pairs([
+        ("  default", Cell::new(policy.default.as_str())),
+        ("  rules", Cell::new(if rules.is_empty() { "none".to_owned() } else { format!("{rules}{more}") })),
+        ("  refused", Cell::new(refused)),
+    ])
+}
+
+/// What it connects to, if it may.
+fn egress(context: &Context, function: &Function) -> Result<(), Failure> {
+    let (spec, counts, ui) = (&function.spec, &function.egress, &context.ui);
+    if !spec.connects() {
+        return Ok(());
+    }
+    let list = |grants: Vec<String>| match grants.is_empty() {
+        true => "nothing".to_owned(),
+        false => grants.join(", "),
+    };
+    let last = counts.last_refused.map_or_else(String::new, |to| format!(" (last: {to})"));
+    ui.print(&format!("\n{}\n", ui.bold("Connects to")))?;
+    ui.pairs([
+        ("  allow", Cell::new(list(spec.allow.iter().map(ToString::to_string).collect()))),
+        ("  outside", Cell::new(list(spec.outside.iter().map(ToString::to_string).collect()))),
+        ("  made", Cell::new(format!("{} inside, {} outside", counts.inside, counts.outside))),
+        ("  refused", Cell::new(format!("{}{last}", counts.refused))),
+        ("  failed", Cell::new(counts.failed)),
+    ])
 }
 
 /// What happened to it last.

@@ -178,6 +178,9 @@ async fn daemon(context: &Context) -> Check {
             found: format!("nobody answers at {}: {source}", socket.display()),
             remedy: Some("systemctl start faasd".into()),
         },
+        Err(e @ ClientError::ServerUnreachable { .. }) => {
+            Check { name, verdict: "warning", found: e.to_string(), remedy: Some("faas vpn connect".into()) }
+        }
         Err(e) => Check { name, verdict: "failed", found: e.to_string(), remedy: None },
     }
 }

@@ -99,18 +99,23 @@ impl fmt::Display for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
-            ClientError::Unreachable { .. } | ClientError::Broken(_) => Exit::Unavailable,
+            ClientError::Unreachable { .. }
+            | ClientError::ServerUnreachable { .. }
+            | ClientError::Broken(_) => Exit::Unavailable,
             ClientError::Permission { .. } => Exit::Permission,
             ClientError::TimedOut(_) => Exit::Failed,
             ClientError::Request(_) => Exit::Usage,
             ClientError::TooLarge { .. } | ClientError::ImageTooLarge { .. } => Exit::Data,
             ClientError::Answer(_) => Exit::Protocol,
             ClientError::Problem(problem) if problem.status == 503 => Exit::Unavailable,
+            ClientError::Problem(problem) if problem.status == 403 => Exit::Permission,
             ClientError::Problem(_) => Exit::Failed,
         };
         let hint = match &error {
             ClientError::Problem(problem) => problem.detail.clone(),
-            ClientError::Unreachable { source, .. } => Some(source.to_string()),
+            ClientError::Unreachable { source, .. } | ClientError::ServerUnreachable { source, .. } => {
+                Some(source.to_string())
+            }
             ClientError::Broken(source) => Some(source.to_string()),
             _ => None,
         };

@@ -1,6 +1,7 @@
 //! `faas`: one file a verb. Every verb that concerns the daemon is a client of its API and nothing else.
 
 mod ago;
+mod allow;
 mod apply;
 mod completions;
 mod dependencies;
@@ -13,12 +14,14 @@ mod doctor;
 mod events;
 mod exit;
 mod gather;
+mod group;
 mod image;
 mod invoke;
 mod logs;
 mod ls;
 mod new;
 mod pack;
+mod policy;
 mod revisions;
 mod rm;
 mod schema;
@@ -34,7 +37,7 @@ mod vpn;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -43,8 +46,9 @@ use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand
 pub use exit::{Exit, Failure};
 pub use ui::Ui;
 
-use crate::api::client::{Client, SOCKET};
+use crate::api::client::{Client, SOCKET, Server};
 use crate::runtime::runners::script;
+use crate::tunnel::client::{RUN, connected_to};
 
 /// Functions over a private network, with nothing in the way.
 #[derive(Debug, Parser)]
@@ -66,14 +70,30 @@ Exit codes: 0 ok, 1 the operation failed, 64 usage, 65 a file's content, 66 no s
 
 #[derive(Clone, Debug, Args)]
 struct Global {
-    /// The daemon's socket
-    #[arg(long, global = true, value_name = "PATH", env = "FAAS_SOCKET", default_value = SOCKET)]
-    #[arg(help_heading = "Global options")]
-    socket: PathBuf,
+    /// The daemon's socket [default: /run/faasd/faasd.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "FAAS_SOCKET", help_heading = "Global options")]
+    socket: Option<PathBuf>,
+    /// A server that this machine is an admin of, by its address in the tunnel
+    ///
+    /// Where there is no daemon's socket, it is the one that the machine is connected to.
+    #[arg(long, global = true, value_name = "URL", env = "FAAS_SERVER", help_heading = "Global options")]
+    server: Option<Server>,
     /// Colour: auto (on a terminal, unless NO_COLOR is set), always or never
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = "Global options")]
     #[arg(hide_possible_values = true)]
     color: When,
+}
+
+impl Global {
+    /// The daemon that is asked for: a server comes first, then a socket; else whichever there is.
+    fn client(&self) -> Client {
+        match (&self.server, &self.socket) {
+            (Some(server), _) => Client::of(server.clone()),
+            (None, Some(socket)) => Client::new(socket),
+            (None, None) if Path::new(SOCKET).exists() => Client::new(SOCKET),
+            (None, None) => connected_to(Path::new(RUN)).map_or_else(|| Client::new(SOCKET), Client::of),
+        }
+    }
 }
 
 /// When output has colour: `Auto` is on a terminal, unless NO_COLOR is set.
@@ -114,6 +134,10 @@ enum Command {
     Rm(rm::Rm),
     Image(image::Image),
     Secret(secret::Secret),
+    Allow(allow::Allow),
+    Deny(allow::Deny),
+    Policy(policy::Policy),
+    Group(group::Group),
     Revisions(revisions::Revisions),
     Promote(traffic::Promote),
     Rollback(traffic::Rollback),
@@ -133,7 +157,7 @@ enum Command {
 }
 
 /// The verbs as the help shows them.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Functions",
         &[
@@ -141,6 +165,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "image", "secret",
         ],
     ),
+    ("Access", &["allow", "deny", "policy", "group"]),
     ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
     ("Machine", &["doctor", "version", "schema", "completions"]),
@@ -172,7 +197,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let ui = Ui::new(cli.global.color);
-    let context = Context { client: Client::new(cli.global.socket), ui };
+    let context = Context { client: cli.global.client(), ui };
     match dispatch(cli.command, &context) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
@@ -202,6 +227,10 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Rm(verb) => block_on(verb.run(context)),
         Command::Image(verb) => block_on(verb.run(context)),
         Command::Secret(verb) => block_on(verb.run(context)),
+        Command::Allow(verb) => block_on(verb.run(context)),
+        Command::Deny(verb) => block_on(verb.run(context)),
+        Command::Policy(verb) => block_on(verb.run(context)),
+        Command::Group(verb) => block_on(verb.run(context)),
         Command::Schema(verb) => verb.run(context),
         Command::Vpn(verb) => verb.run(context),
         Command::Doctor(verb) => block_on(verb.run(context)),
@@ -298,7 +327,7 @@ mod tests {
         let visible: Vec<&clap::Command> =
             command.get_subcommands().filter(|verb| !verb.is_hide_set()).collect();
         assert_eq!(grouped, visible.iter().map(|verb| verb.get_name()).collect::<Vec<_>>());
-        let nested = ["vpn", "image", "secret"]
+        let nested = ["vpn", "image", "secret", "policy", "group"]
             .iter()
             .flat_map(|verb| command.find_subcommand(verb).unwrap().get_subcommands());
         for verb in visible.iter().copied().chain(nested) {

@@ -25,10 +25,12 @@ pub use show::NamedCounts;
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{ApiError, nearest};
+use super::callers::Callers;
 use super::owner::Message;
 use super::records::{DefaultRecord, GroupRecord, MemberRecord, PeerRecord, RuleRecord};
 use super::store::{Store, StoreError, Write, json_write};
 use crate::core::access::{Edit, Effect, Fact, GroupName, Guard, Image, Policy, Refused, Subject};
+use crate::core::address::Prefix;
 use crate::core::name::FunctionName;
 
 /// The kernel, as the policy uses it.
@@ -72,6 +74,7 @@ pub struct Counts {
 #[derive(Debug)]
 struct Attached {
     enforcer: Arc<dyn Enforcer>,
+    callers: Arc<Callers>,
     owner: mpsc::Sender<Message>,
 }
 
@@ -79,6 +82,8 @@ struct Attached {
 #[derive(Debug)]
 pub struct Access {
     store: Arc<dyn Store>,
+    /// The functions' addresses.
+    prefix: Prefix,
     /// Held over a change, from looking at what is there to its being in the maps. Nobody waits for the owner with it.
     writer: Mutex<()>,
     policy: RwLock<Policy>,
@@ -94,19 +99,30 @@ pub struct Access {
 pub struct Going(Vec<Effect>);
 
 impl Access {
-    /// From here on changes are made in the kernel, whose maps are brought in line first. Blocks.
+    /// From here on changes are made in the kernel, whose maps are brought in line first, and whose address is whose is
+    /// published. Blocks.
     ///
     /// # Errors
-    /// Those of the maps.
-    pub fn attach(&self, enforcer: Arc<dyn Enforcer>, owner: mpsc::Sender<Message>) -> anyhow::Result<()> {
+    /// Those of the maps, and of the published names.
+    pub fn attach(
+        &self,
+        enforcer: Arc<dyn Enforcer>,
+        callers: Arc<Callers>,
+        owner: mpsc::Sender<Message>,
+    ) -> anyhow::Result<()> {
         let _writer = self.writer();
+        {
+            let policy = self.policy();
+            let named = |subject: &Subject| Some((policy.address(subject)?, subject.to_string()));
+            callers.replace(policy.callers().filter_map(|(subject, _)| named(subject)).collect())?;
+        }
         let steps = Image::of(&self.policy()).steps_from(&enforcer.image()?);
         if !steps.is_empty() {
             tracing::info!(steps = steps.len(), "bringing the kernel's policy in line");
         }
         steps.iter().try_for_each(|step| enforcer.take(step))?;
         // Only ever called once.
-        let _ = self.attached.set(Attached { enforcer, owner });
+        let _ = self.attached.set(Attached { enforcer, callers, owner });
         Ok(())
     }
 
@@ -134,11 +150,14 @@ impl Access {
     }
 
     /// A function is on record, and about to be reachable.
-    pub fn show_function(&self, name: &FunctionName, number: u32, at: SocketAddrV6) {
-        let address = *at.ip();
-        self.ports().entry(name.clone()).or_default().insert(at.port());
+    pub fn show_function(&self, name: &FunctionName, number: u32, address: Ipv6Addr) {
         let subject = Subject::Function(name.clone());
         self.show(&Edit::Caller { subject, number, address, active: true });
+    }
+
+    /// A function is about to be reachable at these ports.
+    pub fn show_ports(&self, name: &FunctionName, ports: impl IntoIterator<Item = u16>) {
+        self.ports().entry(name.clone()).or_default().extend(ports);
     }
 
     fn show(&self, edit: &Edit) {
@@ -189,7 +208,17 @@ impl Access {
                 guards.push(function);
                 continue;
             }
-            let taken = self.attached.get().map_or(Ok(()), |attached| attached.enforcer.take(&effect));
+            let Some(Attached { enforcer, callers, .. }) = self.attached.get() else { continue };
+            match &effect {
+                // Before it is let in, and with the name that goes with the address now.
+                Effect::SetSubject { address, .. } => {
+                    let name = self.policy().caller(*address).map(ToString::to_string);
+                    name.into_iter().for_each(|name| callers.set(*address, &name));
+                }
+                Effect::ClearSubject { address } => callers.clear(*address),
+                _ => {}
+            }
+            let taken = enforcer.take(&effect);
             if let Err(error) = taken {
                 tracing::error!(
                     ?effect,

@@ -6,7 +6,6 @@
 //! a function learns the names of those whose addresses it knows, which are its callers.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::Ipv6Addr;
@@ -14,9 +13,6 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use faasd_sdk::wire::FUNCTION_PREFIX;
-
-use crate::core::name::FunctionName;
 use crate::dataplane;
 
 /// A link under its draft's name. No address begins with a dot.
@@ -51,17 +47,8 @@ impl Callers {
         &self.table
     }
 
-    /// A peer has an address from now on.
-    pub fn set_peer(&self, address: Ipv6Addr, name: &FunctionName) {
-        self.set(address, name.as_str());
-    }
-
-    /// A function has one.
-    pub fn set_function(&self, address: Ipv6Addr, name: &FunctionName) {
-        self.set(address, &format!("{FUNCTION_PREFIX}{name}"));
-    }
-
-    fn set(&self, address: Ipv6Addr, name: &str) {
+    /// Somebody has an address from now on.
+    pub fn set(&self, address: Ipv6Addr, name: &str) {
         self.table.set(address, name);
         let _writer = self.writer();
         if let Err(error) = self.link(address, name) {
@@ -81,25 +68,22 @@ impl Callers {
         }
     }
 
-    /// Removes what an earlier daemon has left of those who are gone. To be called once all are known.
+    /// Replaces everything, also what an earlier daemon has left of those who are gone.
     ///
     /// # Errors
-    /// Those of reading the directory and of removing from it.
-    pub fn sweep(&self) -> io::Result<()> {
+    /// Those of reading and writing the directory.
+    pub fn replace(&self, all: Vec<(Ipv6Addr, String)>) -> io::Result<()> {
         let _writer = self.writer();
-        let mut gone = HashSet::new();
+        all.iter().try_for_each(|(address, name)| self.link(*address, name))?;
+        let known: HashSet<String> = all.iter().map(|(address, _)| address.to_string()).collect();
+        self.table.replace(all);
         for entry in fs::read_dir(&self.dir)? {
-            let name = entry?.file_name();
-            if !self.is_known(&name) {
-                gone.insert(name);
+            let entry = entry?;
+            if !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
+                fs::remove_file(entry.path())?;
             }
         }
-        gone.into_iter().try_for_each(|name| fs::remove_file(self.dir.join(name)))
-    }
-
-    fn is_known(&self, name: &OsStr) -> bool {
-        let address = name.to_str().and_then(|name| name.parse().ok());
-        address.is_some_and(|address| self.table.name(address).is_known())
+        Ok(())
     }
 
     /// At no time is an address that is somebody's nobody's.
@@ -129,10 +113,6 @@ impl Callers {
 mod tests {
     use super::*;
 
-    fn name(text: &str) -> FunctionName {
-        text.parse().unwrap()
-    }
-
     #[test]
     fn names_are_seen_by_both_and_what_is_gone_is_swept() {
         let dir = tempfile::tempdir().unwrap();
@@ -140,10 +120,10 @@ mod tests {
         let address = |n: u16| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n);
         let seen = |n: u16| fs::read_link(place.join(address(n).to_string())).ok();
         let callers = Callers::open(&place).unwrap();
-        callers.set_peer(address(2), &name("laptop"));
-        callers.set_peer(address(3), &name("phone"));
-        callers.set_function(address(4), &name("hello"));
-        callers.set_peer(address(2), &name("other"));
+        callers.set(address(2), "laptop");
+        callers.set(address(3), "phone");
+        callers.set(address(4), "fn:hello");
+        callers.set(address(2), "other");
         callers.clear(address(3));
         callers.clear(address(9));
         assert_eq!(seen(2).as_deref(), Some(Path::new("other")));
@@ -155,9 +135,7 @@ mod tests {
         symlink("half", place.join(DRAFT)).unwrap();
         let callers = Callers::open(&place).unwrap();
         assert!(seen(4).is_some() && !callers.table().name(address(4)).is_known());
-        callers.set_peer(address(2), &name("other"));
-        callers.set_peer(address(5), &name("new"));
-        callers.sweep().unwrap();
+        callers.replace(vec![(address(2), "other".to_owned()), (address(5), "new".to_owned())]).unwrap();
         assert_eq!((seen(2).is_some(), seen(4), seen(5).is_some()), (true, None, true));
         assert_eq!(fs::read_dir(&place).unwrap().count(), 2);
     }

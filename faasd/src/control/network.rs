@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::access::Access;
 use super::api::ApiError;
-use super::callers::Callers;
 use super::config::Config;
+use super::dns::Names;
 use super::peer_files::PeerFiles;
 use super::peers::Peers;
 use super::records::{PEERS, PeerRecord};
@@ -60,7 +60,7 @@ pub struct Network {
     /// Held over a change of a peer, from looking at what is there to its being in effect.
     writer: Mutex<()>,
     peers: RwLock<Peers>,
-    callers: Arc<Callers>,
+    names: Arc<Names>,
     up: Mutex<Up>,
     files: PeerFiles,
 }
@@ -83,9 +83,9 @@ pub struct Parts {
     pub ingress: NetNs,
     pub store: Arc<dyn Store>,
     pub access: Arc<Access>,
+    pub names: Arc<Names>,
     /// Where the peers are written down for others, one file each.
     pub files: PathBuf,
-    pub callers: Arc<Callers>,
 }
 
 impl Up {
@@ -105,7 +105,7 @@ impl Network {
     /// # Errors
     /// Those of the tunnel and of the store.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, endpoint, key, launch, host, ingress, store, access, files, callers } = parts;
+        let Parts { config, endpoint, key, launch, host, ingress, store, access, files, names } = parts;
         let files = PeerFiles::new(files);
         let records = list_json(&*store, PEERS)?.into_iter().map(|(_, stored)| stored);
         let peers = RwLock::new(Peers::new(config.vpn_prefix, records));
@@ -121,11 +121,14 @@ impl Network {
             access,
             writer: Mutex::new(()),
             peers,
-            callers,
+            names,
             up: Mutex::new(Up { interface, seen: Seen::default() }),
             files,
         };
         network.reconcile(&mut network.lock())?;
+        for record in network.known().iter().filter(|record| record.invited_until.is_none()) {
+            network.names.publish_peer(&record.name, record.address);
+        }
         network.files.write_all(network.known().iter());
         Ok(network)
     }
@@ -218,7 +221,7 @@ impl Network {
         let changes: Vec<_> = former.into_iter().chain([PeerChange::Set(peer)]).collect();
         self.lock().interface.update(&changes).map_err(|e| failed(&e))?;
         if invite.plain {
-            self.callers.set_peer(record.address, &record.name);
+            self.names.publish_peer(&record.name, record.address);
         }
         let invitation = Invitation {
             v: invitation::VERSION,
@@ -255,8 +258,8 @@ impl Network {
         if let Ok(key) = record.public_key.parse() {
             self.lock().interface.remove_peer(key).map_err(|e| ApiError::failed(&e))?;
         }
+        self.names.remove_peer(name);
         let cut = self.access.cut_all(record.address)?;
-        self.callers.clear(record.address);
         self.access.settle(unguarded)?;
         Ok(cut)
     }
@@ -327,7 +330,7 @@ impl Network {
             e => ApiError::failed(&e),
         })?;
         self.access.show_peer(&record);
-        self.callers.set_peer(record.address, &record.name);
+        self.names.publish_peer(&record.name, record.address);
         // The answer travels through the session of the former key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
         let known_only =
@@ -421,7 +424,6 @@ impl Network {
                 tracing::error!(peer = %record.name, "the peer's record has no valid key");
                 continue;
             };
-            self.callers.set_peer(record.address, &record.name);
             let mut peer = config(record, key);
             peer.endpoint = seen.get(&key).and_then(|peer| peer.endpoint);
             wanted.push(peer);

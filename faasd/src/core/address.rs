@@ -18,6 +18,10 @@ pub const FUNCTION_PREFIX: Prefix = Prefix(Ipv6Addr::new(0xfd00, 0xfaa5, 0, 0x20
 /// The last bits of a function's addresses, which tell its revisions apart.
 pub const REVISION_BITS: u32 = 16;
 
+/// What names of the outside stand for within a container. Nothing is ever sent there: the prefix is set aside for being
+/// discarded (RFC 6666).
+pub const OUTSIDE_PREFIX: Prefix = Prefix(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0));
+
 /// An IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -70,6 +74,13 @@ impl Prefix {
     pub fn revision(self, name: &FunctionName, revision: u64) -> Ipv6Addr {
         let number = revision.saturating_sub(1) % ((1 << REVISION_BITS) - 1) + 1;
         Ipv6Addr::from_bits(self.function(name).to_bits() | u128::from(number))
+    }
+
+    /// The function that is dialled by its own address or by a revision's.
+    #[must_use]
+    pub fn function_at(self, address: Ipv6Addr) -> Option<Ipv6Addr> {
+        let revision = u128::from((1u64 << REVISION_BITS) - 1);
+        self.contains(address).then(|| Ipv6Addr::from_bits(address.to_bits() & !revision))
     }
 }
 

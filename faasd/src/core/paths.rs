@@ -67,10 +67,10 @@ impl Paths {
         self.state.join("bundles")
     }
 
-    /// The zone file for other DNS servers.
+    /// Zone files for other DNS servers.
     #[must_use]
-    pub fn zone_file(&self) -> PathBuf {
-        self.state.join("dns/faas.db")
+    pub fn zone_files(&self) -> PathBuf {
+        self.state.join("dns")
     }
 
     /// Log files, one directory a function.

@@ -33,6 +33,9 @@ pub const INTERFACE: &str = "faas0";
 /// Where a machine keeps whom it joined.
 pub const STATE: &str = "/var/lib/faas";
 
+/// Where it is noted what this machine is connected to.
+pub const RUN: &str = "/run/faas";
+
 /// Keeps the path through a NAT open; common ones forget it after 30 s.
 const KEEPALIVE_S: u16 = 25;
 
@@ -48,11 +51,6 @@ const FIRST_PACKET_DEADLINE: Duration = Duration::from_millis(100);
 /// The server's routes for peers.
 const JOIN: &str = "/v1/join";
 const ROTATE: &str = "/v1/rotate";
-
-/// Their port, where a membership of an earlier version does not say.
-const fn http_port() -> u16 {
-    9464
-}
 
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
@@ -85,11 +83,11 @@ pub struct Membership {
     pub server: Ipv6Addr,
     pub vpn_prefix: Prefix,
     pub function_prefix: Prefix,
+    /// Of the server's API.
+    #[serde(default = "default_http_port")]
+    http_port: u16,
     /// Whether the server has been seen to know our key.
     pub joined: bool,
-    /// The port of the server's routes for peers.
-    #[serde(default = "http_port")]
-    http_port: u16,
 }
 
 /// A tunnel that has come up.
@@ -196,8 +194,8 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         server: invitation.server,
         vpn_prefix: invitation.vpn_prefix,
         function_prefix: invitation.function_prefix,
-        joined: false,
         http_port: invitation.http_port,
+        joined: false,
     };
     let temporary = parse_key("the invitation", &invitation.private_key)?;
     let ns = here()?;
@@ -320,6 +318,7 @@ fn switch(interface: &dyn Interface, server: &PeerConfig, key: &PrivateKey) -> R
 /// The first of what could not be undone; the rest is tried all the same.
 pub fn disconnect(options: &Options) -> Result<(), ClientError> {
     let names = dns::restore(&options.name, &options.state_dir);
+    forget_server(Path::new(RUN), &options.name);
     let tunnel = here().and_then(|ns| Ok(super::take_down(&ns, &options.name, &options.launch)?));
     names?;
     tunnel
@@ -406,6 +405,7 @@ fn finish(
     handshake: Option<Duration>,
 ) -> Result<Connected, ClientError> {
     let dns = dns::point(options.dns, &options.name, membership.server, &options.state_dir)?;
+    note_server(Path::new(RUN), &options.name, membership.server, membership.http_port);
     Ok(Connected {
         name: membership.name,
         address: membership.address,
@@ -414,6 +414,35 @@ fn finish(
         dns,
         handshake,
     })
+}
+
+const fn default_http_port() -> u16 {
+    9464
+}
+
+/// Leaves a note of where the server's API is, for everyone on this machine: whoever is no admin gets no further by it.
+fn note_server(run: &Path, interface: &str, server: Ipv6Addr, port: u16) {
+    let path = noted(run, interface);
+    let noted =
+        fs::create_dir_all(run).and_then(|()| fs::write(&path, format!("http://[{server}]:{port}\n")));
+    if let Err(error) = noted {
+        tracing::warn!(%error, path = %path.display(), "`faas` has to be told of the server by --server");
+    }
+}
+
+fn forget_server(run: &Path, interface: &str) {
+    // One that is not there, or a directory that is not ours: nothing was noted.
+    let _ = fs::remove_file(noted(run, interface));
+}
+
+fn noted(run: &Path, interface: &str) -> PathBuf {
+    run.join(format!("{interface}.server"))
+}
+
+/// The server that this machine is connected to, by its usual interface.
+#[must_use]
+pub fn connected_to<T: std::str::FromStr>(run: &Path) -> Option<T> {
+    fs::read_to_string(noted(run, INTERFACE)).ok()?.trim().parse().ok()
 }
 
 fn no_handshake(server: &PeerConfig, membership: &Membership) -> ClientError {

@@ -4,10 +4,11 @@
 
 #[path = "../fake/mod.rs"]
 mod fake;
+
+mod access;
 mod observed;
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpStream};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -17,6 +18,7 @@ use faasd::api::client::{Client, ClientError, Outcome, empty, full};
 use faasd::api::condition::{Condition, etag};
 use faasd::api::types::{Deploy, Function, Invite, JSON_BYTES_MAX, LogQuery, PAGE};
 use faasd::control::api::{ApiError, CONNECTIONS_MAX, bind_unix};
+use faasd::core::access::Role;
 use faasd::core::name::FunctionName;
 use faasd::core::spec::FunctionSpec;
 use fake::Daemon;
@@ -48,6 +50,10 @@ async fn deploy(client: &Client, function: &str) {
         ..Deploy::default()
     };
     client.deploy(&name(function), &deploy).await.unwrap();
+}
+
+fn invite(peer: &str, expires_in_ms: u64) -> Invite {
+    Invite { name: name(peer), expires_in_ms, role: Role::User, endpoint: None, plain: false }
 }
 
 fn lines(lines: usize) -> LogQuery {
@@ -137,8 +143,7 @@ async fn problems_arrive_as_they_were_meant() {
 async fn peers_come_and_go() {
     let daemon = Daemon::start();
     let client = Client::new(&daemon.socket);
-    let invite =
-        |ms| Invite { name: name("laptop"), expires_in_ms: ms, endpoint: Some("[2001:db8::1]:51820".into()) };
+    let invite = |ms| Invite { endpoint: Some("[2001:db8::1]:51820".into()), ..invite("laptop", ms) };
     let invited = client.invite(&invite(3_600_000)).await.unwrap();
     assert_eq!(invited.invitation, "faas1-[2001:db8::1]:51820");
     assert_eq!(problem(client.invite(&invite(3_600_000)).await.unwrap_err()).0, 409);
@@ -234,28 +239,6 @@ fn requests_that_make_no_sense_get_problems() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}: {answer}");
         assert!(answer.contains("content-type: application/problem+json"), "{head}: {answer}");
         assert!(answer.contains(&format!("\"status\":{status}")), "{head}: {answer}");
-    }
-}
-
-#[test]
-fn peers_get_two_routes_and_are_known_by_their_address() {
-    let daemon = Daemon::start();
-    let ask = |text: &str| raw(TcpStream::connect(daemon.tunnel).unwrap(), text);
-    let metrics = ask("GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    assert!(metrics.ends_with("faasd_up 1\n"), "{metrics}");
-    let join = |media_type: &str| {
-        ask(&format!(
-            "POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-type: {media_type}\r\nconnection: close\r\n\
-             content-length: 18\r\n\r\n{{\"public_key\":\"k\"}}"
-        ))
-    };
-    assert!(join("text/plain").starts_with("HTTP/1.1 415"), "a browser's form cannot join");
-    assert!(daemon.fake.joined.lock().unwrap().is_empty());
-    assert!(join("application/json").starts_with("HTTP/1.1 204"));
-    assert_eq!(*daemon.fake.joined.lock().unwrap(), [(Ipv6Addr::LOCALHOST, "k".to_owned())]);
-    for path in ["/v1/functions", "/v1/version", "/v1/peers"] {
-        let answer = ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"));
-        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer}");
     }
 }
 
@@ -432,7 +415,7 @@ async fn changes_that_come_too_fast_are_told_when_to_come_again() {
     assert!(ask("GET /v1/functions").starts_with("HTTP/1.1 200"), "reads pass");
     assert!(ask("POST /v1/functions/x/invoke/").starts_with("HTTP/1.1 404"), "invocations pass");
     // The client waits, and then is heard.
-    let invite = Invite { name: name("laptop"), expires_in_ms: 3_600_000, endpoint: None, plain: false };
+    let invite = invite("laptop", 3_600_000);
     client.invite(&invite).await.unwrap();
     assert_eq!(problem(client.revoke(&name("nobody")).await.unwrap_err()).0, 404);
 }
@@ -443,10 +426,7 @@ async fn answers_are_as_the_document_says() {
     let daemon = Daemon::start();
     let client = Client::new(&daemon.socket);
     deploy(&client, "hello").await;
-    client
-        .invite(&Invite { name: name("a"), expires_in_ms: 60_000, endpoint: None, plain: false })
-        .await
-        .unwrap();
+    client.invite(&invite("a", 60_000)).await.unwrap();
     let ask = |line: &str| {
         let text = format!("{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         let answer = raw(UnixStream::connect(&daemon.socket).unwrap(), &text);
@@ -466,6 +446,13 @@ async fn answers_are_as_the_document_says() {
         ("GET", "/v1/functions/H_", "/v1/functions/{name}"),
         ("GET", "/v1/images", "/v1/images"),
         ("GET", "/v1/peers", "/v1/peers"),
+        ("GET", "/v1/policy", "/v1/policy"),
+        ("GET", "/v1/policy/hello", "/v1/policy/{name}"),
+        ("GET", "/v1/policy/helo", "/v1/policy/{name}"),
+        ("GET", "/v1/groups", "/v1/groups"),
+        ("GET", "/v1/groups/nobody", "/v1/groups/{name}"),
+        ("DELETE", "/v1/groups/nobody", "/v1/groups/{name}"),
+        ("PUT", "/v1/peers/a/role", "/v1/peers/{name}/role"),
         ("DELETE", "/v1/peers/nobody", "/v1/peers/{name}"),
         ("POST", "/v1/images/prune?names=true", "/v1/images/prune"),
         ("POST", "/v1/images/prune?names=maybe", "/v1/images/prune"),

@@ -18,14 +18,19 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use faasd::api::condition::{Condition, etag};
 use faasd::api::types::{
-    Connections, Deploy, Event, EventLine, Function, Image, ImportedImage, Instance, Invite, Invited, Join,
-    NamedImage, PROBLEM_HEADER, Peer, Phase, Pruned, Revision, Revisions, Secret, State, Traffic,
-    TrafficShare, Version,
+    Changed, Connections, DefaultChange, Deploy, Event, EventLine, Function, FunctionPolicy, Group,
+    GroupChange, Image, ImportedImage, Instance, Invite, Invited, Join, NamedImage, PROBLEM_HEADER, Peer,
+    Phase, Policies, Pruned, Revision, Revisions, RuleChange, Secret, State, Traffic, TrafficShare, Version,
 };
+use faasd::control::access::Access;
 use faasd::control::api::{
-    ApiError, Service, Spool, WRITES_PER_SECOND, bind_unix, local, serve_tunnel, serve_unix, tunnel,
+    Api, ApiError, Refusals, Service, Spool, WRITES_PER_SECOND, bind_unix, local, serve_tunnel, serve_unix,
+    tunnel,
 };
 use faasd::control::events::Filter;
+use faasd::control::records::PeerRecord;
+use faasd::control::store::Embedded;
+use faasd::core::access::{GroupName, Role};
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::core::image::ImageName;
 use faasd::core::name::FunctionName;
@@ -49,11 +54,39 @@ pub struct Fake {
     pub events: Mutex<Vec<Event>>,
     pub secrets: Mutex<BTreeMap<SecretName, (Secret, SecretBytes)>>,
     pub joined: Mutex<Vec<(Ipv6Addr, String)>>,
+    /// Who asks through the tunnel.
+    pub roles: Mutex<BTreeMap<Ipv6Addr, (FunctionName, Role)>>,
+    /// The real one, without a kernel.
+    pub access: Policy,
     /// The next deploy fails with this.
     pub deploy_fails: Mutex<Option<ApiError>>,
     /// `/wait` answers once this is notified.
     pub release: Notify,
     pub waiting: AtomicU64,
+}
+
+/// Who may call what, on record in a directory of its own.
+#[derive(Debug)]
+pub struct Policy {
+    access: Access,
+    _dir: tempfile::TempDir,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(&dir.path().join("store")).unwrap());
+        let access = Access::open(store, faasd::core::access::Access::Open, FUNCTION_PREFIX).unwrap();
+        Self { access, _dir: dir }
+    }
+}
+
+impl std::ops::Deref for Policy {
+    type Target = Access;
+
+    fn deref(&self) -> &Access {
+        &self.access
+    }
 }
 
 /// As the owner decides it.
@@ -200,7 +233,9 @@ impl Service for Fake {
             retry_in_ms: None,
             instances: vec![instance],
             connections: Connections::default(),
+            egress: Default::default(),
         };
+        self.access.show_function(&name, self.access.fresh_number(), function.address);
         functions.insert(name, function.clone());
         Ok(function)
     }
@@ -352,6 +387,8 @@ impl Service for Fake {
         let peer = Peer {
             name: invite.name.clone(),
             address: VPN_PREFIX.host(peers.len() as u64 + 2),
+            role: invite.role,
+            groups: Vec::new(),
             public_key: "k".repeat(44),
             invited_until: Some(expires_at),
             endpoint: None,
@@ -363,6 +400,15 @@ impl Service for Fake {
         if peers.contains_key(&invite.name) {
             return Err(ApiError::conflict(format!("there is a peer '{}' already", invite.name)));
         }
+        self.access.show_peer(&PeerRecord {
+            name: invite.name.clone(),
+            number: self.access.fresh_number(),
+            address,
+            role: invite.role,
+            public_key: peer.public_key.clone(),
+            invited_until: Some(expires_at),
+            endpoint: None,
+        });
         peers.insert(invite.name.clone(), peer);
         let endpoint = invite.endpoint.unwrap_or_else(|| "vpn.example.org:51820".into());
         Ok(Invited { name: invite.name, address, expires_at, invitation: format!("faas1-{endpoint}") })
@@ -385,6 +431,55 @@ impl Service for Fake {
         Ok(())
     }
 
+    fn role(&self, source: Ipv6Addr) -> Option<(FunctionName, Role)> {
+        self.roles.lock().unwrap().get(&source).cloned()
+    }
+
+    async fn set_role(&self, name: &FunctionName, role: Role) -> Result<Peer, ApiError> {
+        let mut peers = self.peers.lock().unwrap();
+        let known: Vec<_> = peers.keys().map(ToString::to_string).collect();
+        let peer = peers.get_mut(name);
+        let peer = peer.ok_or_else(|| ApiError::no_peer(name, known.iter().map(String::as_str)))?;
+        peer.role = role;
+        Ok(peer.clone())
+    }
+
+    async fn policies(&self, prefix: &str) -> Result<Policies, ApiError> {
+        self.access.policies(prefix)
+    }
+
+    async fn policy(&self, name: &FunctionName) -> Result<FunctionPolicy, ApiError> {
+        self.access.policy_of(name)
+    }
+
+    async fn set_rules(&self, change: RuleChange) -> Result<Changed, ApiError> {
+        self.access.set_rules(&change)
+    }
+
+    async fn set_default(
+        &self,
+        name: Option<FunctionName>,
+        change: DefaultChange,
+    ) -> Result<Changed, ApiError> {
+        self.access.set_default(name.as_ref(), &change)
+    }
+
+    async fn groups(&self) -> Result<Vec<Group>, ApiError> {
+        Ok(self.access.groups())
+    }
+
+    async fn group(&self, name: &GroupName) -> Result<Group, ApiError> {
+        self.access.group(name)
+    }
+
+    async fn change_group(&self, name: &GroupName, change: GroupChange) -> Result<Changed, ApiError> {
+        self.access.change_group(name, &change)
+    }
+
+    async fn remove_group(&self, name: &GroupName, keep: bool) -> Result<Changed, ApiError> {
+        self.access.remove_group(name, keep)
+    }
+
     async fn metrics(&self) -> String {
         "faasd_up 1\n".into()
     }
@@ -396,6 +491,7 @@ pub struct Daemon {
     pub fake: Arc<Fake>,
     pub socket: PathBuf,
     pub tunnel: std::net::SocketAddr,
+    pub refusals: Arc<Refusals>,
     dir: tempfile::TempDir,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -424,17 +520,21 @@ impl Daemon {
         let fake = Arc::new(Fake::default());
         let service = Arc::clone(&fake) as Arc<dyn Service>;
         let (stop, stopped) = oneshot::channel::<()>();
+        let refusals = Arc::<Refusals>::default();
+        let counted = Arc::clone(&refusals);
         let thread = thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
                 // The tunnel's listener has no end of its own: it is dropped with the other.
-                tokio::spawn(serve_tunnel(tcp, tunnel(Arc::clone(&service)), std::future::pending()));
+                let api = Api::new(service, spool, writes_per_second);
+                let routes = tunnel(&api, Ipv6Addr::LOCALHOST, address.port(), counted);
+                tokio::spawn(serve_tunnel(tcp, routes, std::future::pending()));
                 let stopped = async { drop(stopped.await) };
-                serve_unix(listener, local(service, spool, writes_per_second), stopped).await.unwrap();
+                serve_unix(listener, local(&api), stopped).await.unwrap();
             });
         });
-        Self { fake, socket, tunnel: address, dir, stop: Some(stop), thread: Some(thread) }
+        Self { fake, socket, tunnel: address, refusals, dir, stop: Some(stop), thread: Some(thread) }
     }
 
     /// From now on no upload can be written.

@@ -7,6 +7,7 @@ mod hand_over;
 mod invite;
 mod peers;
 mod revoke;
+mod role;
 mod rotate;
 mod status;
 
@@ -74,6 +75,7 @@ enum Verb {
     Export(export::Export),
     Peers(peers::Peers),
     Revoke(revoke::Revoke),
+    Role(role::SetRole),
 }
 
 impl Vpn {
@@ -87,6 +89,7 @@ impl Vpn {
             Verb::Export(verb) => block_on(verb.run(context)),
             Verb::Peers(verb) => block_on(verb.run(context)),
             Verb::Revoke(verb) => block_on(verb.run(context)),
+            Verb::Role(verb) => block_on(verb.run(context)),
         }
     }
 }

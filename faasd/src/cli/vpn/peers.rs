@@ -44,9 +44,12 @@ impl Peers {
                 (None, Some(at)) => relative(at, now),
                 (None, None) => "never".to_owned(),
             };
+            let groups: Vec<_> = peer.groups.iter().map(|group| format!("@{group}")).collect();
             vec![
                 Cell::new(&peer.name),
                 state_cell(state),
+                Cell::new(peer.role.as_str()),
+                Cell::new(groups.join(" ")),
                 Cell::new(peer.address),
                 Cell::new(handshake),
                 Cell::new(peer.endpoint.map_or_else(|| "-".to_owned(), |endpoint| endpoint.to_string())),
@@ -54,6 +57,9 @@ impl Peers {
                 Cell::new(size(peer.sent_bytes)),
             ]
         });
-        context.ui.table(["NAME", "STATE", "ADDRESS", "HANDSHAKE", "ENDPOINT", "RECEIVED", "SENT"], rows)
+        context.ui.table(
+            ["NAME", "STATE", "ROLE", "GROUPS", "ADDRESS", "HANDSHAKE", "ENDPOINT", "RECEIVED", "SENT"],
+            rows,
+        )
     }
 }

@@ -135,7 +135,8 @@ impl Access {
         let Some(Attached { enforcer, .. }) = self.attached.get().filter(|_| !keep) else { return Ok(0) };
         let is_refused = |from: Ipv6Addr, to: SocketAddrV6| {
             let policy = self.policy();
-            let (caller, called) = (policy.caller(from), policy.caller(*to.ip()));
+            let called = self.prefix.function_at(*to.ip()).and_then(|address| policy.caller(address));
+            let (caller, called) = (policy.caller(from), called);
             let (Some(caller), Some(Subject::Function(function))) = (caller, called) else {
                 // Not between a subject and a function: the daemon's own, say.
                 return false;

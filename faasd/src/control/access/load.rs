@@ -6,7 +6,6 @@ use super::*;
 use crate::control::records::{DEFAULTS, FUNCTIONS, FunctionRecord, GROUPS, MEMBERS, PEERS, RULES};
 use crate::control::store::list_json;
 use crate::core::access::Access as Default;
-use crate::core::address::Prefix;
 
 impl Access {
     /// Reads the policy. Functions and peers from before there were numbers are given some, and what speaks of nobody is
@@ -50,6 +49,7 @@ impl Access {
         }
         Ok(Self {
             store,
+            prefix: functions,
             writer: Mutex::new(()),
             policy: RwLock::new(policy),
             ports: Mutex::default(),

@@ -3,13 +3,12 @@
 //! Each revision with a share of the traffic is a branch: a listener of its own at the function's address and port, a
 //! slot in the kernel program's maps, a place in an acceptor. The kernel program chooses the branch for each connection.
 
-use std::net::SocketAddrV6;
-
 use rustix::net::{Shutdown, shutdown};
 
 use super::*;
 use crate::core::access::Guard;
 use crate::core::spec::Lane;
+use crate::core::zone::FunctionNames;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
 
@@ -70,19 +69,20 @@ impl Owner {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         let (address, routed) = (entry.address, entry.routed.replace(port));
         // Known before it is reachable, and before it can call.
-        self.parts.access.show_function(name, record.subject, SocketAddrV6::new(address, port, 0, 0));
+        self.parts.access.show_function(name, record.subject, address);
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
         self.set_routes(name)?;
-        match routed {
-            Some(old) if old != port => self.parts.kernel.clear_route(address, old)?,
-            None => {
-                self.publish(|zone, serial| zone.with(name, address, serial));
-                self.parts.callers.set_function(address, name);
-            }
-            Some(_) => {}
+        if let Some(old) = routed.filter(|old| *old != port) {
+            self.parts.kernel.clear_route(address, old)?;
         }
+        let revisions = self.functions[name].routed_revisions.iter();
+        self.parts.names.publish_function(FunctionNames {
+            revisions: revisions.map(|(number, (address, _))| (*number, *address)).collect(),
+            aliases: record.aliases,
+            ..FunctionNames::new(name.clone(), address, Some(port))
+        });
         for slot in leaving {
             self.parts.kernel.clear_listener(slot)?;
             self.parts.kernel.set_pool(slot, &[])?;
@@ -129,25 +129,28 @@ impl Owner {
                 Some((*n, (self.parts.config.function_prefix.revision(name, *n), port)))
             })
             .collect();
+        let ports = by_name.values().map(|(_, port)| *port).chain([port]);
+        self.parts.access.show_ports(name, ports);
         let guard = guard_flags(self.parts.access.guard(name));
-        // One set of rules, whichever of its addresses is dialled.
-        let to = |slot, flags| Route { slot, flags: flags | guard, function: bpf::words(address) };
-        let shed = |shed| if shed { Route::SHED } else { 0 };
+        // Whatever address is dialled, the rules are the function's.
+        let route = |slot, flags| Route { slot, flags: flags | guard, function: bpf::words(address) };
+        let to = |slot, shed| route(slot, if shed { Route::SHED } else { 0 });
         let kernel = &mut self.parts.kernel;
-        if !branches.is_empty() {
-            // Also for whoever has read a route without a split just before.
-            kernel.set_split(slot, &branches)?;
-        }
         match branches[..] {
             [] => {}
-            [bpf::Branch { slot: branch, shed: sheds, .. }] => {
-                kernel.set_route(address, port, to(branch, shed(sheds)))?;
+            [bpf::Branch { slot: branch, shed, .. }] => {
+                // For whoever has read the route just before.
+                kernel.set_split(slot, &branches)?;
+                kernel.set_route(address, port, to(branch, shed))?;
             }
-            _ => kernel.set_route(address, port, to(slot, Route::SPLIT))?,
+            _ => {
+                kernel.set_split(slot, &branches)?;
+                kernel.set_route(address, port, route(slot, Route::SPLIT))?;
+            }
         }
         for (number, &(address, port)) in &by_name {
             let branch = &entry.branches[number];
-            kernel.set_route(address, port, to(branch.slot, shed(branch.shed)))?;
+            kernel.set_route(address, port, to(branch.slot, branch.shed))?;
         }
         for (_, (address, port)) in
             entry.routed_revisions.iter().filter(|gone| by_name.get(gone.0) != Some(gone.1))
@@ -229,8 +232,7 @@ impl Owner {
         // Its instances are with no branch any more, and the slots are for others.
         entry.placed.clear();
         if let Some(port) = entry.routed.take() {
-            self.publish(|zone, serial| zone.without(name, serial));
-            self.parts.callers.clear(address);
+            self.parts.names.remove_function(name);
             let kernel = &mut self.parts.kernel;
             let mut cleared = vec![kernel.clear_route(address, port), kernel.clear_split(slot)];
             cleared.extend(by_name.into_values().map(|(address, port)| kernel.clear_route(address, port)));
@@ -242,13 +244,6 @@ impl Owner {
             self.tell(Command::Refuse { slot: branch.slot });
             self.remove_branch(name, branch);
         }
-    }
-
-    pub(super) fn publish(&self, change: impl FnOnce(&Zone, u32) -> Zone) {
-        let serial = self.parts.store.revision().map_or(0, zone::serial);
-        let old = self.parts.zone.load_full();
-        self.parts.zone.store(Arc::new(change(&old, serial)));
-        self.parts.zone_changed.notify_one();
     }
 
     /// A listener of a function's own.
@@ -358,6 +353,7 @@ fn takes_from_acceptor(entry: &Entry, revision: u64) -> bool {
 
 /// Whether a listener is at one of these addresses, and at this port.
 pub(super) fn is_bound_to(listener: &OwnedFd, addresses: &[Ipv6Addr], port: u16) -> bool {
-    let bound = rustix::net::getsockname(listener).ok().and_then(|a| SocketAddrV6::try_from(a).ok());
+    let bound =
+        rustix::net::getsockname(listener).ok().and_then(|a| std::net::SocketAddrV6::try_from(a).ok());
     bound.is_some_and(|bound| addresses.contains(bound.ip()) && bound.port() == port)
 }

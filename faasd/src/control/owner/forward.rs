@@ -30,7 +30,7 @@ impl Owner {
         match self.may_forward(&from, key, to, &connection) {
             Ok(slot) => {
                 let record = Record { flags: record.flags | FORWARDED, attempt: 0, ..record };
-                let caller = self.parts.callers.table().of(&connection);
+                let caller = self.parts.callers.of(&connection);
                 self.tell(Command::Adopt { slot, arrival: Arrival { record, caller }, connection });
             }
             Err(why) => {
