@@ -451,7 +451,7 @@ fn a_killed_tunnel_process_costs_no_connection() {
 }
 
 /// The daemon's part in a join: the new key can shake hands before the answer, and has the address after it.
-fn accept_join(listener: &TcpListener, server: &dyn Interface, invited: PublicKey) -> PublicKey {
+fn accept_key(listener: &TcpListener, server: &dyn Interface, path: &str, former: PublicKey) -> PublicKey {
     let (mut stream, from) = listener.accept().unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     let mut request = Vec::new();
@@ -462,7 +462,7 @@ fn accept_join(listener: &TcpListener, server: &dyn Interface, invited: PublicKe
         request.extend_from_slice(&chunk[..n]);
     }
     let request = String::from_utf8(request).unwrap();
-    assert!(request.starts_with("POST /v1/join HTTP/1.1\r\n"), "{request}");
+    assert!(request.starts_with(&format!("POST {path} HTTP/1.1\r\n")), "{request}");
     let body = request.split_once("\r\n\r\n").unwrap().1;
     let join: faasd::api::types::Join = serde_json::from_str(body).unwrap();
     let IpAddr::V6(address) = from.ip() else { panic!("{from}") };
@@ -471,8 +471,10 @@ fn accept_join(listener: &TcpListener, server: &dyn Interface, invited: PublicKe
     server.set_peer(peer(vec![])).unwrap();
     stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
     drop(stream);
+    // Only then has the client had its answer, which goes by the address that the former key has.
+    eventually("the new key shows itself", || server.peer(key).unwrap().unwrap().last_handshake.is_some());
     server
-        .update(&[PeerChange::Remove(invited), PeerChange::Set(peer(vec![AllowedIp::host(address)]))])
+        .update(&[PeerChange::Remove(former), PeerChange::Set(peer(vec![AllowedIp::host(address)]))])
         .unwrap();
     key
 }
@@ -519,7 +521,7 @@ fn an_invitation_is_redeemed_once() {
     let listener = bed.ingress.listen();
     let start = Instant::now();
     let key = std::thread::scope(|scope| {
-        let key = scope.spawn(|| accept_join(&listener, &*server, temporary.public()));
+        let key = scope.spawn(|| accept_key(&listener, &*server, "/v1/join", temporary.public()));
         let connected = run(&|| client::join(&invitation, &own)).unwrap();
         println!("joined in {:?}, last handshake {:?}", start.elapsed(), connected.handshake);
         assert_eq!((connected.address, connected.dns), (VPN_PREFIX.host(2), Dns::Untouched));
@@ -540,6 +542,24 @@ fn an_invitation_is_redeemed_once() {
     assert_eq!(peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>(), [key]);
     assert!(matches!(run(&|| client::join(&invitation, &own)), Err(ClientError::RedeemedHere)));
 
+    // Another key, in place: a connection that is open goes on.
+    let listener = bed.ingress.listen();
+    let stream = net.dial(FUNCTION_PREFIX.host(1)).unwrap();
+    let mut open = (stream, listener.accept().unwrap().0);
+    exchange(&mut open, 1000);
+    let second = std::thread::scope(|scope| {
+        let second = scope.spawn(|| accept_key(&listener, &*server, "/v1/rotate", key));
+        let handshake = net.ns.run(|| Ok(client::rotate(&own))).unwrap().unwrap();
+        println!("rotated, handshake {handshake:?}");
+        second.join().unwrap()
+    });
+    exchange(&mut open, 100_000);
+    drop((listener, open));
+    assert_ne!(second, key);
+    let peers = server.status().unwrap().peers;
+    assert_eq!(peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>(), [second]);
+    assert_ne!(std::fs::read_to_string(own.state_dir.join("faas0.json")).unwrap(), state);
+
     // Away and back, without the invitation.
     net.ns.run(|| Ok(client::disconnect(&own))).unwrap().unwrap();
     assert_eq!(Netlink::new(&net.ns).index("faas0").unwrap(), None);
@@ -559,6 +579,90 @@ fn an_invitation_is_redeemed_once() {
     assert!(error.to_string().contains("redeemed"), "{error}");
     assert_eq!(Netlink::new(&net.ns).index("faas0").unwrap(), None);
     assert!(!thief.state_dir.exists());
+}
+
+/// What one peer costs is the same among ten thousand, but for the list of all.
+#[test]
+#[ignore = "needs root"]
+fn one_of_ten_thousand_peers_is_as_any() {
+    const PEERS: u64 = 10_000;
+    let bed = Bed::new();
+    let server = bed.serve();
+    let client = bed.client(2, &*server);
+    let mut connection = client.connect();
+    let other = |n: u64| PeerConfig {
+        public_key: PublicKey::from_bytes(std::array::from_fn(|i| (n >> (8 * (i % 4))) as u8 ^ i as u8)),
+        allowed_ips: vec![AllowedIp::host(VPN_PREFIX.host(n))],
+        endpoint: None,
+        keepalive_s: None,
+    };
+    // Medians over a few peers that come and go.
+    let churn = |from: u64| {
+        let mut times = [[Duration::ZERO; 11]; 3];
+        for i in 0..11 {
+            let peer = other(from + i as u64);
+            let mut timed = |what: usize, work: &dyn Fn()| {
+                let start = Instant::now();
+                work();
+                times[what][i] = start.elapsed();
+            };
+            timed(0, &|| server.set_peer(peer.clone()).unwrap());
+            timed(1, &|| assert!(server.peer(peer.public_key).unwrap().is_some()));
+            timed(2, &|| server.remove_peer(peer.public_key).unwrap());
+        }
+        times.map(|mut times| {
+            times.sort_unstable();
+            times[5]
+        })
+    };
+    let alone = churn(1_000_000);
+    let all: Vec<PeerConfig> = std::iter::once(client.peer()).chain((100..100 + PEERS).map(other)).collect();
+    let timed = |what: &str, work: &dyn Fn()| {
+        let start = Instant::now();
+        work();
+        println!("{what}: {:?}", start.elapsed());
+    };
+    let mut slowest = Duration::ZERO;
+    std::thread::scope(|scope| {
+        let setting = scope.spawn(|| timed("10,000 peers told", &|| server.set_peers(&all).unwrap()));
+        while !setting.is_finished() {
+            let start = Instant::now();
+            exchange(&mut connection, 1000);
+            slowest = slowest.max(start.elapsed());
+        }
+    });
+    println!("slowest exchange meanwhile: {slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    let among = churn(2_000_000);
+    println!("join, look, revoke alone: {alone:?}; among 10,000: {among:?}");
+    // The machine may be slow, but not by the number of peers: that would be a thousand times. A look at one is a walk
+    // through all within the tunnel process, and only its answer is short.
+    for (alone, among) in alone.iter().zip(among).step_by(2) {
+        assert!(among < *alone * 20 + Duration::from_millis(40), "{alone:?} became {among:?}");
+    }
+    timed("the list of all", &|| assert_eq!(server.status().unwrap().peers.len(), all.len()));
+    timed("the interface alone", &|| assert_eq!(server.device().unwrap().listen_port, PORT));
+    timed("the same peers again", &|| server.set_peers(&all).unwrap());
+    exchange(&mut connection, 10_000);
+
+    kill(pid(&bed.server, "wg0"));
+    eventually("the process is gone", || userspace::find("wg0", &bed.server.socket_dir).unwrap().is_none());
+    timed("killed, started with 10,000 peers", &|| bed.serve().set_peers(&all).unwrap());
+    // The peer of the connection is among them; it begins anew by itself after a while, and at once if it is told to.
+    let endpoint = client.interface.status().unwrap().peers[0].endpoint;
+    client.interface.remove_peer(bed.server_key.public()).unwrap();
+    client
+        .interface
+        .set_peer(PeerConfig {
+            public_key: bed.server_key.public(),
+            allowed_ips: [VPN_PREFIX, FUNCTION_PREFIX]
+                .map(|prefix| AllowedIp::new(prefix.network(), 64).unwrap())
+                .into(),
+            endpoint,
+            keepalive_s: Some(25),
+        })
+        .unwrap();
+    exchange(&mut connection, 10_000);
 }
 
 #[test]

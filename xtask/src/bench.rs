@@ -9,6 +9,7 @@ mod dns;
 mod egress;
 pub mod measure;
 mod platform;
+mod tunnel;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,6 +32,9 @@ pub struct Args {
     /// What a connection to a function that does not run waits for, instead
     #[arg(long, conflicts_with = "density")]
     cold: bool,
+    /// What the tunnel costs beside stock gotatun, boringtun and wireguard-go, instead
+    #[arg(long, conflicts_with_all = ["quick", "density", "cold"])]
+    tunnel: bool,
     /// What a query to the name server costs, beside Knot and NSD, instead
     #[arg(long, conflicts_with_all = ["density", "cold"])]
     dns: bool,
@@ -71,6 +75,9 @@ pub fn main(args: &Args) -> Result<()> {
         return again_as_root(args);
     }
     interrupt::catch()?;
+    if args.tunnel {
+        return tunnel::run(args);
+    }
     if args.access {
         return measure::access(args.out.as_deref(), &args.rest);
     }
@@ -123,6 +130,7 @@ fn again_as_root(args: &Args) -> Result<()> {
         (args.cold, "--cold"),
         (args.access, "--access"),
         (args.egress, "--egress"),
+        (args.tunnel, "--tunnel"),
     ];
     for (wanted, flag) in modes {
         if wanted {

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use crate::ebpf::Compiler;
 use crate::report::step;
-use crate::tools::{BPF_LINKER, CARGO_DENY, Tool};
+use crate::tools::{BORINGTUN, BPF_LINKER, CARGO_DENY, Tool};
 use crate::{packages, root, run};
 
 #[derive(Debug, clap::Args)]
@@ -64,7 +64,8 @@ enum Source {
 const NEEDS: &[Need] = &[
     apt("runc", "runc", "runs the containers", &[Demo, Test, Bench]),
     apt("iproute2", "ip", "makes the network namespaces and their links", &[Demo, Test, Bench]),
-    apt("wireguard-tools", "wg", "reads the tunnel's state, as an operator would", &[Demo, Test]),
+    apt("wireguard-tools", "wg", "reads the tunnel's state, as an operator would", &[Demo, Test, Bench]),
+    apt("wireguard-go", "wireguard-go", "is a tunnel to compare with", &[Bench]),
     apt("python3", "python3", "runs the functions written in Python", &[Demo, Test, Bench]),
     apt("curl", "curl", "is the client", &[Demo, Test]),
     apt("dnsutils", "dig", "asks the name server", &[Demo, Test, Bench]),
@@ -110,6 +111,7 @@ const NEEDS: &[Need] = &[
         source: Source::Packages,
     },
     Need { what: BPF_LINKER.name, why: BPF_LINKER.why, scopes: &[Build], source: Source::Cargo(&BPF_LINKER) },
+    Need { what: BORINGTUN.name, why: BORINGTUN.why, scopes: &[Bench], source: Source::Cargo(&BORINGTUN) },
     Need { what: CARGO_DENY.name, why: CARGO_DENY.why, scopes: &[Build], source: Source::Cargo(&CARGO_DENY) },
 ];
 

@@ -16,13 +16,23 @@ pub struct Tool {
     pub name: &'static str,
     pub version: &'static str,
     pub why: &'static str,
+    /// Whether it is measured: then it is built as it is shipped.
+    pub measured: bool,
 }
 
 /// 0.10.4 opens the LLVM 22 that comes with Rust 1.95; later ones want an LLVM installed apart.
-pub const BPF_LINKER: Tool = Tool { name: "bpf-linker", version: "0.10.4", why: "links the kernel program" };
+pub const BPF_LINKER: Tool =
+    Tool { name: "bpf-linker", version: "0.10.4", why: "links the kernel program", measured: false };
 
-pub const CARGO_DENY: Tool =
-    Tool { name: "cargo-deny", version: "0.20.2", why: "checks the licences and origins of dependencies" };
+pub const CARGO_DENY: Tool = Tool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    why: "checks the licences and origins of dependencies",
+    measured: false,
+};
+
+pub const BORINGTUN: Tool =
+    Tool { name: "boringtun-cli", version: "0.7.1", why: "is a tunnel to compare with", measured: true };
 
 impl Tool {
     /// Where this version is: in the PATH, or installed earlier by us.
@@ -40,7 +50,7 @@ impl Tool {
         })
     }
 
-    /// Builds and installs it. Speed of the tool matters less than that of its build.
+    /// Builds and installs it. Speed of the tool matters less than that of its build, unless it is measured.
     pub fn install(&self) -> Result<()> {
         let root = directory();
         let build = root.join("build");
@@ -48,13 +58,14 @@ impl Tool {
         command.args(["install", self.name, "--version", self.version, "--locked", "--force", "--quiet"]);
         command.arg("--root").arg(&root);
         command.env("CARGO_TARGET_DIR", &build);
-        for (name, value) in [
+        let quickly = [
             ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
             ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
             ("CARGO_PROFILE_RELEASE_LTO", "off"),
             ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
-        ] {
-            command.env(name, value);
+        ];
+        if !self.measured {
+            command.envs(quickly);
         }
         run::quiet(&mut command)?;
         // Hundreds of megabytes that nothing reads again.
@@ -63,9 +74,8 @@ impl Tool {
 
     /// The program, or an error that says how to get it.
     pub fn require(&self) -> Result<PathBuf> {
-        self.find().with_context(|| {
-            format!("{} {} is missing: run `cargo xtask setup --for build`", self.name, self.version)
-        })
+        self.find()
+            .with_context(|| format!("{} {} is missing: run `cargo xtask setup`", self.name, self.version))
     }
 }
 

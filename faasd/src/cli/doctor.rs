@@ -1,5 +1,7 @@
 //! `faas doctor`
 
+use std::time::Duration;
+
 use clap::Args;
 use comfy_table::Cell;
 use serde::Serialize;
@@ -8,6 +10,12 @@ use super::ui::{printable, state_cell};
 use super::{Context, Exit, Failure, Format, Output};
 use crate::api::client::ClientError;
 use crate::runtime::doctor::{self, Verdict};
+use crate::tunnel::client::{self, INTERFACE, Options, STATE};
+use crate::tunnel::dns::{self, DnsMode};
+use crate::tunnel::{Choice, Launch};
+
+/// A live session's last handshake is no older.
+const SESSION: Duration = Duration::from_secs(180);
 
 /// Check what this machine has and lacks
 #[derive(Debug, Args)]
@@ -52,6 +60,7 @@ impl Doctor {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
         let mut checks: Vec<Check> = doctor::checks().await.into_iter().map(Check::from).collect();
         checks.push(daemon(context).await);
+        checks.extend(network(context).await);
         let failed = checks.iter().filter(|check| check.verdict == "failed").count();
         if self.output.format == Format::Json {
             context.ui.json(&Checks { checks })?;
@@ -75,6 +84,75 @@ impl Doctor {
             n => Err(Failure::new(Exit::Failed, format!("{n} checks failed"))),
         }
     }
+}
+
+/// Who encrypts for the daemon, and how this machine's own connection is, as far as there is one of them.
+async fn network(context: &Context) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let ok = |name: &str, found: String| Check { name: name.to_owned(), verdict: "ok", found, remedy: None };
+    if let Ok(version) = context.client.version().await {
+        let why = match version.wireguard.as_str() {
+            "kernel" => "the kernel encrypts",
+            _ => {
+                "a process of faasd's encrypts: this kernel has no WireGuard, or `wireguard` in faasd.toml says so"
+            }
+        };
+        checks.push(ok("the server's tunnel", why.to_owned()));
+    }
+    let options = Options {
+        name: INTERFACE.to_owned(),
+        state_dir: STATE.into(),
+        launch: Launch::new("/proc/self/exe"),
+        choice: Choice::Auto,
+        dns: DnsMode::Auto,
+    };
+    // Without root, or without having joined, there is nothing to tell.
+    let Ok(status) = client::status(&options) else { return checks };
+    let name = "this machine's tunnel".to_owned();
+    let Some((kind, interface)) = status.interface else {
+        checks.push(Check {
+            name,
+            verdict: "warning",
+            found: format!("disconnected from {}", status.membership.endpoint),
+            remedy: Some("sudo faas vpn connect".to_owned()),
+        });
+        return checks;
+    };
+    let server = interface.peers.first();
+    let last = server.and_then(|server| server.last_handshake).and_then(|at| at.elapsed().ok());
+    let mtu = client::mtu_bytes(&options).map_or_else(|| "unknown".to_owned(), |bytes| bytes.to_string());
+    let endpoint = &status.membership.endpoint;
+    checks.push(match last {
+        Some(ago) if ago < SESSION => Check {
+            name,
+            verdict: "ok",
+            found: format!("{kind}, to {endpoint}, last handshake {} s ago, MTU {mtu}", ago.as_secs()),
+            remedy: None,
+        },
+        _ => Check {
+            name,
+            verdict: "warning",
+            found: format!("{kind}, MTU {mtu}; {endpoint} does not answer"),
+            remedy: Some(
+                "see that UDP gets to that port: firewalls at both ends, and the server's address".to_owned(),
+            ),
+        },
+    });
+    let names = "names in faas.".to_owned();
+    let set = status.dns.map_or_else(|| "left alone".to_owned(), |(dns, _)| dns.describe());
+    checks.push(match dns::probe() == Some(status.membership.server.into()) {
+        true => Check { name: names, verdict: "ok", found: format!("they resolve; {set}"), remedy: None },
+        false => Check {
+            name: names,
+            verdict: "warning",
+            found: format!("they do not resolve; {set}"),
+            remedy: Some(format!(
+                "sudo faas vpn connect, or have your resolver ask {} for them",
+                status.membership.server
+            )),
+        },
+    });
+    checks
 }
 
 /// Whether the daemon answers, and is of our version. That it does not run is no fault of the machine.

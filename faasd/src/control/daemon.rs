@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::access::{Access, KernelEnforcer};
+use super::adopt;
 use super::api::{self, Api, Refusals, Spool};
 use super::callers::Callers;
 use super::cgroup;
@@ -103,7 +104,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 async fn serve(
     options: &Options,
-    config: Config,
+    mut config: Config,
     store: Arc<dyn Store>,
     serving: &mut bool,
 ) -> anyhow::Result<()> {
@@ -121,6 +122,7 @@ async fn serve(
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
     let server = config.vpn_prefix.server();
     ingress.guard(&config.interface, server, config.function_prefix)?;
+    adopt::adopt(&mut config, &paths.wireguard, &*store, &host)?;
     let key = keys::load_or_create(&paths.wireguard)?;
     let callers = Arc::new(
         Callers::open(&paths.callers())

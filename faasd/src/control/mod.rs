@@ -5,6 +5,7 @@
 //! it may be killed at any moment: what must survive stands in the [`store`], in the kernel, or with the [`fdstore`].
 
 pub mod access;
+pub mod adopt;
 pub mod api;
 pub mod callers;
 pub mod cgroup;

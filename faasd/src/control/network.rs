@@ -30,8 +30,8 @@ use crate::tunnel::{self, Setup};
 /// How often the tunnel is looked after.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a peer that joined may take to come back with its own key.
-const JOIN_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a peer that joined may take to come back with its own key: as long as it waits for the answer, and more.
+const JOIN_DEADLINE: Duration = Duration::from_secs(15);
 
 /// How often it is looked for: at first, and at least. To look at one peer is to look at all.
 const JOIN_INTERVAL: Duration = Duration::from_millis(5);

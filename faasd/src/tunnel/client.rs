@@ -30,6 +30,9 @@ use crate::sys::netns::NetNs;
 /// The interface's usual name.
 pub const INTERFACE: &str = "faas0";
 
+/// Where a machine keeps whom it joined.
+pub const STATE: &str = "/var/lib/faas";
+
 /// Where it is noted what this machine is connected to.
 pub const RUN: &str = "/run/faas";
 
@@ -201,10 +204,15 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
     let joined = || {
         let (interface, server) = bring_up(&ns, &membership, &temporary, options)?;
         let met = wait_for_handshake(&*interface, server.public_key)?;
+        let mut unheard = None;
         match met {
             Some(_) => {
                 save(options, &membership)?;
-                tell(&membership, JOIN, &own_key(&membership)?)?;
+                match tell(&membership, JOIN, &own_key(&membership)?) {
+                    // The server may have taken our key all the same: whether it answers to that tells.
+                    Err(error @ ClientError::Exchange { .. }) => unheard = Some(error),
+                    told => told?,
+                }
             }
             // The server may have taken our key at the first try, and the answer was lost.
             None if second_try => {}
@@ -214,7 +222,7 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         switch(&*interface, &server, &own_key(&membership)?)?;
         let handshake = wait_for_handshake(&*interface, server.public_key)?;
         if handshake.is_none() {
-            return Err(no_handshake(&server, &membership));
+            return Err(unheard.unwrap_or_else(|| no_handshake(&server, &membership)));
         }
         wait_until_heard(&membership)?;
         let membership = Membership { joined: true, ..membership.clone() };
@@ -283,11 +291,14 @@ pub fn rotate(options: &Options) -> Result<Duration, ClientError> {
     // On disk before the server hears of it, so that a crash at any point leaves a client that can connect.
     let both = Membership { next_private_key: Some(next.to_base64()), ..membership.clone() };
     save(options, &both)?;
-    tell(&membership, ROTATE, &next)?;
+    let unheard = match tell(&membership, ROTATE, &next) {
+        Err(error @ ClientError::Exchange { .. }) => Some(error),
+        told => told.map(|()| None)?,
+    };
     switch(&*interface, &server, &next)?;
     let Some(handshake) = wait_for_handshake(&*interface, server.public_key)? else {
         switch(&*interface, &server, &own_key(&membership)?)?;
-        return Err(no_handshake(&server, &membership));
+        return Err(unheard.unwrap_or_else(|| no_handshake(&server, &membership)));
     };
     wait_until_heard(&membership)?;
     save(options, &Membership { private_key: next.to_base64(), next_private_key: None, ..membership })?;
@@ -329,6 +340,12 @@ pub fn status(options: &Options) -> Result<ClientStatus, ClientError> {
         (dns, in_effect)
     });
     Ok(ClientStatus { membership, interface, dns })
+}
+
+/// The interface's MTU, while it is there.
+#[must_use]
+pub fn mtu_bytes(options: &Options) -> Option<u32> {
+    Some(Netlink::new(&here().ok()?).link(&options.name).ok()??.mtu)
 }
 
 fn here() -> Result<NetNs, ClientError> {

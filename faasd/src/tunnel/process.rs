@@ -108,7 +108,7 @@ pub fn run(args: &ProcessArgs) -> Result<(), ProcessError> {
     let tun = Arc::new(attach(args)?);
     tun.set_persistent(true).map_err(|source| ProcessError::Tun { name: args.name.clone(), source })?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::env::var("FAAS_T").map_or(2, |t| t.parse().unwrap_or(2)))
+        .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|source| ProcessError::Runtime { source })?;

@@ -8,6 +8,7 @@ mod crashes;
 mod dns;
 mod forward;
 mod handoff;
+mod joining;
 mod languages;
 mod life;
 mod observed;
@@ -21,6 +22,7 @@ use faasd_tests::{address, alone, only, ready, run, shared, until};
 
 fn main() {
     run(vec![
+        shared("two_commands_let_a_machine_in", joining::two_commands),
         shared("both_kinds_of_function_answer_by_name_through_the_tunnel", answers::both_kinds),
         shared("python_handlers_answer", languages::python),
         shared("a_program_takes_connections_or_a_listener", languages::contracts),

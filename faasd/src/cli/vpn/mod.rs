@@ -16,12 +16,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::{Context, Exit, Failure, block_on};
-use crate::tunnel::client::{ClientError, INTERFACE, Options};
+use crate::tunnel::client::{ClientError, INTERFACE, Options, STATE};
 use crate::tunnel::dns::DnsMode;
 use crate::tunnel::{Choice, Launch};
-
-/// Where a machine keeps whom it joined.
-const STATE: &str = "/var/lib/faas";
 
 /// Which of this machine's connections is meant.
 #[derive(Debug, Args)]
