@@ -78,6 +78,8 @@ struct Bed {
     access: Arc<Access>,
     memory: Arc<Memory>,
     guarded: std::sync::mpsc::Receiver<FunctionName>,
+    /// Where names are published.
+    _callers: tempfile::TempDir,
 }
 
 impl Bed {
@@ -98,7 +100,7 @@ impl Bed {
         let dir = tempfile::tempdir().unwrap();
         let callers = Arc::new(Callers::open(dir.path()).unwrap());
         access.attach(Arc::clone(&memory) as Arc<dyn Enforcer>, callers, owner).unwrap();
-        Self { access, memory, guarded }
+        Self { access, memory, guarded, _callers: dir }
     }
 
     fn rule(&self, action: RuleAction, who: &str, what: &str) -> crate::api::types::Changed {
