@@ -133,7 +133,7 @@ fn services_are_for_subjects_and_for_who_is_invited() {
     let service = Server::start(bed.ingress.listen_service(server, SERVICE).unwrap().into(), 1, see_off);
     kernel.set_route(server, SERVICE, Route::SERVICE).unwrap();
     // As DNS is: the same port by UDP.
-    let answering = bed.ingress.udp(server, SERVICE).unwrap().swap_remove(0);
+    let answering = bed.ingress.udp(server, SERVICE, 1).unwrap().swap_remove(0);
     let answers = thread::spawn(move || {
         let mut question = [0; 16];
         loop {

@@ -33,7 +33,7 @@ fn an_address_counts_by_its_own_way_alone() {
     bed.peers_go_by("foreign1");
     assert_eq!(decided(&mut kernel, |_| assert!(is_refused(by_peer))), ["foreign"]);
     let server = VPN_PREFIX.server();
-    let socket = bed.ingress.udp(server, 53).unwrap();
+    let socket = bed.ingress.udp(server, 53, 1).unwrap();
     kernel.set_route(server, 53, Route::SERVICE).unwrap();
     let asked = || bed.ask(peer(2), server, 53).unwrap_err().kind();
     assert_eq!(decided(&mut kernel, |_| assert_eq!(asked(), ErrorKind::ConnectionRefused)), ["foreign"]);
