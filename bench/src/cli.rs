@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::acceptors::Acceptor;
+use crate::access::Access;
 use crate::cold::{self, Cold};
 use crate::host::Cpus;
 use crate::load::{Placement, Scenario, Seat};
@@ -35,6 +36,8 @@ enum Command {
     Run(Box<Run>),
     /// Measure cold starts.
     Cold(Box<Cold>),
+    /// Measure subjects and rules.
+    Access(Access),
     /// Measure tunnels.
     Tunnel(Tunnel),
     /// Run gotatun as it comes.
@@ -133,6 +136,7 @@ impl Cli {
             Command::Run(run) => run.run(),
             Command::Cold(cold) => cold.run(),
             Command::Floor { words } => cold::floor(&words),
+            Command::Access(access) => access.run(),
             Command::Tunnel(tunnel) => tunnel.run(),
             Command::StockGotatun { interface } => tunnel::stock_gotatun(&interface),
             Command::Hello => hello::run(),

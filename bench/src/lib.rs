@@ -2,6 +2,7 @@
 //! one run. `faasd-bench run` is the whole interface; the results are ratios to the bare server.
 
 pub mod acceptors;
+pub mod access;
 pub mod cli;
 pub mod cold;
 pub mod hello;

@@ -12,6 +12,10 @@ pub const REFUSALS_MAX: u32 = 16_384;
 /// The most groups that one subject is in.
 pub const GROUPS_MAX: usize = 8;
 
+/// The last bits of an address in the functions' prefix, which tell a function's revisions apart. What rules say of a
+/// function, they say of each of its revisions.
+pub const REVISION_BITS: u32 = 16;
+
 /// Whoever opens connections, by the address that it opens them from: a peer of the tunnel or a function. Replaced
 /// whole.
 #[repr(C)]
@@ -34,7 +38,7 @@ impl Subject {
 pub struct RuleKey {
     /// The number of a subject or of a group.
     pub subject: u32,
-    /// The function's own address, in the order of the packet.
+    /// The function's own address, in the order of the packet: its last [`REVISION_BITS`] are 0.
     pub function: [u32; 4],
 }
 

@@ -6,7 +6,9 @@
 
 mod access;
 
-pub use access::{GROUPS_MAX, REFUSALS_MAX, RULES_MAX, Rule, RuleKey, SUBJECTS_MAX, Subject, SubjectCounts};
+pub use access::{
+    GROUPS_MAX, REFUSALS_MAX, REVISION_BITS, RULES_MAX, Rule, RuleKey, SUBJECTS_MAX, Subject, SubjectCounts,
+};
 
 /// The layout of the pinned maps.
 pub const LAYOUT: u32 = 4;
@@ -89,9 +91,6 @@ pub struct Route {
     pub slot: u32,
     /// [`Route::SPLIT`] and the others. With none, nothing else is looked up.
     pub flags: u32,
-    /// Whose rules count for a route that is [`Route::GUARDED`]: the function's own address, or zeroes for the one that
-    /// was dialled.
-    pub function: [u32; 4],
 }
 
 impl Route {
@@ -113,7 +112,7 @@ impl Route {
     /// All connections to one slot.
     #[must_use]
     pub const fn to(slot: u32) -> Self {
-        Self { slot, flags: 0, function: [0; 4] }
+        Self { slot, flags: 0 }
     }
 }
 
@@ -230,7 +229,7 @@ const _: () = {
     assert!(size_of::<Config>() == 32 && align_of::<Config>() == 4);
     assert!(size_of::<RouteKey>() == 20 && align_of::<RouteKey>() == 4);
     assert!(size_of::<Pool>() == 4 + 4 * POOL_SEATS_MAX && align_of::<Pool>() == 4);
-    assert!(size_of::<Route>() == 24 && align_of::<Route>() == 4);
+    assert!(size_of::<Route>() == 8 && align_of::<Route>() == 4);
     assert!(size_of::<Split>() == 12 + 8 * BRANCHES_MAX && align_of::<Split>() == 4);
     assert!(size_of::<Owner>() == 12 && align_of::<Owner>() == 4);
     assert!(size_of::<Live>() == 16 && align_of::<Live>() == 8);

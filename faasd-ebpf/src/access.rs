@@ -1,13 +1,11 @@
 //! Who connects, by the source address, and whether the policy lets it.
 
-use core::ptr;
-
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuHashMap};
 use faasd_common::{
-    Config, Decision, GROUPS_MAX, REFUSALS_MAX, RULES_MAX, Route, Rule, RuleKey, SUBJECTS_MAX, Subject,
-    SubjectCounts,
+    Config, Decision, GROUPS_MAX, REFUSALS_MAX, REVISION_BITS, RULES_MAX, Route, Rule, RuleKey, SUBJECTS_MAX,
+    Subject, SubjectCounts,
 };
 
 use crate::{LOOPBACK_IFINDEX, live};
@@ -49,21 +47,18 @@ pub enum Arrival {
 
 #[inline(always)]
 pub fn arrival(config: &Config, ifindex: u32, source: &[u32; 4]) -> Arrival {
+    let inside = ifindex == config.tunnel_ifindex || ifindex == LOOPBACK_IFINDEX;
+    if !inside {
+        return if ifindex == 0 { Arrival::NoPacket } else { Arrival::Foreign };
+    }
+    // What the daemon sends to the server's own address comes by loopback, but the kernel says that it came by the
+    // tunnel, whose address that is. No peer has the address, and the rules of routing know what really came by the
+    // tunnel.
+    if is(source, &config.server) || is(source, &LOCALHOST) {
+        return Arrival::Daemon;
+    }
     let of_a_function = source[0] == config.functions[0] && source[1] == config.functions[1];
-    if ifindex == config.tunnel_ifindex {
-        return if of_a_function { Arrival::Foreign } else { Arrival::Subject };
-    }
-    if ifindex == LOOPBACK_IFINDEX {
-        if of_a_function {
-            return Arrival::Subject;
-        }
-        return if is(source, &config.server) || is(source, &LOCALHOST) {
-            Arrival::Daemon
-        } else {
-            Arrival::Foreign
-        };
-    }
-    if ifindex == 0 { Arrival::NoPacket } else { Arrival::Foreign }
+    if of_a_function == (ifindex == LOOPBACK_IFINDEX) { Arrival::Subject } else { Arrival::Foreign }
 }
 
 /// Word by word: arrays are compared by a call to `bcmp`, which is not there.
@@ -72,11 +67,49 @@ fn is(one: &[u32; 4], other: &[u32; 4]) -> bool {
     one[0] == other[0] && one[1] == other[1] && one[2] == other[2] && one[3] == other[3]
 }
 
-/// Who has this address, or null.
+/// How often an entry that changes while it is read is read again.
+const ROUNDS: u32 = 8;
+
+/// Puts who has this address into `subject`. False if nobody has.
+///
+/// Each entry is replaced whole, but the kernel gives the memory of the one that was replaced or removed to the next
+/// one at once, also while it is being read here. So what was read counts if a second look finds the same.
 #[inline(always)]
-pub fn subject(source: &[u32; 4]) -> *const Subject {
-    SUBJECTS.get_ptr(source).unwrap_or(ptr::null())
+pub fn subject(source: &[u32; 4], subject: &mut Subject) -> bool {
+    if !look_up(source, subject) {
+        return false;
+    }
+    for _ in 0..ROUNDS {
+        let mut again = Subject::INVITED;
+        if !look_up(source, &mut again) {
+            return false;
+        }
+        let mut changed = subject.number ^ again.number;
+        for i in 0..GROUPS_MAX {
+            changed |= subject.groups[i] ^ again.groups[i];
+        }
+        if changed == 0 {
+            return true;
+        }
+        *subject = again;
+    }
+    false
 }
+
+#[inline(always)]
+fn look_up(source: &[u32; 4], into: &mut Subject) -> bool {
+    match SUBJECTS.get_ptr(source) {
+        Some(entry) => {
+            // SAFETY: an entry, which stays readable while the program runs.
+            *into = unsafe { entry.read_volatile() };
+            true
+        }
+        None => false,
+    }
+}
+
+/// What is left of an address's last word for all revisions of a function.
+const FUNCTION_MASK: u32 = (!0u32 << REVISION_BITS).to_be();
 
 /// The decision that [`admit`] returns for "yes". A number, as every other: the verifier follows it as one.
 pub const ADMITTED: u32 = u32::MAX;
@@ -89,8 +122,8 @@ pub fn admit(subject: &Subject, route: &Route, address: &[u32; 4]) -> u32 {
         return Decision::Stranger as u32;
     }
     if route.flags & Route::GUARDED != 0 {
-        let of_the_dialled = is(&route.function, &[0; 4]);
-        let function = if of_the_dialled { *address } else { route.function };
+        let [first, second, third, last] = *address;
+        let function = [first, second, third, last & FUNCTION_MASK];
         let mut key = RuleKey { subject: subject.number, function };
         if !allowed(subject, route.flags, &mut key) {
             key.subject = subject.number;
@@ -121,11 +154,28 @@ fn allowed(subject: &Subject, flags: u32, key: &mut RuleKey) -> bool {
     if said != 0 { said & Rule::DENY == 0 } else { flags & Route::CLOSED == 0 }
 }
 
-/// What the rule says, or 0 if there is none.
+/// What the rule says, or 0 if there is none. As with subjects, two looks have to agree; a rule that changes all the
+/// while denies.
 #[inline(always)]
 fn rule(key: &RuleKey) -> u32 {
+    let mut says = word(key);
+    if says == 0 {
+        return 0;
+    }
+    for _ in 0..ROUNDS {
+        let again = word(key);
+        if says == again {
+            return says;
+        }
+        says = again;
+    }
+    Rule::DENY
+}
+
+#[inline(always)]
+fn word(key: &RuleKey) -> u32 {
     match RULES.get_ptr(key) {
-        // SAFETY: a word of an entry.
+        // SAFETY: a word of an entry, which stays readable while the program runs.
         Some(says) => unsafe { says.read_volatile() },
         None => 0,
     }
@@ -136,13 +186,10 @@ const ADMITTED_COUNT: usize = 0;
 const REFUSED: usize = 1;
 const UNKNOWN: usize = 2;
 
-/// Nothing is where `subject` dialled. (The daemon has no counts of its own: null.)
+/// Nothing is where `subject` dialled.
 #[inline(always)]
-pub fn count_unknown(subject: *const Subject) {
-    if !subject.is_null() {
-        // SAFETY: not null, so it points to an entry.
-        count(unsafe { (*subject).number }, UNKNOWN);
-    }
+pub fn count_unknown(subject: &Subject) {
+    count(subject.number, UNKNOWN);
 }
 
 #[inline(always)]

@@ -136,32 +136,35 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     let source: [u32; 4] =
         unsafe { core::array::from_fn(|i| (&raw const (*ctx.lookup).remote_ip6[i]).read_volatile()) };
     // First who, then what.
-    let subject = match access::arrival(config, lookup.ingress_ifindex, &source) {
-        Arrival::Daemon => ptr::null(),
+    let mut subject = Subject::INVITED;
+    let arrival = access::arrival(config, lookup.ingress_ifindex, &source);
+    match arrival {
+        Arrival::Daemon => {}
         Arrival::Subject => {
-            let subject = access::subject(&source);
-            if subject.is_null() {
+            if !access::subject(&source, &mut subject) {
                 count(Decision::Stranger);
                 return SK_DROP;
             }
-            subject
         }
         Arrival::Foreign => {
             count(Decision::Foreign);
             return SK_DROP;
         }
         Arrival::NoPacket => return SK_DROP,
-    };
+    }
+    let is_daemon = arrival == Arrival::Daemon;
     // SAFETY: four words of a valid context.
     let address =
         unsafe { core::array::from_fn(|i| (&raw const (*ctx.lookup).local_ip6[i]).read_volatile()) };
     let key = RouteKey { address, port: lookup.local_port };
     if lookup.protocol != IPPROTO_TCP {
-        return udp(subject, &key);
+        return udp(is_daemon, &key);
     }
     // SAFETY: the value is copied at once; the daemon replaces entries whole.
     let Some(route) = (unsafe { ROUTES.get(&key) }).copied() else {
-        access::count_unknown(subject);
+        if !is_daemon {
+            access::count_unknown(&subject);
+        }
         count(Decision::Unknown);
         return SK_DROP;
     };
@@ -169,9 +172,8 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         count(Decision::Service);
         return SK_PASS;
     }
-    if !subject.is_null() {
-        // SAFETY: not null, so it points to an entry; the daemon replaces entries whole.
-        let decision = access::admit(unsafe { &*subject }, &route, &key.address);
+    if !is_daemon {
+        let decision = access::admit(&subject, &route, &key.address);
         if decision != ADMITTED {
             increment(&DECISIONS, decision);
             return SK_DROP;
@@ -186,9 +188,9 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
 
 /// Only the daemon's services are bound here, and nothing that a function holds is a UDP socket.
 #[inline(always)]
-fn udp(subject: *const Subject, key: &RouteKey) -> u32 {
-    // The daemon's own, by loopback: an answer to it goes to whatever port it has.
-    if subject.is_null() {
+fn udp(is_daemon: bool, key: &RouteKey) -> u32 {
+    // Its own, by loopback: an answer to it goes to whatever port it has.
+    if is_daemon {
         return SK_PASS;
     }
     // SAFETY: the value is copied at once; the daemon replaces entries whole.

@@ -5,6 +5,7 @@
 
 mod cold;
 mod density;
+mod dns;
 pub mod measure;
 mod platform;
 
@@ -29,6 +30,12 @@ pub struct Args {
     /// What a connection to a function that does not run waits for, instead
     #[arg(long, conflicts_with = "density")]
     cold: bool,
+    /// What a query to the name server costs, beside Knot and NSD, instead
+    #[arg(long, conflicts_with_all = ["density", "cold"])]
+    dns: bool,
+    /// What it costs to look up who connects and whether it may, instead
+    #[arg(long, conflicts_with_all = ["quick", "density", "cold"])]
+    access: bool,
     /// Write the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -49,12 +56,20 @@ const IDLE_CONNECTIONS: &str = "10000";
 pub fn main(args: &Args) -> Result<()> {
     if !args.built {
         setup::ensure(Scope::Bench)?;
+        let build = if args.dns { build_dns } else { build };
         step("bench", "building what is measured as it is shipped", build)?;
+    }
+    if args.dns {
+        // Servers on the loopback interface, which anybody can start.
+        return dns::run(args);
     }
     if !root::is_root() {
         return again_as_root(args);
     }
     interrupt::catch()?;
+    if args.access {
+        return measure::access(args.out.as_deref(), &args.rest);
+    }
     let platform = step("bench", "starting faasd in a network namespace of its own", Platform::start)?;
     if args.density {
         let measured = density::run(&platform.server(), args);
@@ -94,7 +109,13 @@ fn again_as_root(args: &Args) -> Result<()> {
     let target = repo::target_dir();
     let mut command = root::command(program, &[("CARGO_TARGET_DIR", target.as_os_str())])?;
     command.args(["bench", "--built"]);
-    for (wanted, flag) in [(args.quick, "--quick"), (args.density, "--density"), (args.cold, "--cold")] {
+    let modes = [
+        (args.quick, "--quick"),
+        (args.density, "--density"),
+        (args.cold, "--cold"),
+        (args.access, "--access"),
+    ];
+    for (wanted, flag) in modes {
         if wanted {
             command.arg(flag);
         }
@@ -111,6 +132,13 @@ pub fn build() -> Result<()> {
     let mut cargo = repo::cargo();
     cargo.args(["build", "--profile", PROFILE, "--locked", "--quiet"]);
     cargo.args(["--bins", "--examples", "-p", "faasd", "-p", "faasd-bench", "-p", "faasd-sdk"]);
+    run::run(&mut cargo)
+}
+
+/// Builds the name server alone.
+fn build_dns() -> Result<()> {
+    let mut cargo = repo::cargo();
+    cargo.args(["build", "--profile", PROFILE, "--locked", "--quiet", "-p", "faasd", "--example", "dns"]);
     run::run(&mut cargo)
 }
 

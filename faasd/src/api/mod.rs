@@ -3,5 +3,6 @@
 mod body;
 pub mod client;
 pub mod condition;
+pub mod egress;
 pub mod since;
 pub mod types;

@@ -69,6 +69,7 @@ pub use access::{
 };
 pub use peers::{Invite, Invited, Join, Peer, Peers};
 
+use super::egress::Egress;
 use crate::core::image::ImageName;
 pub use crate::core::invitation::Invitation;
 use crate::core::name::FunctionName;
@@ -280,6 +281,8 @@ pub struct Function {
     pub retry_in_ms: Option<u64>,
     pub instances: Vec<Instance>,
     pub connections: Connections,
+    #[serde(default)]
+    pub egress: Egress,
 }
 
 /// What a caller would meet now.
@@ -462,6 +465,7 @@ pub enum EventKind {
     GroupChanged,
     PeerInvited,
     PeerJoined,
+    PeerRotated,
     PeerRevoked,
     RoleChanged,
     DaemonStarted,
@@ -492,6 +496,7 @@ impl EventKind {
             Self::GroupChanged => "group-changed",
             Self::PeerInvited => "peer-invited",
             Self::PeerJoined => "peer-joined",
+            Self::PeerRotated => "peer-rotated",
             Self::PeerRevoked => "peer-revoked",
             Self::RoleChanged => "role-changed",
             Self::DaemonStarted => "daemon-started",

@@ -50,6 +50,7 @@ impl Describe {
             ("  waiting", Cell::new(counts.waiting)),
         ])?;
         access(context, &self.name).await?;
+        egress(context, &function)?;
         ui.print(&format!("\n{}\n", ui.bold("Instances")))?;
         if function.instances.is_empty() {
             ui.print("  none; the next connection starts one\n")?;
@@ -88,6 +89,27 @@ async fn access(context: &Context, name: &FunctionName) -> Result<(), Failure> {
         ("  default", Cell::new(policy.default.as_str())),
         ("  rules", Cell::new(if rules.is_empty() { "none".to_owned() } else { format!("{rules}{more}") })),
         ("  refused", Cell::new(refused)),
+    ])
+}
+
+/// What it connects to, if it may.
+fn egress(context: &Context, function: &Function) -> Result<(), Failure> {
+    let (spec, counts, ui) = (&function.spec, &function.egress, &context.ui);
+    if !spec.connects() {
+        return Ok(());
+    }
+    let list = |grants: Vec<String>| match grants.is_empty() {
+        true => "nothing".to_owned(),
+        false => grants.join(", "),
+    };
+    let last = counts.last_refused.map_or_else(String::new, |to| format!(" (last: {to})"));
+    ui.print(&format!("\n{}\n", ui.bold("Connects to")))?;
+    ui.pairs([
+        ("  allow", Cell::new(list(spec.allow.iter().map(ToString::to_string).collect()))),
+        ("  outside", Cell::new(list(spec.outside.iter().map(ToString::to_string).collect()))),
+        ("  made", Cell::new(format!("{} inside, {} outside", counts.inside, counts.outside))),
+        ("  refused", Cell::new(format!("{}{last}", counts.refused))),
+        ("  failed", Cell::new(counts.failed)),
     ])
 }
 

@@ -160,6 +160,8 @@ pub trait Service: Send + Sync + 'static {
     async fn revoke(&self, name: &FunctionName) -> Result<(), ApiError>;
     /// Replaces the key of the peer whose address `source` is, if its invitation is still open.
     async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError>;
+    /// Gives the peer that has joined with this address another key.
+    async fn rotate(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError>;
     /// What the peer may do that has joined with this address, if there is one.
     fn role(&self, source: Ipv6Addr) -> Option<(FunctionName, Role)>;
     async fn set_role(&self, name: &FunctionName, role: Role) -> Result<Peer, ApiError>;
@@ -398,6 +400,10 @@ fn tunnel_routes() -> ApiRouter<Api> {
         .api_route(
             gate::JOIN,
             post_with(h::join, |o| op(o, "join", "Replace an invitation's key by one's own")),
+        )
+        .api_route(
+            gate::ROTATE,
+            post_with(h::rotate, |o| op(o, "rotate", "Replace one's key by another of one's own")),
         )
 }
 

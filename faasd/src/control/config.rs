@@ -1,16 +1,23 @@
 //! The daemon's settings: `/etc/faasd/faasd.toml`. An empty file, or none, is a working daemon.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::dns::SECONDARIES_MAX;
 use crate::core::access::Access;
 use crate::core::address::{FUNCTION_PREFIX, Prefix, VPN_PREFIX};
 use crate::core::spec::explain;
 use crate::tunnel::Choice;
+
+/// The port of DNS.
+pub const DNS_PORT: u16 = 53;
+
+/// The longest time that "no such name" may be kept: what RFC 2308 calls sensible.
+const NEGATIVE_TTL_SECONDS_MAX: u32 = 3600;
 
 /// What can be set.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -37,6 +44,12 @@ pub struct Config {
     pub dns_upstreams: Option<Vec<SocketAddr>>,
     /// How long a client may remember that a name was not there.
     pub dns_negative_ttl_seconds: u32,
+    /// Peers that serve copies of our zones: they may have them whole, and are told of changes.
+    pub dns_secondaries: Vec<Secondary>,
+    /// DNS queries that a peer may send in a second over UDP, and as many at once; 0 for no limit.
+    pub dns_rate_limit: u32,
+    /// Log every DNS query.
+    pub dns_query_log: bool,
     /// Threads that accept connections.
     pub acceptors: usize,
     /// Connections that may queue at one function while it has no instance, and between two sweeps.
@@ -46,6 +59,23 @@ pub struct Config {
     pub prepared_max: usize,
     /// Changes that the API takes in a second, with the double at once.
     pub api_writes_per_second: NonZeroU32,
+}
+
+/// A name server that copies our zones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Secondary {
+    pub address: SocketAddrV6,
+}
+
+impl TryFrom<String> for Secondary {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let address = text.parse().or_else(|_| text.parse().map(|ip| SocketAddrV6::new(ip, DNS_PORT, 0, 0)));
+        let wrong = |_| format!("'{text}' is no IPv6 address; write ADDRESS or [ADDRESS]:PORT");
+        address.map(|address| Self { address }).map_err(wrong)
+    }
 }
 
 impl Default for Config {
@@ -62,6 +92,9 @@ impl Default for Config {
             access: Access::Open,
             dns_upstreams: None,
             dns_negative_ttl_seconds: 1,
+            dns_secondaries: Vec::new(),
+            dns_rate_limit: 10_000,
+            dns_query_log: false,
             acceptors: 1,
             backlog: 4096,
             api_writes_per_second: super::api::WRITES_PER_SECOND,
@@ -111,6 +144,19 @@ impl Config {
                 "use 1 to 15 characters without '/', ':' or space, and another name than lo",
             );
         }
+        if config.dns_secondaries.len() > SECONDARIES_MAX {
+            return value("dns_secondaries", &config.dns_secondaries.len(), "name 8 at most");
+        }
+        let is_peer = |secondary: &&Secondary| config.vpn_prefix.contains(*secondary.address.ip());
+        if let Some(other) = config.dns_secondaries.iter().find(|secondary| !is_peer(secondary)) {
+            let allowed = "a secondary is a peer: use its address in `vpn_prefix` (`faas vpn peers`)";
+            return value("dns_secondaries", &other.address, allowed);
+        }
+        if config.dns_negative_ttl_seconds > NEGATIVE_TTL_SECONDS_MAX {
+            let allowed =
+                "use 0 to 3600: a name that is deployed is not found for as long by who asked before";
+            return value("dns_negative_ttl_seconds", &config.dns_negative_ttl_seconds, allowed);
+        }
         if config.http_port == 0 || config.http_port == 53 {
             return value("http_port", &config.http_port, "use 1 to 65535, but not 53, which is DNS");
         }
@@ -151,6 +197,10 @@ mod tests {
     fn settings_are_read_and_mistakes_are_named() {
         let parse = |text| Config::parse(text, Path::new("faasd.toml"));
         assert_eq!(parse("").unwrap().listen_port, 51820);
+        let secondaries = "dns_secondaries = ['fd00:faa5:0:100::5', '[fd00:faa5:0:100::6]:5353']";
+        let ports =
+            parse(secondaries).unwrap().dns_secondaries.iter().map(|s| s.address.port()).collect::<Vec<_>>();
+        assert_eq!(ports, [53, 5353]);
         assert_eq!(parse("wireguard = 'userspace'").unwrap().wireguard, Choice::Userspace);
         for (text, why) in [
             ("listenport = 1", "did you mean `listen_port`"),
@@ -160,6 +210,9 @@ mod tests {
             ("http_port = 53", "DNS"),
             ("interface = 'a long name for one'", "1 to 15 characters"),
             ("interface = 'lo'", "another name"),
+            ("dns_secondaries = ['192.0.2.1']", "no IPv6 address"),
+            ("dns_secondaries = ['2001:db8::1']", "is a peer"),
+            ("dns_negative_ttl_seconds = 86400", "0 to 3600"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(why) && error.starts_with("faasd.toml"), "{text}: {error}");

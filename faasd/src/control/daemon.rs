@@ -9,20 +9,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use faasd_common::Route;
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::access::{Access, KernelEnforcer};
 use super::api::{self, Api, Refusals, Spool};
 use super::callers::Callers;
 use super::cgroup;
-use super::config::Config;
-use super::dns::{Dns, DnsConfig, DnsSockets, write_zone_file};
+use super::config::{Config, DNS_PORT};
+use super::dns::{self, Dns, DnsConfig, DnsSockets, Names, ZoneFiles};
 use super::events::{Events, NewEvent};
 use super::fdstore::{self, FdStore};
 use super::ingress::Ingress;
@@ -34,8 +33,9 @@ use super::service::Daemon;
 use super::store::{Embedded, Store};
 use crate::api::types::EventKind;
 use crate::core::paths::Paths;
-use crate::core::zone::{self, Zone, ZoneSettings};
+use crate::core::zone::{Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
+use crate::runtime::egress::{self, Egress};
 use crate::runtime::image;
 use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
@@ -46,12 +46,6 @@ use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
 use crate::tunnel::userspace::Launch;
 use crate::tunnel::{self, keys};
-
-/// The port of DNS.
-const DNS_PORT: u16 = 53;
-
-/// Zone changes within this time are written to the zone file together.
-const ZONE_FILE_PAUSE: Duration = Duration::from_millis(200);
 
 /// How a daemon is started.
 #[derive(Clone, Debug)]
@@ -125,15 +119,19 @@ async fn serve(
 
     let host = NetNs::current().context("cannot open this network namespace")?;
     let ingress = Arc::new(Ingress::open(&paths.ingress(), config.function_prefix)?);
+    let server = config.vpn_prefix.server();
+    ingress.guard(&config.interface, server, config.function_prefix)?;
     let key = keys::load_or_create(&paths.wireguard)?;
     let callers = Arc::new(
         Callers::open(&paths.callers())
             .with_context(|| format!("cannot make {}", paths.callers().display()))?,
     );
     let access = Arc::new(Access::open(Arc::clone(&store), config.access, config.function_prefix)?);
+    let (names, zone_files) = names(&config, &paths.zone_files())?;
     let network = {
         let parts = network::Parts {
             access: Arc::clone(&access),
+            files: paths.peers(),
             config: config.clone(),
             endpoint: options.endpoint.clone().or_else(|| config.endpoint.clone()),
             key,
@@ -141,6 +139,7 @@ async fn serve(
             host: host.try_clone()?,
             ingress: ingress.ns().try_clone()?,
             store: Arc::clone(&store),
+            names: Arc::clone(&names),
         };
         Arc::new(tokio::task::spawn_blocking(|| Network::open(parts)).await?.context("there is no tunnel")?)
     };
@@ -148,7 +147,6 @@ async fn serve(
         .index(&config.interface)?
         .with_context(|| format!("the interface {} is gone again", config.interface))?;
 
-    let server = config.vpn_prefix.server();
     let mut kernel = Kernel::load(&Attachment {
         dir: &paths.bpf(),
         ingress: ingress.ns(),
@@ -158,11 +156,15 @@ async fn serve(
         server,
         functions: config.function_prefix.network(),
     })?;
+    let egress = Arc::new(Egress::new(egress::Parts {
+        ingress: ingress.ns().try_clone()?,
+        bpf: &paths.bpf(),
+        vpn_prefix: config.vpn_prefix,
+        function_prefix: config.function_prefix,
+        upstreams: config.dns_upstreams.as_deref().filter(|upstreams| !upstreams.is_empty()),
+    })?);
     let (writes_per_second, http_port) = (config.api_writes_per_second, config.http_port);
-    let sockets = DnsSockets {
-        udp: ingress.udp(server, DNS_PORT)?,
-        tcp: vec![ingress.listen_service(server, DNS_PORT)?],
-    };
+    let sockets = dns_sockets(&ingress, &config)?;
     let http = ingress.listen_service(server, config.http_port)?;
     for port in [DNS_PORT, config.http_port] {
         kernel.set_route(server, port, Route::SERVICE)?;
@@ -170,10 +172,6 @@ async fn serve(
     let api_socket = api::bind_unix(&paths.socket())
         .with_context(|| format!("cannot listen on {}", paths.socket().display()))?;
 
-    let settings =
-        ZoneSettings { negative_ttl_seconds: config.dns_negative_ttl_seconds, ..ZoneSettings::new(server) };
-    let zone = Arc::new(ArcSwap::from_pointee(Zone::new(settings, zone::serial(store.revision()?), [])));
-    let zone_changed = Arc::new(Notify::new());
     let (to_owner, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
     let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
     let logs = Logs::new(paths.logs());
@@ -187,6 +185,7 @@ async fn serve(
         logs.clone(),
         Arc::clone(&fdstore),
         Arc::clone(&secrets),
+        egress,
         messages.clone(),
     );
     // Before the owner sets any route: its flags speak of rules that are there.
@@ -203,17 +202,16 @@ async fn serve(
         images: images.clone(),
         logs: logs.clone(),
         events: events.clone(),
-        zone: Arc::clone(&zone),
-        zone_changed: Arc::clone(&zone_changed),
         callers: Arc::clone(callers.table()),
+        names: Arc::clone(&names),
         config: config.clone(),
     })
     .await?;
     let owner = tokio::spawn(owner.run(inbox, acceptor_events));
 
-    let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&zone))?;
+    let (written, told) = watch::channel(names.load().serial());
+    let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&names), &told)?;
     let watching = [tokio::spawn(Arc::clone(&network).watch()), tokio::spawn(fdstore::watch(fdstore))];
-    let zone_file = tokio::spawn(keep_zone_file(paths.zone_file(), zone, zone_changed));
     let refusals = Arc::<Refusals>::default();
     let daemon = Arc::new(Daemon {
         owner: messages.clone(),
@@ -226,10 +224,13 @@ async fn serve(
         events: events.clone(),
         secrets,
         dns: Arc::clone(dns.metrics()),
+        names: Arc::clone(&names),
         runtime_version: format!("runc {}", runtime.version()),
         started_at: Timestamp::now(),
     });
     let (stop, stopped) = watch::channel(());
+    let (zones_done, zones_stopped) = watch::channel(());
+    let zone_files = tokio::spawn(dns::keep(zone_files, names, written, zones_stopped));
     let until_stopped = || {
         let mut stopped = stopped.clone();
         async move {
@@ -264,7 +265,8 @@ async fn serve(
         let _ = done.await;
     }
     owner.await?;
-    zone_file.abort();
+    drop(zones_done);
+    zone_files.await?;
     tokio::task::spawn_blocking(move || events.flush()).await?;
     dns.shutdown().await?;
     Ok(())
@@ -308,23 +310,37 @@ fn dns_config(config: &Config) -> DnsConfig {
     if let Some(upstreams) = &config.dns_upstreams {
         dns.upstreams.clone_from(upstreams);
     }
+    dns.secondaries =
+        config.dns_secondaries.iter().map(|secondary| (*secondary.address.ip()).into()).collect();
+    dns.rate_limit = config.dns_rate_limit;
+    dns.query_log = config.dns_query_log;
     dns
 }
 
-/// Writes the zone file after each change, off the path of a deploy.
-async fn keep_zone_file(path: PathBuf, zone: Arc<ArcSwap<Zone>>, changed: Arc<Notify>) {
-    loop {
-        let (path, now) = (path.clone(), zone.load_full());
-        match tokio::task::spawn_blocking(move || write_zone_file(&path, &now)).await {
-            Ok(Err(error)) => {
-                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "no zone file");
-            }
-            Err(error) => tracing::warn!(%error, "no zone file"),
-            Ok(Ok(_)) => {}
-        }
-        changed.notified().await;
-        tokio::time::sleep(ZONE_FILE_PAUSE).await;
+/// Where queries arrive, and from where secondaries are notified: in the ingress, whose peers they are.
+fn dns_sockets(ingress: &Ingress, config: &Config) -> anyhow::Result<DnsSockets> {
+    let server = config.vpn_prefix.server();
+    let mut notify = Vec::new();
+    for secondary in &config.dns_secondaries {
+        let sockets = ingress.udp(server, 0, 1)?;
+        notify.extend(sockets.into_iter().map(|socket| (secondary.address.into(), socket)));
     }
+    Ok(DnsSockets {
+        udp: ingress.udp(server, DNS_PORT, dns::threads())?,
+        tcp: vec![ingress.listen_service(server, DNS_PORT)?],
+        notify,
+    })
+}
+
+/// The zones, with nobody in them yet, and the files that they are kept in.
+fn names(config: &Config, dir: &Path) -> anyhow::Result<(Arc<Names>, ZoneFiles)> {
+    let now_s = u64::try_from(Timestamp::now().as_second()).unwrap_or(0);
+    let (files, serial) = ZoneFiles::open(dir, now_s)?;
+    let settings = ZoneSettings {
+        negative_ttl_seconds: config.dns_negative_ttl_seconds,
+        ..ZoneSettings::new(config.vpn_prefix, config.function_prefix)
+    };
+    Ok((Arc::new(Names::new(Zone::new(settings, serial))), files))
 }
 
 /// Removes what a daemon leaves behind to serve without it: instances, the kernel program, the tunnel, the ingress,

@@ -19,9 +19,6 @@ use crate::sys::netns::NetNs;
 /// How long the daemon waits for a connection of its own to a function.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// UDP sockets that share DNS's port: one for each core up to this.
-const DNS_SOCKETS_MAX: usize = 4;
-
 /// Why there is no ingress.
 #[derive(Debug, thiserror::Error)]
 pub enum IngressError {
@@ -82,6 +79,27 @@ impl Ingress {
         Ok(Self { ns })
     }
 
+    /// Has the ingress refuse whatever comes in by another interface than `tunnel`, or by the tunnel with the server's
+    /// address or a function's. An address is who somebody is, here. The kernel program sees who opens a connection; this is for the
+    /// rest, such as what claims to belong to a connection that is open.
+    ///
+    /// # Errors
+    /// [`IngressError::Link`].
+    pub fn guard(&self, tunnel: &str, server: Ipv6Addr, functions: Prefix) -> Result<(), IngressError> {
+        let ours = [(server, 128), (functions.network(), Prefix::BITS)];
+        Ok(Netlink::new(&self.ns).admit_only_by(tunnel, &ours)?)
+    }
+
+    /// How many packets came in that no route takes: what [`Ingress::guard`] refuses, and what is for nobody here.
+    ///
+    /// # Errors
+    /// Those of reading the kernel's counters.
+    pub fn unroutable_packets(&self) -> io::Result<u64> {
+        let counters = self.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp6"))?;
+        let value = |line: &str| line.strip_prefix("Ip6InNoRoutes")?.trim().parse().ok();
+        counters.lines().find_map(value).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     #[must_use]
     pub fn ns(&self) -> &NetNs {
         &self.ns
@@ -137,12 +155,11 @@ impl Ingress {
             .map_err(|source| IngressError::Listen { address, port, source })
     }
 
-    /// UDP sockets for a service, sharing the port.
+    /// UDP sockets for a service, sharing the port. With port 0 each has one of its own.
     ///
     /// # Errors
     /// [`IngressError::Listen`].
-    pub fn udp(&self, address: Ipv6Addr, port: u16) -> Result<Vec<UdpSocket>, IngressError> {
-        let count = std::thread::available_parallelism().map_or(1, usize::from).min(DNS_SOCKETS_MAX);
+    pub fn udp(&self, address: Ipv6Addr, port: u16, count: usize) -> Result<Vec<UdpSocket>, IngressError> {
         self.ns
             .run(|| {
                 (0..count)

@@ -28,6 +28,7 @@ use crate::core::secret::{SecretBytes, SecretName};
 use crate::core::spec::{Contract, FunctionSpec, Lane};
 use crate::dataplane;
 use crate::runtime::agent::find_listener;
+use crate::runtime::egress::Egress;
 use crate::runtime::image::RootImage;
 use crate::runtime::instance::{Adopted, Request, Runtime, new_id};
 use crate::runtime::logs::Logs;
@@ -39,7 +40,8 @@ use crate::sys::scm;
 /// The send buffer of an instance's socket: room for some thousand connections that it has not yet received.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
-/// Descriptors kept for each instance: its socket's two ends, its page, its log. A fifth is the seccomp filter's.
+/// Descriptors kept for each instance: its socket's two ends, its page, its log. A fifth is its seccomp filter's, if somebody
+/// is asked by that.
 const KEPT: usize = 4;
 
 /// The prefix of the descriptor store's entries for instances.
@@ -126,6 +128,7 @@ pub struct Instances {
     logs: Logs,
     store: Arc<Mutex<FdStore>>,
     secrets: Arc<Secrets>,
+    egress: Arc<Egress>,
     owner: mpsc::Sender<Message>,
 }
 
@@ -154,6 +157,12 @@ impl Instances {
         self.runtime.mounts()
     }
 
+    /// What makes functions' own connections.
+    #[must_use]
+    pub fn egress(&self) -> &Egress {
+        &self.egress
+    }
+
     /// What functions may be given to read.
     #[must_use]
     pub fn secrets(&self) -> &Secrets {
@@ -166,9 +175,10 @@ impl Instances {
         logs: Logs,
         store: Arc<Mutex<FdStore>>,
         secrets: Arc<Secrets>,
+        egress: Arc<Egress>,
         owner: mpsc::Sender<Message>,
     ) -> Self {
-        Self { runtime, logs, store, secrets, owner }
+        Self { runtime, logs, store, secrets, egress, owner }
     }
 
     /// Starts an instance. What becomes of it is told to the owner by its key. `listener` is for the warm lane: the
@@ -207,6 +217,7 @@ impl Instances {
             image: files.code,
             root: files.root,
             dependencies: files.dependencies,
+            hosts: record.spec.connects().then(|| self.egress.grants(&record.spec).hosts()),
             hold: hold && is_held(&record.spec),
             descriptors,
         };

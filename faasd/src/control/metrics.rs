@@ -10,6 +10,7 @@ use super::access::NamedCounts;
 use super::dns::DnsCounts;
 use super::owner::Listed;
 use crate::api::types::{Peer, Phase};
+use crate::core::zone::Zone;
 use crate::dataplane::{LATENCY_BOUNDS_NS, Stats};
 use crate::telemetry::names::{self, Metric};
 
@@ -19,7 +20,9 @@ pub struct Snapshot {
     /// With the counters of those who serve: one for each revision.
     pub functions: Vec<Listed>,
     pub decisions: [u64; Decision::COUNT as usize],
+    pub unroutable_packets: u64,
     pub dns: DnsCounts,
+    pub zone: Arc<Zone>,
     pub peers: Vec<Peer>,
     pub access: NamedCounts,
     /// Requests through the tunnel that were turned away, by reason.
@@ -72,6 +75,15 @@ pub fn render(snapshot: &Snapshot) -> String {
         ] {
             count(names::CONNECTIONS, &[("function", name), ("lane", lane)], value);
         }
+        let made = &function.egress;
+        for (outcome, value) in [
+            ("inside", made.inside),
+            ("outside", made.outside),
+            ("refused", made.refused),
+            ("failed", made.failed),
+        ] {
+            count(names::EGRESS, &[("function", name), ("outcome", outcome)], value);
+        }
         gauge(names::WAITING, &[("function", name)], c.waiting as f64);
         // Instances write half of these numbers, and may write anything.
         let in_flight = function.instances.iter().fold(0, |sum: u64, i| sum.saturating_add(i.in_flight));
@@ -96,6 +108,7 @@ pub fn render(snapshot: &Snapshot) -> String {
     for (decision, value) in Decision::NAMES.into_iter().zip(snapshot.decisions) {
         count(names::DECISIONS, &[("decision", decision)], value);
     }
+    count(names::UNROUTABLE, &[], snapshot.unroutable_packets);
     for (joined, label) in [(true, "joined"), (false, "invited")] {
         let peers = snapshot.peers.iter().filter(|p| p.invited_until.is_none() == joined).count();
         gauge(names::PEERS, &[("state", label)], peers as f64);
@@ -121,15 +134,13 @@ pub fn render(snapshot: &Snapshot) -> String {
         count(names::PEER_SENT, &[("peer", peer.name.as_str())], peer.sent_bytes);
     }
     let dns = &snapshot.dns;
-    for (outcome, value) in [
-        ("answered", dns.answered),
-        ("nxdomain", dns.nxdomain),
-        ("forwarded", dns.forwarded),
-        ("refused", dns.refused),
-        ("failed", dns.failed),
-    ] {
+    for (outcome, value) in dns.outcomes() {
         count(names::DNS_QUERIES, &[("outcome", outcome)], value);
     }
+    count(names::DNS_REBINDS, &[], dns.rebinds);
+    count(names::DNS_UNCONFIRMED, &[], dns.unconfirmed);
+    gauge(names::DNS_NAMES, &[], snapshot.zone.len() as f64);
+    gauge(names::DNS_SERIAL, &[], snapshot.zone.serial().into());
     recorder.handle().render()
 }
 

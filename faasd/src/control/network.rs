@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::access::Access;
 use super::api::ApiError;
 use super::config::Config;
+use super::dns::Names;
+use super::peer_files::PeerFiles;
 use super::peers::Peers;
 use super::records::{PEERS, PeerRecord};
+use super::seen::Seen;
 use super::store::{Expect, Store, StoreError, Stored, Write, list_json, put_json};
 use crate::api::types::{Invitation, Invite, Invited, Join, Peer};
 use crate::core::access::{GroupName, Role, Subject};
@@ -36,6 +40,12 @@ const JOIN_INTERVAL_MAX: Duration = Duration::from_millis(200);
 /// The longest time an invitation may be open: 30 days.
 const INVITATION_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
 
+/// Of what part of the time the peers' whereabouts are read when nobody asks: one in so many.
+const LOOK_SHARE: u32 = 100;
+
+/// The same, at most, however often somebody asks.
+const ASKED_SHARE: u32 = 5;
+
 /// The tunnel and its peers.
 #[derive(Debug)]
 pub struct Network {
@@ -50,14 +60,15 @@ pub struct Network {
     /// Held over a change of a peer, from looking at what is there to its being in effect.
     writer: Mutex<()>,
     peers: RwLock<Peers>,
+    names: Arc<Names>,
     up: Mutex<Up>,
+    files: PeerFiles,
 }
 
 #[derive(Debug)]
 struct Up {
     interface: Box<dyn Interface>,
-    /// As last seen, so that a tunnel that has to be brought up again knows where its peers were.
-    peers: Vec<PeerStatus>,
+    seen: Seen,
 }
 
 /// What the tunnel is made from.
@@ -72,6 +83,20 @@ pub struct Parts {
     pub ingress: NetNs,
     pub store: Arc<dyn Store>,
     pub access: Arc<Access>,
+    pub names: Arc<Names>,
+    /// Where the peers are written down for others, one file each.
+    pub files: PathBuf,
+}
+
+impl Up {
+    /// The peers as the tunnel sees them, or as it saw them a moment ago where there are so many that it would do little
+    /// else than tell of them.
+    fn look(&mut self) -> Result<Arc<HashMap<PublicKey, PeerStatus>>, tunnel::Error> {
+        if self.seen.is_due(ASKED_SHARE) {
+            self.seen.read(&*self.interface)?;
+        }
+        Ok(self.seen.peers())
+    }
 }
 
 impl Network {
@@ -80,7 +105,8 @@ impl Network {
     /// # Errors
     /// Those of the tunnel and of the store.
     pub fn open(parts: Parts) -> anyhow::Result<Self> {
-        let Parts { config, endpoint, key, launch, host, ingress, store, access } = parts;
+        let Parts { config, endpoint, key, launch, host, ingress, store, access, files, names } = parts;
+        let files = PeerFiles::new(files);
         let records = list_json(&*store, PEERS)?.into_iter().map(|(_, stored)| stored);
         let peers = RwLock::new(Peers::new(config.vpn_prefix, records));
         let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
@@ -95,9 +121,15 @@ impl Network {
             access,
             writer: Mutex::new(()),
             peers,
-            up: Mutex::new(Up { interface, peers: Vec::new() }),
+            names,
+            up: Mutex::new(Up { interface, seen: Seen::default() }),
+            files,
         };
         network.reconcile(&mut network.lock())?;
+        for record in network.known().iter().filter(|record| record.invited_until.is_none()) {
+            network.names.publish_peer(&record.name, record.address);
+        }
+        network.files.write_all(network.known().iter());
         Ok(network)
     }
 
@@ -112,13 +144,12 @@ impl Network {
     /// # Errors
     /// [`ApiError::Failed`].
     pub fn peers(&self) -> Result<Vec<Peer>, ApiError> {
-        let status = self.lock().interface.status().map_err(|e| ApiError::failed(&e))?;
-        let by_key: HashMap<String, PeerStatus> =
-            status.peers.into_iter().map(|peer| (peer.public_key.to_string(), peer)).collect();
+        let seen = self.lock().look().map_err(|e| ApiError::failed(&e))?;
         let records: Vec<_> = self.known().iter().cloned().collect();
         let view = |record: PeerRecord| {
             let groups = self.access.groups_of(&Subject::Peer(record.name.clone()));
-            view(&record, by_key.get(&record.public_key), groups)
+            let status = record.public_key.parse().ok().and_then(|key: PublicKey| seen.get(&key));
+            view(&record, status, groups)
         };
         Ok(records.into_iter().map(view).collect())
     }
@@ -179,7 +210,7 @@ impl Network {
             address,
             role: invite.role,
             public_key: temporary.public().to_string(),
-            invited_until: Some(expires_at),
+            invited_until: (!invite.plain).then_some(expires_at),
             endpoint: None,
         };
         let expect = before.as_ref().map_or(Expect::Absent, |b| Expect::Version(b.version));
@@ -189,6 +220,9 @@ impl Network {
         let former = before.and_then(|before| before.record.public_key.parse().ok()).map(PeerChange::Remove);
         let changes: Vec<_> = former.into_iter().chain([PeerChange::Set(peer)]).collect();
         self.lock().interface.update(&changes).map_err(|e| failed(&e))?;
+        if invite.plain {
+            self.names.publish_peer(&record.name, record.address);
+        }
         let invitation = Invitation {
             v: invitation::VERSION,
             name: invite.name.to_string(),
@@ -218,11 +252,13 @@ impl Network {
         let gone = self.access.remove(&Subject::Peer(name.clone()), vec![write]);
         let gone = gone.map_err(|e| ApiError::failed(&e))?;
         self.known_mut().remove(name);
+        self.files.remove(name);
         // Functions without a rule now may go on looking for some until the owner has come to it.
         let unguarded = self.access.finish(gone);
         if let Ok(key) = record.public_key.parse() {
             self.lock().interface.remove_peer(key).map_err(|e| ApiError::failed(&e))?;
         }
+        self.names.remove_peer(name);
         let cut = self.access.cut_all(record.address)?;
         self.access.settle(unguarded)?;
         Ok(cut)
@@ -234,10 +270,7 @@ impl Network {
     /// # Errors
     /// If nobody with this address is invited, or not any more.
     pub fn join(self: &Arc<Self>, source: Ipv6Addr, join: &Join) -> Result<FunctionName, ApiError> {
-        let new: PublicKey = join
-            .public_key
-            .parse()
-            .map_err(|_| ApiError::invalid("`public_key` is no WireGuard key: 32 bytes in base64"))?;
+        let new = public_key(join)?;
         let _writer = self.writer();
         let known = self.known().at(source).cloned();
         let Stored { mut record, version } =
@@ -249,25 +282,64 @@ impl Network {
             }
             Some(_) => {}
         }
-        let temporary: PublicKey =
-            record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
-        record.public_key = new.to_string();
         record.invited_until = None;
+        let name = self.replace_key(record, version, new)?;
+        tracing::info!(peer = %name, %source, "joined");
+        Ok(name)
+    }
+
+    /// Gives a peer that has joined another key, which it has made. WireGuard has tied its address to the key that it has:
+    /// whoever holds that may replace it. Returns whose it is. Blocks.
+    ///
+    /// # Errors
+    /// If nobody with this address has joined, or another key of the peer's is on its way.
+    pub fn rotate(self: &Arc<Self>, source: Ipv6Addr, join: &Join) -> Result<FunctionName, ApiError> {
+        let new = public_key(join)?;
+        let _writer = self.writer();
+        let known = self.known().at(source).filter(|peer| peer.record.invited_until.is_none()).cloned();
+        let Stored { record, version } =
+            known.ok_or_else(|| ApiError::Forbidden(format!("no peer has joined from {source}")))?;
+        // An invitation's key has the address for a moment after it was redeemed. It is good for nothing more.
+        let current = record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
+        let status = self.lock().interface.peer(current).map_err(|e| ApiError::failed(&e))?;
+        let own = AllowedIp::host(source);
+        if !status.is_some_and(|status| status.allowed_ips.contains(&own)) {
+            return Err(ApiError::conflict("the last change of this peer's key is not done yet; try again"));
+        }
+        let name = self.replace_key(record, version, new)?;
+        tracing::info!(peer = %name, %source, "has another key");
+        Ok(name)
+    }
+
+    /// Puts another key of a peer's on record, and has it take over the address.
+    fn replace_key(
+        self: &Arc<Self>,
+        mut record: PeerRecord,
+        version: u64,
+        new: PublicKey,
+    ) -> Result<FunctionName, ApiError> {
+        let former: PublicKey =
+            record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
+        let is_taken = |known: &PeerRecord| known.public_key == new.to_string();
+        if new == self.key.public() || self.known().iter().any(is_taken) {
+            return Err(ApiError::invalid("`public_key` is somebody's already; make another"));
+        }
+        record.public_key = new.to_string();
         self.put(record.clone(), Expect::Version(version)).map_err(|e| match e {
-            StoreError::Conflict { .. } => ApiError::Forbidden("the invitation was just used".to_owned()),
+            StoreError::Conflict { .. } => ApiError::Forbidden("the key was just replaced".to_owned()),
             e => ApiError::failed(&e),
         })?;
         self.access.show_peer(&record);
-        tracing::info!(peer = %record.name, %source, "joined");
-        // The answer travels through the session of the temporary key, which therefore keeps the address for a
+        self.names.publish_peer(&record.name, record.address);
+        // The answer travels through the session of the former key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
         let known_only =
             PeerConfig { public_key: new, allowed_ips: Vec::new(), endpoint: None, keepalive_s: None };
         self.lock().interface.set_peer(known_only).map_err(|e| ApiError::failed(&e))?;
         let (network, name) = (Arc::clone(self), record.name.clone());
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = network.switch(temporary, new, &record) {
-                tracing::warn!(%error, "a joined peer waits for the tunnel to be looked after");
+            if let Err(error) = network.switch(former, new, &record) {
+                tracing::warn!(%error, "a peer's new key waits for the tunnel to be looked after");
             }
         });
         Ok(name)
@@ -276,9 +348,9 @@ impl Network {
     /// Gives a peer's address to its new key, once the new key has shown itself: then the peer has had its answer.
     fn switch(&self, temporary: PublicKey, new: PublicKey, record: &PeerRecord) -> Result<(), tunnel::Error> {
         let deadline = Instant::now() + JOIN_DEADLINE;
-        let met = |peer: &PeerStatus| peer.public_key == new && peer.last_handshake.is_some();
+        let met = |peer: PeerStatus| peer.last_handshake.is_some();
         let mut pause = JOIN_INTERVAL;
-        while Instant::now() < deadline && !self.lock().interface.status()?.peers.iter().any(met) {
+        while Instant::now() < deadline && !self.lock().interface.peer(new)?.is_some_and(met) {
             std::thread::sleep(pause);
             pause = JOIN_INTERVAL_MAX.min(pause * 2);
         }
@@ -292,7 +364,9 @@ impl Network {
         let mut up = self.lock();
         // Where the new key's packets come from, should the tunnel have to be brought up before it is next looked at:
         // without an endpoint only the client could begin, and it would wait for 15 s of silence.
-        up.peers = up.interface.status()?.peers;
+        if let Some(peer) = up.interface.peer(new)? {
+            up.seen.note(peer);
+        }
         up.interface.update(&changes)
     }
 
@@ -313,8 +387,12 @@ impl Network {
 
     fn look_after(&self) -> anyhow::Result<()> {
         let mut up = self.lock();
-        match up.interface.status() {
-            Ok(status) => up.peers = status.peers,
+        let looked = match up.seen.is_due(LOOK_SHARE) {
+            true => up.look().map(drop),
+            false => up.interface.check(),
+        };
+        match looked {
+            Ok(()) => {}
             Err(error) => {
                 tracing::warn!(%error, "bringing the tunnel up again");
                 up.interface = bring_up(&self.config, &self.key, &self.launch, &self.host, &self.ingress)?;
@@ -337,8 +415,7 @@ impl Network {
     fn reconcile(&self, up: &mut Up) -> anyhow::Result<()> {
         let now = Timestamp::now();
         let mut wanted = Vec::new();
-        let seen: HashMap<PublicKey, Option<SocketAddr>> =
-            up.peers.iter().map(|peer| (peer.public_key, peer.endpoint)).collect();
+        let seen = up.seen.peers();
         for record in self.known().iter() {
             if record.invited_until.is_some_and(|until| until < now) {
                 continue;
@@ -348,7 +425,7 @@ impl Network {
                 continue;
             };
             let mut peer = config(record, key);
-            peer.endpoint = seen.get(&key).copied().flatten();
+            peer.endpoint = seen.get(&key).and_then(|peer| peer.endpoint);
             wanted.push(peer);
         }
         up.interface.set_peers(&wanted)?;
@@ -358,6 +435,7 @@ impl Network {
     /// Puts a peer on record.
     fn put(&self, record: PeerRecord, expect: Expect) -> Result<(), StoreError> {
         let version = put_json(&*self.store, &PeerRecord::key(&record.name), &record, expect)?;
+        self.files.write(&record);
         self.known_mut().insert(Stored { record, version });
         Ok(())
     }
@@ -425,6 +503,11 @@ fn bring_up(
     };
     let interface = host.run(|| Ok(tunnel::bring_up(ingress, &setup)))??;
     Ok(interface)
+}
+
+fn public_key(join: &Join) -> Result<PublicKey, ApiError> {
+    let invalid = |_| ApiError::invalid("`public_key` is no WireGuard key: 32 bytes in base64");
+    join.public_key.parse().map_err(invalid)
 }
 
 fn config(record: &PeerRecord, public_key: PublicKey) -> PeerConfig {

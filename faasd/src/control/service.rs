@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::access::{Access, NamedCounts};
 use super::api::{ApiError, Refusals, Service};
-use super::dns::DnsMetrics;
+use super::dns::{DnsMetrics, Names};
 use super::events::{Events, Filter, NewEvent};
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
@@ -51,6 +51,7 @@ pub struct Daemon {
     pub events: Events,
     pub secrets: Arc<Secrets>,
     pub dns: Arc<DnsMetrics>,
+    pub names: Arc<Names>,
     pub runtime_version: String,
     pub started_at: Timestamp,
 }
@@ -107,10 +108,14 @@ impl Daemon {
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        let ingress = Arc::clone(&self.ingress);
+        let unroutable = move || ingress.unroutable_packets().map_err(|e| ApiError::failed(&e));
         Ok(Snapshot {
+            unroutable_packets: blocking(unroutable).await?,
             functions: self.ask(|reply| Message::List { prefix: String::new(), reply }).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),
+            zone: Arc::clone(&self.names.load()),
             peers: self.peers().await?,
             access: self.counts().await?,
             api_refused: self.refusals.counts(),
@@ -391,6 +396,16 @@ impl Service for Daemon {
             let name = network.join(source, &join)?;
             let text = format!("'{name}' has joined, at {source}");
             events.record_daemon(NewEvent::new(EventKind::PeerJoined, text));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn rotate(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
+        let (network, events) = (Arc::clone(&self.network), self.events.clone());
+        blocking(move || {
+            let name = network.rotate(source, &join)?;
+            events.record_daemon(NewEvent::new(EventKind::PeerRotated, format!("'{name}' has another key")));
             Ok(())
         })
         .await

@@ -18,6 +18,10 @@ pub const FUNCTION_PREFIX: Prefix = Prefix(Ipv6Addr::new(0xfd00, 0xfaa5, 0, 0x20
 /// The last bits of a function's addresses, which tell its revisions apart.
 pub const REVISION_BITS: u32 = 16;
 
+/// What names of the outside stand for within a container. Nothing is ever sent there: the prefix is set aside for being
+/// discarded (RFC 6666).
+pub const OUTSIDE_PREFIX: Prefix = Prefix(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0));
+
 /// An IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod address;
 pub mod balance;
+pub mod egress;
 pub mod image;
 pub mod invitation;
 pub mod life;

@@ -31,7 +31,7 @@ pub enum NameError {
 }
 
 /// Names that the zone answers itself.
-const RESERVED: [&str; 2] = ["ns", "admin"];
+const RESERVED: [&str; 3] = ["ns", "admin", "peers"];
 
 impl FunctionName {
     #[must_use]

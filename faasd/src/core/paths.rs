@@ -35,6 +35,12 @@ impl Paths {
         self.run.join("ingress")
     }
 
+    /// The peers, a file each, for others to read.
+    #[must_use]
+    pub fn peers(&self) -> PathBuf {
+        self.wireguard.join("peers")
+    }
+
     /// The desired state.
     #[must_use]
     pub fn store(&self) -> PathBuf {
@@ -61,10 +67,10 @@ impl Paths {
         self.state.join("bundles")
     }
 
-    /// The zone file for other DNS servers.
+    /// Zone files for other DNS servers.
     #[must_use]
-    pub fn zone_file(&self) -> PathBuf {
-        self.state.join("dns/faas.db")
+    pub fn zone_files(&self) -> PathBuf {
+        self.state.join("dns")
     }
 
     /// Log files, one directory a function.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::schema::{SCHEMA_URL, file_schema, merge};
 pub use self::settings::{Deadlines, Limits, Scale};
+use super::egress::{GRANTS_MAX, Grant, Outside};
 use super::image::ImageName;
 use super::name::FunctionName;
 use super::secret::SecretName;
@@ -62,6 +63,14 @@ pub struct FunctionSpec {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = FORWARD_MAX))]
     pub forward: Vec<FunctionName>,
+    /// Functions that it may connect to, by name and port (80 without one), like `db.faas:5432`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = GRANTS_MAX))]
+    pub allow: Vec<Grant>,
+    /// Places outside that it may connect to, by name or address and port, like `api.example.com:443`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = GRANTS_MAX))]
+    pub outside: Vec<Outside>,
     /// Environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = ENV_MAX))]
@@ -217,6 +226,8 @@ impl Default for FunctionSpec {
             ipv4: None,
             stop_signal: None,
             forward: Vec::new(),
+            allow: Vec::new(),
+            outside: Vec::new(),
             env: BTreeMap::new(),
             secrets: Vec::new(),
             limits: Limits::default(),
@@ -332,6 +343,8 @@ impl FunctionSpec {
         if self.forward.len() > FORWARD_MAX {
             return value("forward", &self.forward.len(), "at most 64 functions are named");
         }
+        check_grants("allow", &self.allow)?;
+        check_grants("outside", &self.outside)?;
         if self.secrets.len() > SPEC_SECRETS_MAX {
             return value("secrets", &self.secrets.len(), "at most 64 secrets are named");
         }
@@ -414,6 +427,12 @@ impl FunctionSpec {
         Ok(())
     }
 
+    /// Whether it may connect to anything.
+    #[must_use]
+    pub fn connects(&self) -> bool {
+        !self.allow.is_empty() || !self.outside.is_empty()
+    }
+
     /// The port that a `port` function binds.
     #[must_use]
     pub fn listen_port(&self) -> u16 {
@@ -434,6 +453,17 @@ impl FunctionSpec {
     pub fn handler_parts(&self) -> Handler<'_> {
         let default = Handler { language: Language::Python, file: "handler.py", name: Some("handle") };
         self.handler.as_deref().and_then(split_handler).unwrap_or(default)
+    }
+}
+
+fn check_grants<T: PartialEq + ToString>(key: &'static str, grants: &[T]) -> Result<(), SpecError> {
+    let error = |value, allowed| Err(SpecError::Value { key, value, allowed });
+    if grants.len() > GRANTS_MAX {
+        return error(grants.len().to_string(), "at most 64 destinations are named");
+    }
+    match (1..grants.len()).find(|n| grants[..*n].contains(&grants[*n])) {
+        Some(twice) => error(grants[twice].to_string(), "and it is named twice; once is enough"),
+        None => Ok(()),
     }
 }
 

@@ -1,38 +1,56 @@
-//! The zone `faas.`: which address a name has, and what to say about every other one.
+//! The zones of this machine: `faas.`, and the reverse zones of the tunnel's prefix and of the functions'.
 //!
-//! A [`Zone`] is a value. A change makes a new one, which shares all but a fraction of the old one's names, so that
-//! it can be published with one pointer swap while queries go on reading the old one.
+//! A [`Zone`] is a value. A change makes a new one, which shares all but a few nodes of the old one's trees, so that it
+//! can be published with one pointer swap while queries go on reading the old one. No change and no query costs
+//! more than the depth of a tree.
+
+mod file;
+mod find;
+mod message;
+mod records;
+mod wire;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::Ipv6Addr;
-use std::ops::Bound;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use super::name::{FunctionName, NAME_BYTES_MAX};
+use imbl::OrdMap;
+use smol_str::SmolStr;
 
-/// The zone's only label below the root.
+use super::address::Prefix;
+use super::name::FunctionName;
+use super::revision::Alias;
+
+pub use file::{BANNER, write_zone_file};
+pub use find::{Found, Labels};
+pub use message::{
+    ANSWER_BYTES_MAX, Caller, Outcome, Question, UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN, Verdict,
+    answer, refusal, soa_answer, truncated_answer,
+};
+pub use records::{Data, Record};
+
+/// The forward zone's only label below the root.
 pub const ZONE: &str = "faas";
+/// Peers' names are below this label, so that a peer and a function may have the same name.
+pub const PEERS_LABEL: &str = "peers";
+/// The name server's label.
+pub const SERVER_LABEL: &str = "ns";
 
 /// The SOA's timers (RFC 1035, 3.3.13), for secondaries.
 pub const REFRESH_SECONDS: u32 = 3600;
 pub const RETRY_SECONDS: u32 = 1800;
 pub const EXPIRE_SECONDS: u32 = 604_800;
 
-/// The longest name below the zone, in bytes: a name has at most 253 as text (RFC 1035, 2.3.4).
-pub const RECORD_NAME_BYTES_MAX: usize = 253 - ZONE.len() - 1;
-
-/// An update copies one shard and the table of shards. With 10,000 names that is 40 names and 256 pointers, which
-/// takes 3 µs, where a copy of one map of them all takes 340 µs of the millisecond that a deploy may take. Not more
-/// shards, since the table is copied too.
-const SHARDS: usize = 256;
-
-/// What holds for the zone as a whole.
+/// What holds for all zones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneSettings {
-    /// The address of `ns.faas.`.
-    pub server: Ipv6Addr,
+    /// The tunnel's addresses; `ns.faas.` is the first of them.
+    pub vpn: Prefix,
+    pub functions: Prefix,
     /// How long a resolver may keep a positive answer.
     pub ttl_seconds: u32,
     /// How long a resolver may keep "no such name". Who asks before a deploy sees the name this much later, so it is
@@ -42,126 +60,91 @@ pub struct ZoneSettings {
 
 impl ZoneSettings {
     #[must_use]
-    pub const fn new(server: Ipv6Addr) -> Self {
-        Self { server, ttl_seconds: 60, negative_ttl_seconds: 1 }
+    pub const fn new(vpn: Prefix, functions: Prefix) -> Self {
+        Self { vpn, functions, ttl_seconds: 60, negative_ttl_seconds: 1 }
     }
 }
 
-/// A name relative to the zone: one or more labels.
+/// One of the zones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// `faas.`
+    Names,
+    /// The reverse zone of the tunnel's prefix.
+    Peers,
+    /// The reverse zone of the functions' prefix.
+    Functions,
+}
+
+impl Origin {
+    pub const ALL: [Self; 3] = [Self::Names, Self::Peers, Self::Functions];
+}
+
+/// A function's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RecordName(Key);
-
-/// Why a name cannot stand in the zone.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RecordNameError {
-    #[error(
-        "'{0}' is no name below '{ZONE}.'; join labels of 1 to {NAME_BYTES_MAX} of a-z, 0-9 and '-' by dots"
-    )]
-    Label(String),
-    #[error("a name below '{ZONE}.' has at most {RECORD_NAME_BYTES_MAX} characters, not {0}")]
-    TooLong(usize),
+pub struct FunctionNames {
+    pub name: FunctionName,
+    pub address: Ipv6Addr,
+    /// Where it serves: `_http._tcp.NAME.faas.`
+    pub port: Option<u16>,
+    /// `vN.NAME.faas.`
+    pub revisions: BTreeMap<u64, Ipv6Addr>,
+    /// `ALIAS.NAME.faas.`, the same as `vN.NAME.faas.` One of a revision that has no address is left out.
+    pub aliases: BTreeMap<Alias, u64>,
 }
 
-/// Labels in reverse order, joined by a byte that no label has: a name's descendants follow it directly.
-type Key = Arc<[u8]>;
-const SEPARATOR: u8 = 0;
+impl FunctionNames {
+    /// A function without names for its revisions.
+    #[must_use]
+    pub const fn new(name: FunctionName, address: Ipv6Addr, port: Option<u16>) -> Self {
+        Self { name, address, port, revisions: BTreeMap::new(), aliases: BTreeMap::new() }
+    }
 
-impl FromStr for RecordName {
-    type Err = RecordNameError;
+    /// Its addresses, and of which revision each is; none for its own.
+    fn addresses(&self) -> impl Iterator<Item = (Ipv6Addr, Option<u64>)> {
+        let own = std::iter::once((self.address, None));
+        own.chain(self.revisions.iter().map(|(number, address)| (*address, Some(*number))))
+    }
 
-    fn from_str(s: &str) -> Result<Self, RecordNameError> {
-        if s.len() > RECORD_NAME_BYTES_MAX {
-            return Err(RecordNameError::TooLong(s.len()));
-        }
-        // A label is what a function's name is, so that both have one definition.
-        if s.split('.').any(|label| label.parse::<FunctionName>().is_err()) {
-            return Err(RecordNameError::Label(s.to_owned()));
-        }
-        Ok(Self(key_of(s)))
+    /// How many names it has.
+    fn names(&self) -> usize {
+        1 + usize::from(self.port.is_some()) + self.revisions.len() + self.aliases().count()
+    }
+
+    /// Aliases, the numbers that they stand for, and the addresses of these.
+    fn aliases(&self) -> impl Iterator<Item = (&Alias, u64, Ipv6Addr)> {
+        self.aliases.iter().filter_map(|(alias, number)| Some((alias, *number, *self.revisions.get(number)?)))
     }
 }
 
-impl From<&FunctionName> for RecordName {
-    fn from(name: &FunctionName) -> Self {
-        Self(key_of(name.as_str()))
-    }
+/// Who an address of the functions' prefix belongs to.
+#[derive(Clone, Debug)]
+struct Owner {
+    function: Arc<FunctionNames>,
+    revision: Option<u64>,
 }
 
-impl fmt::Display for RecordName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_name(f, &self.0)
-    }
-}
-
-fn key_of(name: &str) -> Key {
-    let mut key = Vec::with_capacity(name.len());
-    for label in name.rsplit('.') {
-        if !key.is_empty() {
-            key.push(SEPARATOR);
-        }
-        key.extend_from_slice(label.as_bytes());
-    }
-    key.into()
-}
-
-fn write_name(f: &mut impl fmt::Write, key: &[u8]) -> fmt::Result {
-    for (i, label) in key.rsplit(|byte| *byte == SEPARATOR).enumerate() {
-        if i > 0 {
-            f.write_char('.')?;
-        }
-        // Keys are made of checked labels, so every byte is ASCII.
-        label.iter().try_for_each(|byte| f.write_char(char::from(*byte)))?;
-    }
-    Ok(())
-}
-
-/// What is asked of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Aaaa,
-    Soa,
-    Ns,
-    Any,
-    /// A type that no name in the zone has.
-    Other,
-}
-
-/// What the zone says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    Aaaa(Ipv6Addr),
-    Soa,
-    Ns,
-    /// SOA and NS: everything that the apex has.
-    Apex,
-    /// The name exists, the type does not.
-    NoData,
-    NxDomain,
-    /// The name is not below the zone.
-    Outside,
-}
-
-type Shard = BTreeMap<Key, Ipv6Addr>;
-
-/// All names of the zone.
+/// All names.
 #[derive(Clone)]
 pub struct Zone {
-    settings: ZoneSettings,
+    settings: Arc<ZoneSettings>,
     serial: u32,
-    len: usize,
-    shards: Box<[Arc<Shard>]>,
+    /// How many names there are in `faas.`, but for the apex.
+    names: usize,
+    functions: OrdMap<SmolStr, Arc<FunctionNames>>,
+    peers: OrdMap<SmolStr, Ipv6Addr>,
+    /// By the host part of their addresses.
+    owners: OrdMap<u64, Owner>,
+    peers_by_host: OrdMap<u64, SmolStr>,
 }
 
 impl fmt::Debug for Zone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Zone").field("serial", &self.serial).field("names", &self.len).finish_non_exhaustive()
+        f.debug_struct("Zone")
+            .field("serial", &self.serial)
+            .field("names", &self.names)
+            .finish_non_exhaustive()
     }
-}
-
-/// The serial of a store's revision: its low 32 bits, which is how serials are counted (RFC 1982).
-#[must_use]
-pub const fn serial(revision: u64) -> u32 {
-    revision as u32
 }
 
 /// Whether serial `a` is later than `b` (RFC 1982, 3.2).
@@ -171,84 +154,99 @@ pub const fn serial_is_later(a: u32, b: u32) -> bool {
 }
 
 impl Zone {
-    /// A zone of these names. `ns` is always there.
+    /// A zone with no names but the server's own.
     #[must_use]
-    pub fn new(
-        settings: ZoneSettings,
-        serial: u32,
-        names: impl IntoIterator<Item = (RecordName, Ipv6Addr)>,
-    ) -> Self {
-        let mut shards = vec![Shard::new(); SHARDS];
-        for (RecordName(key), address) in names {
-            shards[shard_of(&key)].insert(key, address);
+    pub fn new(settings: ZoneSettings, serial: u32) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            serial,
+            names: 1,
+            functions: OrdMap::new(),
+            peers: OrdMap::new(),
+            owners: OrdMap::new(),
+            peers_by_host: OrdMap::new(),
         }
-        let ns = key_of("ns");
-        shards[shard_of(&ns)].insert(ns, settings.server);
-        let len = shards.iter().map(Shard::len).sum();
-        Self { settings, serial, len, shards: shards.into_iter().map(Arc::new).collect() }
     }
 
-    /// The zone with this name at this address, under a serial later than this one's.
+    /// The zone with this function's names in place of those that it had, under the next serial; `None` if it has them
+    /// already.
     #[must_use]
-    pub fn with(&self, name: impl Into<RecordName>, address: Ipv6Addr, serial: u32) -> Self {
-        let RecordName(key) = name.into();
-        let mut zone = Self { serial, ..self.clone() };
-        if Arc::make_mut(&mut zone.shards[shard_of(&key)]).insert(key, address).is_none() {
-            zone.len += 1;
+    pub fn with_function(&self, function: &Arc<FunctionNames>) -> Option<Self> {
+        let old = self.functions.get(function.name.as_str());
+        if old.is_some_and(|old| old == function) {
+            return None;
         }
-        zone
-    }
-
-    /// The zone without this name, under a serial later than this one's.
-    #[must_use]
-    pub fn without(&self, name: impl Into<RecordName>, serial: u32) -> Self {
-        let RecordName(key) = name.into();
-        let mut zone = Self { serial, ..self.clone() };
-        if Arc::make_mut(&mut zone.shards[shard_of(&key)]).remove(&key).is_some() {
-            zone.len -= 1;
+        let mut zone = self.next();
+        if let Some(old) = old {
+            zone.forget_addresses(old);
+            zone.names -= old.names();
         }
-        zone
-    }
-
-    /// Answers for the absolute name of these labels, in the order they are written; case does not matter.
-    pub fn lookup<'a>(&self, labels: impl DoubleEndedIterator<Item = &'a [u8]>, kind: Kind) -> Answer {
-        let mut labels = labels.rev();
-        if !labels.next().is_some_and(|label| label.eq_ignore_ascii_case(ZONE.as_bytes())) {
-            return Answer::Outside;
-        }
-        // On the stack: a query allocates nothing here.
-        let mut buffer = [SEPARATOR; RECORD_NAME_BYTES_MAX + 1];
-        let mut end = 0;
-        for label in labels {
-            let start = if end == 0 { 0 } else { end + 1 };
-            // A label on the wire may hold any byte; one with the separator in it must not pass for two.
-            if start + label.len() > RECORD_NAME_BYTES_MAX || label.contains(&SEPARATOR) {
-                return Answer::NxDomain;
+        zone.names += function.names();
+        for (address, revision) in function.addresses() {
+            if self.settings.functions.contains(address) {
+                zone.owners.insert(host(address), Owner { function: Arc::clone(function), revision });
             }
-            end = start + label.len();
-            buffer[start..end].copy_from_slice(label);
-            buffer[start..end].make_ascii_lowercase();
         }
-        if end == 0 {
-            return match kind {
-                Kind::Soa => Answer::Soa,
-                Kind::Ns => Answer::Ns,
-                Kind::Any => Answer::Apex,
-                Kind::Aaaa | Kind::Other => Answer::NoData,
-            };
+        zone.functions.insert(function.name.as_str().into(), Arc::clone(function));
+        Some(zone)
+    }
+
+    /// The zone without this function's names, under the next serial; `None` if it has none.
+    #[must_use]
+    pub fn without_function(&self, name: &FunctionName) -> Option<Self> {
+        let old = self.functions.get(name.as_str())?;
+        let mut zone = self.next();
+        zone.forget_addresses(old);
+        zone.names -= old.names();
+        zone.functions.remove(name.as_str());
+        Some(zone)
+    }
+
+    /// The zone with `NAME.peers.faas.` at this address, under the next serial; `None` if it is there already.
+    #[must_use]
+    pub fn with_peer(&self, name: &FunctionName, address: Ipv6Addr) -> Option<Self> {
+        if self.peers.get(name.as_str()) == Some(&address) {
+            return None;
         }
-        let shard = &self.shards[shard_of(&buffer[..end])];
-        match (shard.get(&buffer[..end]), kind) {
-            (Some(address), Kind::Aaaa | Kind::Any) => Answer::Aaaa(*address),
-            (Some(_), _) => Answer::NoData,
-            // `a.b.faas` makes `b.faas` exist, if with nothing at it (RFC 8020); it would follow here.
-            (None, _) if has_descendant(shard, &buffer[..=end]) => Answer::NoData,
-            (None, _) => Answer::NxDomain,
+        let mut zone = self.without_peer(name).unwrap_or_else(|| self.clone());
+        zone.serial = self.serial.wrapping_add(1);
+        zone.names += 1;
+        let label = SmolStr::from(name.as_str());
+        if self.settings.vpn.contains(address) {
+            zone.peers_by_host.insert(host(address), label.clone());
+        }
+        zone.peers.insert(label, address);
+        Some(zone)
+    }
+
+    /// The zone without this peer, under the next serial; `None` if it is not there.
+    #[must_use]
+    pub fn without_peer(&self, name: &FunctionName) -> Option<Self> {
+        let address = *self.peers.get(name.as_str())?;
+        let mut zone = self.next();
+        zone.names -= 1;
+        zone.peers.remove(name.as_str());
+        if zone.peers_by_host.get(&host(address)).is_some_and(|owner| owner == name.as_str()) {
+            zone.peers_by_host.remove(&host(address));
+        }
+        Some(zone)
+    }
+
+    fn next(&self) -> Self {
+        Self { serial: self.serial.wrapping_add(1), ..self.clone() }
+    }
+
+    /// An address that somebody else has by now stays theirs.
+    fn forget_addresses(&mut self, function: &FunctionNames) {
+        for (address, _) in function.addresses() {
+            if self.owners.get(&host(address)).is_some_and(|owner| owner.function.name == function.name) {
+                self.owners.remove(&host(address));
+            }
         }
     }
 
     #[must_use]
-    pub const fn settings(&self) -> &ZoneSettings {
+    pub fn settings(&self) -> &ZoneSettings {
         &self.settings
     }
 
@@ -257,82 +255,44 @@ impl Zone {
         self.serial
     }
 
-    /// How many names have an address, `ns` among them.
+    /// How many names below `faas.` have a record, `ns` among them.
     #[must_use]
     pub const fn len(&self) -> usize {
-        self.len
+        self.names
     }
 
+    /// Never: the server has a name.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// All names and addresses, in the order of their reversed labels.
-    #[must_use]
-    pub fn names(&self) -> Vec<(RecordName, Ipv6Addr)> {
-        let mut all: Vec<_> = self.shards.iter().flat_map(|shard| shard.iter()).collect();
-        all.sort_unstable();
-        all.into_iter().map(|(key, address)| (RecordName(Arc::clone(key)), *address)).collect()
-    }
-
-    /// The zone as a master file (RFC 1035, 5), the same for the same zone.
-    #[must_use]
-    pub fn to_zone_file(&self) -> String {
-        self.to_zone_file_with_serial(self.serial)
-    }
-
-    /// The same under another serial.
-    #[must_use]
-    pub fn to_zone_file_with_serial(&self, serial: u32) -> String {
-        let ZoneSettings { ttl_seconds, negative_ttl_seconds, .. } = self.settings;
-        let mut text = String::with_capacity(512 + self.len * 64);
-        let _ = write!(
-            text,
-            "; The zone of this machine's functions, written by faasd at every change. Edits are lost.\n\
-             $ORIGIN {ZONE}.\n\
-             $TTL {ttl_seconds}\n\
-             @ {negative_ttl_seconds} IN SOA ns.{ZONE}. admin.{ZONE}. (\n\
-             \t{serial} {SERIAL_MARK}\n\
-             \t{REFRESH_SECONDS} ; refresh\n\
-             \t{RETRY_SECONDS} ; retry\n\
-             \t{EXPIRE_SECONDS} ; expire\n\
-             \t{negative_ttl_seconds} ; minimum: the TTL of negative answers\n\
-             )\n\
-             @ IN NS ns.{ZONE}.\n",
-        );
-        for (name, address) in self.names() {
-            let _ = writeln!(text, "{name} IN AAAA {address}");
-        }
-        text
+        self.names == 0
     }
 }
 
-/// Stands after the serial in a zone file.
-const SERIAL_MARK: &str = "; serial";
+/// The part of an address that is not its prefix.
+fn host(address: Ipv6Addr) -> u64 {
+    address.to_bits() as u64
+}
 
-/// The serial of a zone file written by [`Zone::to_zone_file`].
+/// The zone's name, without the dot of the root: `faas`, or the prefix's sixteen digits reversed below `ip6.arpa`.
 #[must_use]
-pub fn zone_file_serial(text: &str) -> Option<u32> {
-    text.lines().find_map(|line| line.strip_suffix(SERIAL_MARK)?.trim().parse().ok())
+pub fn origin_name(origin: Origin, settings: &ZoneSettings) -> String {
+    let prefix = match origin {
+        Origin::Names => return ZONE.to_owned(),
+        Origin::Peers => settings.vpn,
+        Origin::Functions => settings.functions,
+    };
+    let network = (prefix.network().to_bits() >> 64) as u64;
+    format!("{}.ip6.arpa", nibbles(network))
 }
 
-fn has_descendant(shard: &Shard, prefix: &[u8]) -> bool {
-    shard
-        .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
-        .next()
-        .is_some_and(|(key, _)| key.starts_with(prefix))
+/// Sixteen hexadecimal digits, the last one first, joined by dots.
+fn nibbles(half: u64) -> String {
+    let mut text = String::with_capacity(31);
+    for i in 0..16 {
+        if i > 0 {
+            text.push('.');
+        }
+        text.push(char::from(b"0123456789abcdef"[(half >> (4 * i) & 0xf) as usize]));
+    }
+    text
 }
-
-/// The shard of a key: FNV-1a of its first label, the one nearest to the apex, so that descendants share it.
-fn shard_of(key: &[u8]) -> usize {
-    let hash = key
-        .iter()
-        .take_while(|byte| **byte != SEPARATOR)
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    // The high bits of the product are the better mixed ones.
-    (hash >> 24) as usize % SHARDS
-}
-
-#[cfg(test)]
-mod tests;

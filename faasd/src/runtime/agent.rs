@@ -1,5 +1,6 @@
 //! The seccomp agent of one container: what an unmodified server binds to its port is exchanged for the function's
-//! listener, before its own eyes and without its knowing.
+//! listener, before its own eyes and without its knowing; and what a program connects to by its function's grants is
+//! connected to elsewhere ([`super::egress`]).
 //!
 //! The container's network namespace is empty, so that a socket made in it hears nobody. The function's listener was
 //! made in the ingress namespace; a descriptor of it does its work wherever it is held. So when the server calls
@@ -15,16 +16,38 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
+use tokio::time::Instant;
 
+use super::egress::Caller;
+use super::options::copy_options;
 use crate::sys::notify::{Answer, Call, Notifications};
 
 /// Ports that are remembered for a complaint.
 const OTHERS_MAX: usize = 8;
 
-/// The listener that a container's server is to have.
+/// How many calls of one container are served in how long: each costs the daemon some 50 µs. Who calls more often waits.
+const CALLS_MAX: u32 = 500;
+const CALLS_WINDOW: Duration = Duration::from_millis(100);
+
+/// Who answers a container's calls.
 #[derive(Debug)]
 pub struct Agent {
-    notifications: Notifications,
+    notifications: Arc<Notifications>,
+    server: Option<Server>,
+    caller: Option<Arc<Caller>>,
+    served: Mutex<Served>,
+}
+
+/// The calls of the window that is under way.
+#[derive(Debug)]
+struct Served {
+    since: Instant,
+    calls: u32,
+}
+
+/// The listener that a container's server is to have.
+#[derive(Debug)]
+pub struct Server {
     listener: Arc<OwnedFd>,
     /// The kernel's own name for the listener, the same through all its descriptors.
     cookie: u64,
@@ -62,47 +85,79 @@ enum Subject {
 }
 
 impl Agent {
-    /// `notify` is what runc sent for the container, `port` what the server is told to bind; `ipv4`, whether it may have
-    /// the listener for what it binds over IPv4. Needs to be called within a tokio runtime.
+    /// `notify` is what runc sent for the container. Needs to be called within a tokio runtime.
     ///
     /// # Errors
-    /// Those of `getsockopt(2)` and `epoll_ctl(2)`.
-    pub fn new(notify: OwnedFd, listener: Arc<OwnedFd>, port: u16, ipv4: bool) -> io::Result<Self> {
-        let cookie = sockopt::socket_cookie(&*listener)?;
+    /// Those of `epoll_ctl(2)`.
+    pub fn new(notify: OwnedFd, server: Option<Server>, caller: Option<Arc<Caller>>) -> io::Result<Self> {
         Ok(Self {
-            notifications: Notifications::new(notify)?,
-            listener,
-            cookie,
-            port,
-            ipv4,
-            others: Mutex::default(),
+            notifications: Arc::new(Notifications::new(notify)?),
+            server,
+            caller,
+            served: Mutex::new(Served { since: Instant::now(), calls: 0 }),
         })
     }
 
-    /// Serves the server's calls until it listens. `None` when no process is left that could. Nothing is lost if the
-    /// future is dropped.
+    /// Lets the listener go: nothing more is exchanged for it. `None` if that was all that there was to do.
+    #[must_use]
+    pub fn without_server(self) -> Option<Self> {
+        self.caller.is_some().then_some(Self { server: None, ..self })
+    }
+
+    /// Serves the program's calls until its server listens. `None` when no process is left that could. Nothing is lost if
+    /// the future is dropped.
     ///
     /// # Errors
     /// Those of the notification descriptor.
     pub async fn next(&self) -> io::Result<Option<Asked>> {
-        while let Some(call) = self.notifications.next().await? {
-            match self.subject(&call).unwrap_or(Subject::Other) {
-                Subject::Listen => return Ok(Some(Asked::Listen(Listen(call)))),
-                Subject::ListenIpv4 => {
+        loop {
+            self.turn().await;
+            let Some(call) = self.notifications.next().await? else { return Ok(None) };
+            if call.number == libc::SYS_connect {
+                match &self.caller {
+                    Some(caller) => caller.serve(&self.notifications, call)?,
+                    None => drop(self.notifications.answer(&call, Answer::Proceed)?),
+                }
+                continue;
+            }
+            let subject = self.server.as_ref().map(|server| server.subject(&call));
+            let subject = subject.and_then(Result::ok).unwrap_or(Subject::Other);
+            // Only now is it certain that it was the caller that was looked at.
+            let subject = if self.notifications.is_waiting(&call) { subject } else { Subject::Other };
+            match (subject, &self.server) {
+                (Subject::Listen, _) => return Ok(Some(Asked::Listen(Listen(call)))),
+                (Subject::ListenIpv4, _) => {
                     self.notifications.answer(&call, Answer::Proceed)?;
                     return Ok(Some(Asked::Ipv4));
                 }
-                Subject::Bind => {
-                    let answer = match self.exchange(&call) {
+                (Subject::Bind, Some(server)) => {
+                    let answer = match server.exchange(&self.notifications, &call) {
                         Ok(()) => Answer::Done,
                         Err(e) => Answer::Fail(e.raw_os_error().unwrap_or(libc::EADDRNOTAVAIL)),
                     };
                     self.notifications.answer(&call, answer)?;
                 }
-                Subject::Other => self.notifications.answer(&call, Answer::Proceed)?,
+                (Subject::Bind | Subject::Other, _) => {
+                    self.notifications.answer(&call, Answer::Proceed)?;
+                }
             }
         }
-        Ok(None)
+    }
+
+    /// Waits for the next window if this one's calls are used up.
+    async fn turn(&self) {
+        let next = {
+            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            let next = served.since + CALLS_WINDOW;
+            if Instant::now() >= next {
+                *served = Served { since: Instant::now(), calls: 0 };
+            }
+            served.calls += 1;
+            (served.calls > CALLS_MAX).then_some(next)
+        };
+        if let Some(next) = next {
+            tokio::time::sleep_until(next).await;
+        }
     }
 
     /// Lets the server go on from `listen`, on a listener that listens.
@@ -111,12 +166,27 @@ impl Agent {
     /// Those of the notification descriptor.
     pub fn listening(&self, listen: &Listen) -> io::Result<()> {
         // Not by the kernel: the server's own backlog may be short, and this queue also holds what waited for its start.
-        self.notifications.answer(&listen.0, Answer::Done)
+        self.notifications.answer(&listen.0, Answer::Done).map(drop)
     }
 
     /// What to tell the owner of a server that does not listen on its port.
     #[must_use]
-    pub fn complaint(&self) -> String {
+    pub fn complaint(&self) -> Option<String> {
+        self.server.as_ref().map(Server::complaint)
+    }
+}
+
+impl Server {
+    /// `port` is what the server is told to bind; `ipv4`, whether it may have the listener for what it binds over IPv4.
+    ///
+    /// # Errors
+    /// Those of `getsockopt(2)`.
+    pub fn new(listener: Arc<OwnedFd>, port: u16, ipv4: bool) -> io::Result<Self> {
+        let cookie = sockopt::socket_cookie(&*listener)?;
+        Ok(Self { listener, cookie, port, ipv4, others: Mutex::default() })
+    }
+
+    fn complaint(&self) -> String {
         let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let text = format!("it did not listen on [::]:{}, the port that it is told as PORT", self.port);
         if others.is_empty() {
@@ -137,7 +207,7 @@ impl Agent {
 
     fn subject(&self, call: &Call) -> io::Result<Subject> {
         let number = call.arguments[0] as RawFd;
-        let subject = match call.number {
+        Ok(match call.number {
             libc::SYS_bind => {
                 let address = call.memory(call.arguments[1], call.arguments[2] as usize)?;
                 match port(&address) {
@@ -169,39 +239,17 @@ impl Agent {
                 }
             }
             _ => Subject::Other,
-        };
-        Ok(if self.notifications.is_waiting(call) { subject } else { Subject::Other })
+        })
     }
 
-    fn exchange(&self, call: &Call) -> io::Result<()> {
+    fn exchange(&self, notifications: &Notifications, call: &Call) -> io::Result<()> {
         let number = call.arguments[0] as RawFd;
         let flags = call.flags(number)?;
         let theirs = call.descriptor(number)?;
         copy_options(&theirs, &self.listener)?;
         rustix::io::ioctl_fionbio(&*self.listener, flags.nonblocking)?;
-        self.notifications.replace(call, number, self.listener.as_fd(), flags)
+        notifications.replace(call, number, self.listener.as_fd(), flags)
     }
-}
-
-/// The options that a listener passes on to its connections, as far as servers set them before they bind.
-fn copy_options(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    const SECOND: Duration = Duration::from_secs(1);
-    sockopt::set_tcp_nodelay(to, sockopt::tcp_nodelay(from)?)?;
-    if sockopt::socket_keepalive(from)? {
-        sockopt::set_socket_keepalive(to, true)?;
-        sockopt::set_tcp_keepidle(to, sockopt::tcp_keepidle(from)?.max(SECOND))?;
-        sockopt::set_tcp_keepintvl(to, sockopt::tcp_keepintvl(from)?.max(SECOND))?;
-        sockopt::set_tcp_keepcnt(to, sockopt::tcp_keepcnt(from)?)?;
-    }
-    // The kernel doubles what it is told, and tells the double. One that was not set is left to adjust itself.
-    let (receive, send) = (sockopt::socket_recv_buffer_size(from)?, sockopt::socket_send_buffer_size(from)?);
-    if receive != sockopt::socket_recv_buffer_size(to)? {
-        sockopt::set_socket_recv_buffer_size(to, receive / 2)?;
-    }
-    if send != sockopt::socket_send_buffer_size(to)? {
-        sockopt::set_socket_send_buffer_size(to, send / 2)?;
-    }
-    Ok(())
 }
 
 /// Family and port of a socket address in memory. `None` for other families.

@@ -21,6 +21,7 @@ use oci_spec::runtime::{
 
 use super::image::Process;
 use super::seccomp;
+use crate::core::egress::HOSTS;
 use crate::core::name::FunctionName;
 use crate::core::secret;
 use crate::core::spec::{Contract, FunctionSpec, Language};
@@ -37,9 +38,6 @@ pub const UID_RANGE: u32 = 65_536;
 
 /// The most functions that ranges can be given to without passing `i32::MAX`, which some tools take for the end.
 pub const SLOTS_MAX: u32 = (i32::MAX as u32 - UID_BASE) / UID_RANGE;
-
-/// The content of `/etc/hosts`, inside.
-pub const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
 
 /// Where the code is, inside.
 pub const APP: &str = "/app";
@@ -120,8 +118,10 @@ pub struct Parameters<'a> {
     pub root: &'a Path,
     /// Absolute within each hierarchy: relative ones would nest under the daemon's own group.
     pub cgroup: &'a str,
-    /// Where runc is to send the seccomp filter's notification descriptor, for a `port` function.
-    pub agent: Option<&'a Path>,
+    /// Who is asked about some of its calls, for a `port` function and for one that may connect to others.
+    pub agent: Option<seccomp::Agent<'a>>,
+    /// Its `/etc/hosts`, if it is not everybody's.
+    pub hosts: Option<&'a Path>,
     pub host: &'a Host,
 }
 
@@ -354,6 +354,9 @@ fn mounts(p: &Parameters<'_>) -> Result<Vec<Mount>, OciSpecError> {
         let inside = dependencies(language(p));
         mounts.push(mount(inside, "none", dir, &["bind", "ro", "nosuid", "nodev"])?);
     }
+    if let Some(hosts) = p.hosts {
+        mounts.push(mount("/etc/hosts", "none", hosts, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
+    }
     if let Some(dir) = p.secrets {
         mounts.push(mount(secret::DIRECTORY, "none", dir, &["bind", "ro", "nosuid", "nodev", "noexec"])?);
     }
@@ -401,6 +404,8 @@ pub fn skeleton(root: &Path) -> io::Result<()> {
         ("etc/passwd", passwd),
         ("etc/group", format!("root:x:0:\nfunction:x:{USER}:\n")),
         ("etc/hosts", HOSTS.to_owned()),
+        // There is no DNS, and whoever looks for one waits in vain.
+        ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n".to_owned()),
         // Mounted over.
         ("run/faasd-runner", String::new()),
     ] {
@@ -439,6 +444,7 @@ mod tests {
             root: Path::new("/root"),
             cgroup: "/faasd/hello-1-3f9a",
             agent: None,
+            hosts: Some(Path::new("/bundles/x/hosts")),
             host: &host,
         };
         serde_json::to_value(config(&parameters).unwrap()).unwrap()

@@ -25,12 +25,14 @@ use super::mounts::{MountError, Mounts};
 use super::relay;
 use super::runc::{Runc, RuncError, State, Status, Version};
 use super::runners::{self, HexDigest, RunnerError};
+use super::seccomp::Agent;
 use super::secrets::{SecretFiles, SecretFilesError};
 use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
 use crate::core::secret::{SecretBytes, SecretName};
 use crate::core::spec::{Contract, FunctionSpec, Lane, Language};
 use crate::sys::cgroup::Cgroups;
+use crate::sys::notify;
 use crate::sys::pidfd::{self, Exit, Pidfd};
 use crate::sys::scm;
 
@@ -99,6 +101,8 @@ pub struct Request {
     pub root: Option<RootImage>,
     /// What it depends on, likewise.
     pub dependencies: Option<PathBuf>,
+    /// Its `/etc/hosts`, if it is not everybody's.
+    pub hosts: Option<String>,
     /// For a runner: to be started, and to load no code before [`Kind::Go`](faasd_sdk::wire::Kind).
     pub hold: bool,
     /// Descriptors 3, 4, … inside, as the contract has them.
@@ -113,7 +117,7 @@ pub struct Created {
     pub process: Arc<Pidfd>,
     /// The read end of its standard output and error, for [`logs::Logs::capture`].
     pub log: OwnedFd,
-    /// What the container's seccomp filter asks an agent by, for a `port` function.
+    /// What the container's seccomp filter asks an agent by, if it does.
     pub notify: Option<OwnedFd>,
     /// The user and group that its program is to run as, as the host counts: who is to read its secrets.
     pub owner: (u32, u32),
@@ -377,6 +381,15 @@ impl Runtime {
     #[must_use]
     pub fn processes(&self, id: &str) -> Vec<u32> {
         self.cgroups.processes(&self.cgroup(id))
+    }
+
+    /// Has calls that an earlier daemon took, and did not answer before it was killed, made once more: whoever waits in
+    /// one waits for an answer that nobody can give any longer.
+    pub fn call_again(&self, id: &str) {
+        let waits = self.processes(id).iter().any(|process| notify::waits_in_call(*process));
+        if waits && let Err(error) = self.cgroups.interrupt(&self.cgroup(id)) {
+            tracing::warn!(id, %error, "a program that waits for the daemon's answer waits on");
+        }
     }
 
     /// Starts a relay beside a server that binds IPv4 alone ([`relay`]).

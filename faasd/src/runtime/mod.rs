@@ -3,10 +3,12 @@
 pub mod agent;
 pub mod bundle;
 pub mod doctor;
+pub mod egress;
 pub mod image;
 pub mod instance;
 pub mod logs;
 pub mod mounts;
+mod options;
 pub mod relay;
 pub mod runc;
 pub mod runners;

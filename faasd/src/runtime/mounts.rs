@@ -16,6 +16,7 @@ use std::sync::{Mutex, PoisonError};
 use super::bundle::{self, UID_RANGE};
 use super::image::RootImage;
 use super::image::roots::OWNER_BASE;
+use crate::core::egress::HOSTS;
 use crate::sys::idmap::{self, IdMap};
 
 /// Digits of an image's digest in its mount's name.
@@ -228,7 +229,7 @@ fn points(dir: &Path, top: &Path) -> io::Result<()> {
         fs::set_permissions(&point, fs::Permissions::from_mode(mode))?;
     }
     let hosts = top.join("etc/hosts");
-    fs::write(&hosts, bundle::HOSTS)?;
+    fs::write(&hosts, HOSTS)?;
     lchown(&hosts, Some(OWNER_BASE), Some(OWNER_BASE))?;
     fs::set_permissions(&hosts, fs::Permissions::from_mode(0o644))
 }

@@ -143,16 +143,12 @@ const ALLOWED: &[&[&str]] = &[
     &[
         "accept",
         "accept4",
-        "connect",
         "getpeername",
         "getsockname",
         "getsockopt",
         "recvfrom",
         "recvmmsg",
         "recvmsg",
-        "sendmmsg",
-        "sendmsg",
-        "sendto",
         "setsockopt",
         "shutdown",
         "socketpair",
@@ -300,8 +296,24 @@ const ALLOWED: &[&[&str]] = &[
     &["landlock_add_rule", "landlock_create_ruleset", "landlock_restrict_self", "seccomp"],
 ];
 
-/// Allowed too, and by an agent's leave where there is one.
-const ASKED: [&str; 2] = ["bind", "listen"];
+/// Allowed too, and by an agent's leave where there is one for it: what servers do, and what clients do.
+const SERVING: [&str; 2] = ["bind", "listen"];
+const CALLING: [&str; 1] = ["connect"];
+
+/// Calls that send, and which of their arguments has the flags. One of these makes them a `connect` that no agent sees.
+const SENDING: [(&str, usize); 3] = [("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)];
+const MSG_FASTOPEN: u64 = 0x2000_0000;
+
+/// Who is asked about some of a container's calls, and about which.
+#[derive(Clone, Copy, Debug)]
+pub struct Agent<'a> {
+    /// A unix socket that gets the filter's notification descriptor.
+    pub desk: &'a Path,
+    /// Whether it is asked about `bind` and `listen`.
+    pub serving: bool,
+    /// Whether it is asked about `connect`.
+    pub calling: bool,
+}
 
 /// The flags of `clone` that make a namespace: mnt, cgroup, uts, ipc, user, pid, net.
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
@@ -327,20 +339,24 @@ const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
 /// The filter, for the architecture that we are built for. Calls by another one's numbers (32-bit or x32 on x86-64)
-/// kill the thread. With an `agent`, a unix socket that gets the filter's notification descriptor, it is asked about
-/// `bind` and `listen`.
+/// kill the thread.
 ///
 /// # Errors
 /// None in practice: those of the builders.
-pub fn profile(agent: Option<&Path>) -> Result<LinuxSeccomp, OciSpecError> {
-    let mut calls = vec![
+pub fn profile(agent: Option<Agent<'_>>) -> Result<LinuxSeccomp, OciSpecError> {
+    let asked = |names: &[&str], asked: bool| {
         LinuxSyscallBuilder::default()
-            .names(ASKED.map(str::to_owned))
-            .action(match agent {
-                Some(_) => LinuxSeccompAction::ScmpActNotify,
-                None => LinuxSeccompAction::ScmpActAllow,
+            .names(names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())
+            .action(match asked {
+                true => LinuxSeccompAction::ScmpActNotify,
+                false => LinuxSeccompAction::ScmpActAllow,
             })
-            .build()?,
+            .build()
+    };
+    let calling = agent.is_some_and(|agent| agent.calling);
+    let mut calls = vec![
+        asked(&SERVING, agent.is_some_and(|agent| agent.serving))?,
+        asked(&CALLING, calling)?,
         LinuxSyscallBuilder::default()
             .names(ALLOWED.concat().into_iter().map(str::to_owned).collect::<Vec<_>>())
             .action(LinuxSeccompAction::ScmpActAllow)
@@ -357,6 +373,14 @@ pub fn profile(agent: Option<&Path>) -> Result<LinuxSeccomp, OciSpecError> {
         allow("mknod", masked(1, FORMAT_MASK, FORMAT_FIFO)?)?,
         allow("mknodat", masked(2, FORMAT_MASK, FORMAT_FIFO)?)?,
     ];
+    match calling {
+        false => calls.push(asked(&SENDING.map(|(name, _)| name), false)?),
+        true => {
+            for (name, flags) in SENDING {
+                calls.push(allow(name, masked(flags, MSG_FASTOPEN, 0)?)?);
+            }
+        }
+    }
     for domain in SOCKET_DOMAINS {
         calls.push(allow("socket", equal(0, domain)?)?);
     }
@@ -370,7 +394,7 @@ pub fn profile(agent: Option<&Path>) -> Result<LinuxSeccomp, OciSpecError> {
         .architectures(vec![arch])
         .syscalls(calls);
     match agent {
-        Some(agent) => profile.listener_path(agent).build(),
+        Some(agent) => profile.listener_path(agent.desk).build(),
         None => profile.build(),
     }
 }
@@ -465,6 +489,39 @@ mod tests {
         ] {
             assert!(!set.contains(refused), "{refused}");
         }
+    }
+
+    #[test]
+    fn an_agent_is_asked_about_what_it_is_for_alone() {
+        let notified = |serving, calling| {
+            let agent = Agent { desk: Path::new("/run/desk"), serving, calling };
+            let profile = profile(Some(agent)).unwrap();
+            let calls = profile.syscalls().iter().flatten();
+            let notified = calls.filter(|call| call.action() == LinuxSeccompAction::ScmpActNotify);
+            notified.flat_map(|call| call.names().clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(notified(true, false), ["bind", "listen"]);
+        assert_eq!(notified(false, true), ["connect"]);
+        assert_eq!(notified(true, true), ["bind", "listen", "connect"]);
+    }
+
+    #[test]
+    fn who_connects_by_leave_does_not_connect_by_sending() {
+        let sending = |agent| {
+            let profile = profile(agent).unwrap();
+            let calls = profile.syscalls().iter().flatten();
+            let sending = calls.filter(|call| {
+                call.names()
+                    .iter()
+                    .any(|name| name.starts_with("send") && name != "sendfile" && call.names().len() <= 3)
+            });
+            sending
+                .map(|call| (call.names().len(), call.args().as_ref().map_or(0, Vec::len)))
+                .collect::<Vec<_>>()
+        };
+        let agent = Agent { desk: Path::new("/run/desk"), serving: false, calling: true };
+        assert_eq!(sending(None), [(3, 0)]);
+        assert_eq!(sending(Some(agent)), [(1, 1); 3]);
     }
 
     #[test]

@@ -10,5 +10,7 @@ pub mod pidfd;
 pub mod readiness;
 pub mod scm;
 pub mod sock_diag;
+pub mod tcp;
 pub mod tun;
+pub mod udp;
 pub mod uring;

@@ -3,6 +3,8 @@
 //! Everything here can be said twice: a restarted daemon asks for all it needs again, and what exists already is
 //! success. The calls block; each runs on a thread inside the namespace, which takes about 100 µs.
 
+mod rules;
+
 use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd};

@@ -117,11 +117,11 @@ impl Notifications {
         ioctl(self.fd.as_fd(), libc::SECCOMP_IOCTL_NOTIF_ADDFD, &mut request)
     }
 
-    /// Answers a call. That its caller is gone is no error.
+    /// Answers a call. That its caller is gone, or was interrupted and calls again, is no error: it is told by `false`.
     ///
     /// # Errors
     /// Those of the ioctl.
-    pub fn answer(&self, call: &Call, answer: Answer) -> io::Result<()> {
+    pub fn answer(&self, call: &Call, answer: Answer) -> io::Result<bool> {
         let mut response = libc::seccomp_notif_resp {
             id: call.id,
             val: 0,
@@ -135,8 +135,8 @@ impl Notifications {
             },
         };
         match ioctl(self.fd.as_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &mut response) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            other => other,
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            other => other.map(|()| true),
         }
     }
 }
@@ -198,6 +198,18 @@ impl Call {
             .and_then(|value| u32::from_str_radix(value, radix).ok())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no `{name}` in /proc")))
     }
+}
+
+/// Whether a thread of a process waits in one of the calls that are held up.
+#[must_use]
+pub fn waits_in_call(process: u32) -> bool {
+    const HELD_UP: [libc::c_long; 3] = [libc::SYS_bind, libc::SYS_listen, libc::SYS_connect];
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|thread| fs::read_to_string(thread.path().join("syscall")).ok()).any(|line| {
+        // "running", or the call's number and its arguments.
+        let number = line.split(' ').next().and_then(|number| number.parse().ok());
+        number.is_some_and(|number| HELD_UP.contains(&number))
+    })
 }
 
 /// A duplicate of another process's descriptor.

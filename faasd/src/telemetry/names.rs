@@ -30,7 +30,11 @@ metrics! {
         "Hand-offs that took at most `le` seconds, from the accept's completion to the message's arrival.";
     HANDOFF_SUM = "faasd_handoff_seconds_sum", "Seconds that all hand-offs took together.";
     HANDOFF_COUNT = "faasd_handoff_seconds_count", "Hand-offs.";
+    EGRESS = "faasd_egress_connections_total",
+        "Connections that functions asked for, by function and outcome: made inside or outside, refused for want of a grant, failed.";
     DECISIONS = "faasd_kernel_decisions_total", "Decisions of the kernel program, by what was decided.";
+    UNROUTABLE = "faasd_ingress_unroutable_packets_total",
+        "Packets into the ingress that were refused before the kernel program: by another interface than the tunnel, from a function's address, or for nobody.";
     FUNCTIONS = "faasd_functions", "Functions that are declared.";
     PEERS = "faasd_peers", "Peers of the tunnel, by whether they have joined.";
     PEER_RECEIVED = "faasd_peer_received_bytes_total", "Bytes received from a peer.";
@@ -44,5 +48,11 @@ metrics! {
     API_REFUSED = "faasd_api_refused_total",
         "Requests through the tunnel that were turned away: no admin's (role), or a web page's (page).";
     DNS_QUERIES = "faasd_dns_queries_total", "Queries by outcome.";
+    DNS_REBINDS = "faasd_dns_rebinds_total",
+        "Upstreams' answers that pointed into our own network, and were stripped of that.";
+    DNS_UNCONFIRMED = "faasd_dns_notifies_unconfirmed_total",
+        "Notifications of a change that a secondary did not confirm.";
+    DNS_NAMES = "faasd_dns_names", "Names below the zone `faas.`.";
+    DNS_SERIAL = "faasd_dns_serial", "The zones' serial.";
     BUILD = "faasd_build_info", "1, with the version as a label.";
 }

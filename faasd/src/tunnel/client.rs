@@ -45,6 +45,10 @@ const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a first packet may take to the server and back before another is sent.
 const FIRST_PACKET_DEADLINE: Duration = Duration::from_millis(100);
 
+/// The server's routes for peers.
+const JOIN: &str = "/v1/join";
+const ROTATE: &str = "/v1/rotate";
+
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
@@ -66,6 +70,9 @@ pub struct Membership {
     /// The name that the server knows the client by.
     pub name: String,
     private_key: String,
+    /// The key that is to replace it: the server may know it already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    next_private_key: Option<String>,
     pub address: Ipv6Addr,
     pub server_public_key: String,
     /// `HOST:PORT`, resolved anew at each connect.
@@ -114,6 +121,8 @@ pub enum ClientError {
     Damaged { path: PathBuf, source: serde_json::Error },
     #[error("there is nobody to connect to yet; `faas vpn connect INVITATION` joins a server")]
     NeverJoined,
+    #[error("this machine is not connected; `faas vpn connect` connects it")]
+    Disconnected,
     #[error("this invitation has been redeemed by this machine; `faas vpn connect` connects again")]
     RedeemedHere,
     #[error(
@@ -125,9 +134,9 @@ pub enum ClientError {
     Endpoint { endpoint: String, source: io::Error },
     #[error("the key of {whose} is malformed")]
     Key { whose: &'static str, source: KeyFormatError },
-    #[error("the tunnel is up, but the server did not take part in the join")]
+    #[error("the tunnel is up, but the server does not answer in it")]
     Exchange { source: io::Error },
-    #[error("the server refused the join ({status}): {said}")]
+    #[error("the server refused the key ({status}): {said}")]
     Refused { status: StatusCode, said: String },
 }
 
@@ -175,6 +184,7 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
     let membership = Membership {
         name: invitation.name.clone(),
         private_key,
+        next_private_key: None,
         address: invitation.address,
         server_public_key: invitation.server_public_key.clone(),
         endpoint: invitation.endpoint.clone(),
@@ -194,21 +204,19 @@ pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, Cli
         match met {
             Some(_) => {
                 save(options, &membership)?;
-                redeem(&membership, invitation.http_port)?;
+                tell(&membership, JOIN, &own_key(&membership)?)?;
             }
             // The server may have taken our key at the first try, and the answer was lost.
             None if second_try => {}
             None => return Err(no_handshake(&server, &membership)),
         }
         // The session of the temporary key goes, and with it the last that the key is good for.
-        interface.remove_peer(server.public_key)?;
-        interface.configure(&own_key(&membership)?, 0)?;
-        interface.set_peer(server.clone())?;
+        switch(&*interface, &server, &own_key(&membership)?)?;
         let handshake = wait_for_handshake(&*interface, server.public_key)?;
         if handshake.is_none() {
             return Err(no_handshake(&server, &membership));
         }
-        wait_until_heard(&membership, invitation.http_port)?;
+        wait_until_heard(&membership)?;
         let membership = Membership { joined: true, ..membership.clone() };
         save(options, &membership)?;
         finish(&*interface, membership, options, handshake)
@@ -225,14 +233,72 @@ pub fn connect(options: &Options) -> Result<Connected, ClientError> {
     let membership = load(options)?;
     let connected = || {
         let (interface, server) = bring_up(&here()?, &membership, &own_key(&membership)?, options)?;
-        let handshake = wait_for_handshake(&*interface, server.public_key)?;
+        let mut handshake = wait_for_handshake(&*interface, server.public_key)?;
+        let mut membership = membership.clone();
+        if let (None, Some(next)) = (handshake, membership.next_private_key.clone()) {
+            // The server has taken the new key, and we did not hear of it.
+            switch(&*interface, &server, &parse_key("this client", &next)?)?;
+            handshake = wait_for_handshake(&*interface, server.public_key)?;
+            if handshake.is_some() {
+                membership.private_key = next;
+                membership.next_private_key = None;
+                save(options, &membership)?;
+            }
+        }
         let joined = membership.joined || handshake.is_some();
         if joined != membership.joined {
-            save(options, &Membership { joined, ..membership.clone() })?;
+            membership.joined = joined;
+            save(options, &membership)?;
         }
-        finish(&*interface, membership.clone(), options, handshake)
+        finish(&*interface, membership, options, handshake)
     };
     connected().inspect_err(|_| undo(options))
+}
+
+/// Replaces the client's key by a new one, in place, and returns how long the new key's handshake took. Connections go on:
+/// the addresses stay, and what is lost between two keys is sent again.
+///
+/// # Errors
+/// If the client is not connected, or the server does not take the key; the former one then stays.
+pub fn rotate(options: &Options) -> Result<Duration, ClientError> {
+    let membership = load(options)?;
+    let interface =
+        super::open(&here()?, &options.name, &options.launch)?.ok_or(ClientError::Disconnected)?;
+    let server: PublicKey = membership
+        .server_public_key
+        .parse()
+        .map_err(|source| ClientError::Key { whose: "the server", source })?;
+    let now = interface.peer(server)?.ok_or(ClientError::Disconnected)?;
+    let server = PeerConfig {
+        public_key: server,
+        allowed_ips: now.allowed_ips,
+        endpoint: now.endpoint,
+        keepalive_s: now.keepalive_s,
+    };
+    // A key of an earlier try is tried again: the server may have it.
+    let next = match &membership.next_private_key {
+        Some(next) => parse_key("this client", next)?,
+        None => PrivateKey::generate(),
+    };
+    // On disk before the server hears of it, so that a crash at any point leaves a client that can connect.
+    let both = Membership { next_private_key: Some(next.to_base64()), ..membership.clone() };
+    save(options, &both)?;
+    tell(&membership, ROTATE, &next)?;
+    switch(&*interface, &server, &next)?;
+    let Some(handshake) = wait_for_handshake(&*interface, server.public_key)? else {
+        switch(&*interface, &server, &own_key(&membership)?)?;
+        return Err(no_handshake(&server, &membership));
+    };
+    wait_until_heard(&membership)?;
+    save(options, &Membership { private_key: next.to_base64(), next_private_key: None, ..membership })?;
+    Ok(handshake)
+}
+
+/// Gives the interface another key. The session of the former one goes.
+fn switch(interface: &dyn Interface, server: &PeerConfig, key: &PrivateKey) -> Result<(), Error> {
+    interface.remove_peer(server.public_key)?;
+    interface.configure(key, 0)?;
+    interface.set_peer(server.clone())
 }
 
 /// Takes the tunnel down and gives names back to whom they belonged. The membership stays.
@@ -390,14 +456,15 @@ fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Op
 
 /// Waits until packets reach the server under our own key: it shakes hands with the key at once, but gives it our
 /// address only once its answer to the join has had time to arrive. What is sent before that is lost.
-fn wait_until_heard(membership: &Membership, port: u16) -> Result<(), ClientError> {
+fn wait_until_heard(membership: &Membership) -> Result<(), ClientError> {
     let (start, mut patience) = (Instant::now(), FIRST_PACKET_DEADLINE);
     loop {
-        let error = match TcpStream::connect_timeout(&(membership.server, port).into(), patience) {
-            Ok(_) => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
-            Err(e) => e,
-        };
+        let error =
+            match TcpStream::connect_timeout(&(membership.server, membership.http_port).into(), patience) {
+                Ok(_) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+                Err(e) => e,
+            };
         if start.elapsed() > JOIN_DEADLINE {
             return Err(ClientError::Exchange { source: error });
         }
@@ -410,16 +477,16 @@ fn wait_until_heard(membership: &Membership, port: u16) -> Result<(), ClientErro
     }
 }
 
-/// Tells the server our own key, on a thread of its own, since the caller may be a runtime's.
-fn redeem(membership: &Membership, port: u16) -> Result<(), ClientError> {
-    let public_key = own_key(membership)?.public().to_string();
-    let server = membership.server;
+/// Tells the server a key of ours, on a thread of its own, since the caller may be a runtime's.
+fn tell(membership: &Membership, path: &'static str, key: &PrivateKey) -> Result<(), ClientError> {
+    let public_key = key.public().to_string();
+    let (server, port) = (membership.server, membership.http_port);
     let exchange = |source| ClientError::Exchange { source };
     let (status, body) = std::thread::scope(|scope| {
         let post = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                tokio::time::timeout(JOIN_DEADLINE, post_join(server, port, public_key)).await?
+                tokio::time::timeout(JOIN_DEADLINE, post_key(server, port, path, public_key)).await?
             })
         };
         scope.spawn(post).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -433,9 +500,14 @@ fn redeem(membership: &Membership, port: u16) -> Result<(), ClientError> {
     Err(ClientError::Refused { status, said })
 }
 
-async fn post_join(server: Ipv6Addr, port: u16, public_key: String) -> io::Result<(StatusCode, Bytes)> {
+async fn post_key(
+    server: Ipv6Addr,
+    port: u16,
+    path: &str,
+    public_key: String,
+) -> io::Result<(StatusCode, Bytes)> {
     let body = serde_json::to_vec(&Join { public_key })?;
-    let request = Request::post("/v1/join")
+    let request = Request::post(path)
         .header(header::HOST, format!("[{server}]:{port}"))
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))

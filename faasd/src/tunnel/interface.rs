@@ -188,6 +188,14 @@ pub trait Interface: Send + Sync + fmt::Debug {
     /// If the interface is gone.
     fn device(&self) -> Result<DeviceStatus, Error>;
 
+    /// Whether the interface is there and answers, as cheaply as that can be known.
+    ///
+    /// # Errors
+    /// If it is gone.
+    fn check(&self) -> Result<(), Error> {
+        self.device().map(drop)
+    }
+
     /// One peer, if it is there.
     ///
     /// # Errors

@@ -115,4 +115,11 @@ impl Interface for KernelInterface {
         let InterfaceStatus { listen_port, public_key, .. } = self.status()?;
         Ok(DeviceStatus { listen_port, public_key })
     }
+
+    fn check(&self) -> Result<(), Error> {
+        match crate::sys::netlink::Netlink::new(&self.ns).index(&self.name)? {
+            Some(_) => Ok(()),
+            None => Err(self.error("find")(io::ErrorKind::NotFound.into())),
+        }
+    }
 }

@@ -53,7 +53,7 @@ async fn deploy(client: &Client, function: &str) {
 }
 
 fn invite(peer: &str, expires_in_ms: u64) -> Invite {
-    Invite { name: name(peer), expires_in_ms, role: Role::User, endpoint: None }
+    Invite { name: name(peer), expires_in_ms, role: Role::User, endpoint: None, plain: false }
 }
 
 fn lines(lines: usize) -> LogQuery {

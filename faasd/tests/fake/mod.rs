@@ -233,6 +233,7 @@ impl Service for Fake {
             retry_in_ms: None,
             instances: vec![instance],
             connections: Connections::default(),
+            egress: Default::default(),
         };
         self.access.show_function(&name, self.access.fresh_number(), function.address);
         functions.insert(name, function.clone());
@@ -419,6 +420,10 @@ impl Service for Fake {
             Some(_) => Ok(()),
             None => Err(ApiError::no_peer(name, peers.keys().map(FunctionName::as_str))),
         }
+    }
+
+    async fn rotate(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {
+        self.join(source, join).await
     }
 
     async fn join(&self, source: Ipv6Addr, join: Join) -> Result<(), ApiError> {

@@ -87,6 +87,7 @@ impl Bed {
                 image,
                 root: None,
                 dependencies: None,
+                hosts: None,
                 hold: false,
                 descriptors,
             },

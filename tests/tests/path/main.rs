@@ -5,6 +5,7 @@ mod answers;
 mod apply;
 mod caller;
 mod crashes;
+mod dns;
 mod forward;
 mod handoff;
 mod languages;
@@ -32,6 +33,9 @@ fn main() {
         shared("what_cannot_be_installed_is_told", languages::bad_dependencies),
         shared("what_is_not_there_is_refused_at_once", answers::refusals),
         shared("names_come_and_go_with_their_functions", answers::names),
+        shared("names_and_addresses_are_answered_as_dig_asks", dns::every_kind),
+        shared("other_names_are_asked_elsewhere_and_cannot_point_inside", dns::elsewhere),
+        shared("a_secondary_is_told_and_copies_the_zones", dns::secondary),
         shared("after_the_hand_off_only_the_container_holds_the_connection", handoff::descriptors),
         shared("connections_are_spread_by_what_is_in_flight", handoff::spread),
         shared("a_function_passes_connections_on", forward::passed_on),

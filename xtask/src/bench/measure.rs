@@ -89,3 +89,13 @@ pub fn command(targets: &[String], arguments: &[OsString]) -> Command {
 pub fn run(targets: &[String], arguments: &[OsString]) -> Result<()> {
     run::run(&mut command(targets, arguments))
 }
+
+/// Measures subjects and rules, which takes no daemon.
+pub fn access(out: Option<&Path>, arguments: &[OsString]) -> Result<()> {
+    let mut command = Command::new("nice");
+    command.args(["-n", NICE]).arg(built("faasd-bench")).arg("access").args(arguments);
+    if let Some(file) = out {
+        command.arg("--out").arg(file);
+    }
+    run::run(&mut command)
+}

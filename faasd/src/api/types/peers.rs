@@ -49,6 +49,10 @@ pub struct Invite {
     /// `HOST:PORT` that clients dial, if not the daemon's own setting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// The key is not replaced by the client's own: for a plain WireGuard configuration, whose private key is made by the
+    /// server and which does not expire.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
 }
 
 /// What `faas vpn invite` prints: the text that `faas vpn connect` takes.

@@ -3,9 +3,10 @@
 use clap::Args;
 use jiff::Timestamp;
 
+use super::hand_over::HandOver;
 use crate::api::types;
 use crate::cli::ago::{parse_ms, relative};
-use crate::cli::{Context, Failure, Format, Output};
+use crate::cli::{Context, Exit, Failure, Format, Output};
 use crate::core::access::Role;
 use crate::core::name::FunctionName;
 
@@ -15,6 +16,7 @@ use crate::core::name::FunctionName;
   faas vpn invite laptop
   faas vpn invite laptop --expires 1h --endpoint vpn.example.org:51820
   faas vpn invite laptop --role admin
+  faas vpn invite laptop --out laptop.faas        a file that only you can read
   faas vpn invite laptop | ssh laptop sudo faas vpn connect -
 
 Whoever has the invitation can join in the machine's stead until it has: send it by a way you trust.")]
@@ -31,28 +33,38 @@ pub struct Invite {
     #[arg(long, value_name = "ROLE", default_value = "user")]
     role: Role,
     #[command(flatten)]
+    hand_over: HandOver,
+    #[command(flatten)]
     output: Output,
 }
 
 impl Invite {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        if self.output.format == Format::Json && self.hand_over.is_set() {
+            return Err(Failure::new(
+                Exit::Usage,
+                "`-o json` prints the invitation: leave out --out and --qr",
+            ));
+        }
         let invite = types::Invite {
             name: self.name,
             expires_in_ms: self.expires,
             endpoint: self.endpoint,
             role: self.role,
+            plain: false,
         };
         let invited = context.client.invite(&invite).await?;
         if self.output.format == Format::Json {
             return context.ui.json(&invited);
         }
         // The invitation alone is the result, so that it can be piped.
-        context.ui.print(&format!("{}\n", invited.invitation))?;
+        let argument = self.hand_over.give(context, &format!("{}\n", invited.invitation))?;
         context.ui.note(&format!(
-            "{} gets {}; the invitation expires {}. There: sudo faas vpn connect INVITATION",
+            "{} gets {}; the invitation expires {}. There: sudo faas vpn connect {}",
             invited.name,
             invited.address,
-            relative(invited.expires_at, Timestamp::now())
+            relative(invited.expires_at, Timestamp::now()),
+            argument.as_deref().unwrap_or("INVITATION")
         ));
         Ok(())
     }

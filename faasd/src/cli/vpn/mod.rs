@@ -2,10 +2,13 @@
 
 mod connect;
 mod disconnect;
+mod export;
+mod hand_over;
 mod invite;
 mod peers;
 mod revoke;
 mod role;
+mod rotate;
 mod status;
 
 use std::path::PathBuf;
@@ -71,6 +74,8 @@ enum Verb {
     Connect(connect::Connect),
     Disconnect(disconnect::Disconnect),
     Status(status::Status),
+    Rotate(rotate::Rotate),
+    Export(export::Export),
     Peers(peers::Peers),
     Revoke(revoke::Revoke),
     Role(role::SetRole),
@@ -83,6 +88,8 @@ impl Vpn {
             Verb::Connect(verb) => verb.run(context),
             Verb::Disconnect(verb) => verb.run(context),
             Verb::Status(verb) => verb.run(context),
+            Verb::Rotate(verb) => verb.run(context),
+            Verb::Export(verb) => block_on(verb.run(context)),
             Verb::Peers(verb) => block_on(verb.run(context)),
             Verb::Revoke(verb) => block_on(verb.run(context)),
             Verb::Role(verb) => block_on(verb.run(context)),

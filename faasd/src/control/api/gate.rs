@@ -19,6 +19,9 @@ pub(super) const METRICS: &str = "/metrics";
 /// For who is invited, which its handler sees to.
 pub(super) const JOIN: &str = "/v1/join";
 
+/// For who has joined.
+pub(super) const ROTATE: &str = "/v1/rotate";
+
 /// What the client calls the server, whatever its address.
 const HOST: &str = "faasd";
 
@@ -66,7 +69,7 @@ impl Gate {
 pub(super) async fn check(State(gate): State<Gate>, request: Request<Body>, next: Next) -> Response {
     let peer = request.extensions().get::<Source>().and_then(|source| gate.service.role(source.0));
     let refused = match (request.uri().path(), peer) {
-        (JOIN, _) | (METRICS, Some(_)) => None,
+        (JOIN, _) | (METRICS | ROTATE, Some(_)) => None,
         (_, Some((_, Role::Admin))) if gate.is_from_a_page(&request) => {
             Some((&gate.refusals.page, ApiError::Page))
         }

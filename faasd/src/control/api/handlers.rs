@@ -211,6 +211,18 @@ pub(super) async fn join(
     Ok(NoContent)
 }
 
+pub(super) async fn rotate(
+    State(api): State<Api>,
+    source: Option<Extension<Source>>,
+    Sent(join): Sent<Join>,
+) -> Result<NoContent> {
+    let Some(Extension(Source(source))) = source else {
+        return Err(ApiError::Forbidden("a peer changes its key through the tunnel".into()));
+    };
+    within(QUICK, "changing a peer's key", api.service.rotate(source, join)).await?;
+    Ok(NoContent)
+}
+
 pub(super) async fn metrics(State(api): State<Api>) -> Result<Response> {
     let text = within(QUICK, "collecting the metrics", async { Ok(api.service.metrics().await) }).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())

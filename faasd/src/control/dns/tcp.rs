@@ -1,25 +1,22 @@
-//! DNS over TCP, with what hickory's own listener lacks: a bound on connections, and a graceful end.
+//! DNS over TCP: bounded in connections, of which no source can have them all, and with a graceful end.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_server::net::NetError;
-use hickory_server::net::runtime::TokioTime;
-use hickory_server::net::xfer::Protocol;
-use hickory_server::proto::op::{Header, Message, MessageType, Metadata, ResponseCode};
-use hickory_server::proto::rr::Record;
-use hickory_server::proto::serialize::binary::{BinDecodable, BinDecoder, BinEncoder};
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponse;
+use hickory_proto::op::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Handler;
+use super::Shared;
+use super::metrics::Outcome;
+use super::places::Places;
+use super::transfer::{self, Transfer};
+use crate::core::zone::{self, ANSWER_BYTES_MAX, Origin, Question, Verdict};
 
 /// Queries on one connection; a client that has more connects again, behind those who wait.
 const QUERIES_MAX: usize = 1_000;
@@ -29,9 +26,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Listener {
     pub(super) listener: TcpListener,
-    pub(super) handler: Handler,
+    pub(super) shared: Arc<Shared>,
     pub(super) connections: Arc<Semaphore>,
-    pub(super) idle_timeout: Duration,
+    pub(super) places: Arc<Places>,
     pub(super) stopped: watch::Receiver<bool>,
 }
 
@@ -47,15 +44,12 @@ impl Listener {
             while open.try_join_next().is_some() {}
             match accepted {
                 Ok((permit, stream, client)) => {
-                    let connection = Connection {
-                        stream,
-                        client,
-                        handler: self.handler.clone(),
-                        idle_timeout: self.idle_timeout,
-                        stopped: self.stopped.clone(),
-                    };
+                    // One that has its share already is closed at once.
+                    let Some(place) = self.places.take(client.ip()) else { continue };
+                    let (shared, stopped) = (Arc::clone(&self.shared), self.stopped.clone());
+                    let connection = Connection { stream, client, shared, stopped };
                     open.spawn(async move {
-                        let _permit = permit;
+                        let _held = (permit, place);
                         if let Err(error) = connection.serve().await {
                             tracing::debug!(%error, %client, "a DNS connection ended");
                         }
@@ -70,7 +64,7 @@ impl Listener {
         while open.join_next().await.is_some() {}
     }
 
-    async fn accept(&self) -> io::Result<(tokio::sync::OwnedSemaphorePermit, TcpStream, SocketAddr)> {
+    async fn accept(&self) -> io::Result<(OwnedSemaphorePermit, TcpStream, SocketAddr)> {
         // First the right to a connection, then the connection: the backlog holds those that must wait.
         let permit = Arc::clone(&self.connections).acquire_owned().await.map_err(io::Error::other)?;
         let (stream, client) = self.listener.accept().await?;
@@ -81,41 +75,76 @@ impl Listener {
 struct Connection {
     stream: TcpStream,
     client: SocketAddr,
-    handler: Handler,
-    idle_timeout: Duration,
+    shared: Arc<Shared>,
     stopped: watch::Receiver<bool>,
 }
 
 impl Connection {
     async fn serve(mut self) -> io::Result<()> {
         for _ in 0..QUERIES_MAX {
-            let bytes = tokio::select! {
-                bytes = timeout(self.idle_timeout, read_message(&mut self.stream)) => bytes??,
+            let query = tokio::select! {
+                query = timeout(self.shared.tcp_idle_timeout, read_message(&mut self.stream)) => query??,
                 _ = self.stopped.wait_for(|stopped| *stopped) => return Ok(()),
             };
-            let Some(answer) = self.answer(bytes).await else { return Ok(()) };
-            let len = u16::try_from(answer.len()).map_err(io::Error::other)?;
-            let framed = [&len.to_be_bytes(), answer.as_slice()].concat();
-            timeout(self.idle_timeout, self.stream.write_all(&framed)).await??;
+            if !self.answer(&query).await? {
+                return Ok(());
+            }
         }
         Ok(())
     }
 
-    /// The answer's bytes, or none for what must not be answered.
-    async fn answer(&self, bytes: Vec<u8>) -> Option<Vec<u8>> {
-        // Nothing shorter than a header can be answered.
-        let Metadata { id, op_code, .. } = Header::read(&mut BinDecoder::new(&bytes)).ok()?.metadata;
-        match Request::from_bytes(bytes, self.client, Protocol::Tcp) {
-            // To answer an answer would let two servers talk for ever.
-            Ok(request) if request.metadata.message_type == MessageType::Response => None,
-            Ok(request) => {
-                let answer = Answer::default();
-                self.handler.handle_request::<_, TokioTime>(&request, answer.clone()).await;
-                let mut bytes = answer.0.lock().unwrap_or_else(PoisonError::into_inner);
-                Some(std::mem::take(&mut *bytes)).filter(|bytes| !bytes.is_empty())
+    /// Returns whether the connection is good for another query.
+    async fn answer(&mut self, query: &[u8]) -> io::Result<bool> {
+        let mut out = [0; ANSWER_BYTES_MAX];
+        let shared = Arc::clone(&self.shared);
+        let verdict = zone::answer(&shared.names.load(), query, shared.caller(), &mut out);
+        let (length, outcome) = match verdict {
+            Verdict::Silence => return Ok(false),
+            Verdict::Answer(length, outcome) => (length, outcome.into()),
+            Verdict::Elsewhere => {
+                shared.log(query, self.client, true, None);
+                let answer = shared.forwarder.answer(query, self.client.ip(), true).await;
+                let Some(answer) = answer else { return Ok(false) };
+                self.send(&answer).await?;
+                return Ok(true);
             }
-            Err(_) => Message::error_msg(id, op_code, ResponseCode::FormErr).to_vec().ok(),
+            Verdict::Transfer(origin, question) => {
+                if shared.secondaries.contains(&self.client.ip()) {
+                    return self.transfer(query, origin, &question).await;
+                }
+                (zone::refusal(query, &question, &mut out), Outcome::Refused)
+            }
+        };
+        shared.log(query, self.client, true, Some(outcome));
+        shared.metrics.count(outcome);
+        self.send(&out[..length]).await?;
+        Ok(true)
+    }
+
+    async fn transfer(&mut self, bytes: &[u8], origin: Origin, question: &Question) -> io::Result<bool> {
+        let zone = Arc::clone(&self.shared.names.load());
+        let query = Message::from_vec(bytes).map_err(io::Error::other)?;
+        if question.is_incremental() && transfer::is_up_to_date(&query, &zone) {
+            let mut out = [0; ANSWER_BYTES_MAX];
+            let length = zone::soa_answer(&zone, origin, bytes, question, &mut out);
+            self.shared.metrics.count(Outcome::Answered);
+            self.send(&out[..length]).await?;
+            return Ok(true);
         }
+        self.shared.log(bytes, self.client, true, Some(Outcome::Transferred));
+        tracing::info!(secondary = %self.client, ?origin, serial = zone.serial(), "a zone is transferred");
+        let Some(transfer) = Transfer::new(zone, origin, &query) else { return Ok(false) };
+        for message in transfer.messages() {
+            self.send(&message).await?;
+        }
+        self.shared.metrics.count(Outcome::Transferred);
+        Ok(true)
+    }
+
+    async fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+        let framed = [&length.to_be_bytes(), message].concat();
+        timeout(self.shared.tcp_idle_timeout, self.stream.write_all(&framed)).await?
     }
 }
 
@@ -123,30 +152,4 @@ async fn read_message(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut bytes).await?;
     Ok(bytes)
-}
-
-/// Takes an answer's bytes from the handler.
-#[derive(Clone, Default)]
-struct Answer(Arc<Mutex<Vec<u8>>>);
-
-#[async_trait::async_trait]
-impl ResponseHandler for Answer {
-    async fn send_response<'a>(
-        &mut self,
-        response: MessageResponse<
-            '_,
-            'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-            impl Iterator<Item = &'a Record> + Send + 'a,
-        >,
-    ) -> Result<ResponseInfo, NetError> {
-        let mut bytes = Vec::with_capacity(512);
-        let mut encoder = BinEncoder::new(&mut bytes);
-        encoder.set_max_size(u16::MAX);
-        let info = response.destructive_emit(&mut encoder)?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
-        Ok(info)
-    }
 }

@@ -16,7 +16,7 @@ use super::messages::{Messages, Said, next};
 use super::{ENTRY, Instances, Message, Order, Timings};
 use crate::core::name::FunctionName;
 use crate::core::spec::{Contract, FunctionSpec, Ipv4, Lane, StopSignal};
-use crate::runtime::agent::{Agent, Asked, Listen};
+use crate::runtime::agent::{Agent, Asked, Listen, Server};
 use crate::runtime::instance::{Created, Request};
 use crate::runtime::logs::Query;
 use crate::sys::pidfd::{Exit, Pidfd};
@@ -65,7 +65,7 @@ struct Waiting {
 struct ToKeep {
     page: OwnedFd,
     log: OwnedFd,
-    /// While no daemon is there, a server that binds waits for the next one.
+    /// While no daemon is there, a server that binds waits for the next one, and so does who connects.
     notify: Option<OwnedFd>,
 }
 
@@ -142,6 +142,11 @@ impl Task {
     pub(super) async fn adopted(self, process: Arc<Pidfd>, log: OwnedFd, notify: Option<OwnedFd>) {
         let (all, key) = (self.all.clone(), self.key);
         tracing::info!(id = self.id, pid = process.pid(), "adopted");
+        if notify.is_some() {
+            // Whom the daemon before was about to answer, nobody would.
+            let (runtime, id) = (Arc::clone(&all.runtime), self.id.clone());
+            let _ = tokio::task::spawn_blocking(move || runtime.call_again(&id)).await;
+        }
         let why = self.attend(process, log, notify, None).await;
         all.tell(Message::Exited { key, why }).await;
     }
@@ -195,10 +200,14 @@ impl Task {
     }
 
     fn agent(&self, notify: Option<OwnedFd>) -> Option<Agent> {
-        let listener = Arc::clone(self.listener.as_ref()?);
+        let caller = self.all.egress.caller(&self.function, self.slot, &self.spec);
+        let listener = self.listener.clone().filter(|_| self.spec.contract == Contract::Port);
         let ipv4 = self.spec.ipv4 == Some(Ipv4::Exchange);
-        Agent::new(notify?, listener, self.spec.listen_port(), ipv4)
-            .inspect_err(|error| tracing::error!(id = self.id, %error, "a server's calls are not served"))
+        let server = listener.map(|listener| Server::new(listener, self.spec.listen_port(), ipv4));
+        let notify = notify?;
+        let agent = server.transpose().and_then(|server| Agent::new(notify, server, caller));
+        agent
+            .inspect_err(|error| tracing::error!(id = self.id, %error, "a program's calls are not served"))
             .ok()
     }
 
@@ -285,7 +294,7 @@ impl Task {
                     (Ok(Some(Asked::Ipv4)), _) => {}
                     (ended, _) => {
                         if let Err(error) = ended {
-                            tracing::error!(id = self.id, %error, "a server's calls are no longer served");
+                            tracing::error!(id = self.id, %error, "a program's calls are no longer served");
                         }
                         asks = false;
                     }
@@ -307,7 +316,7 @@ impl Task {
                     // An earlier daemon did, and a second signal to stop may mean to stop at once.
                     Order::Drain if self.page.draining() => {
                         self.listener = None;
-                        agent = None;
+                        agent = agent.and_then(Agent::without_server);
                     }
                     Order::Drain if self.spec.lane() == Lane::Warm => {
                         self.page.set_draining();
@@ -315,8 +324,8 @@ impl Task {
                             taken(&listener).await;
                         }
                         // Whoever still waits at the listener when the server closes it goes to another instance,
-                        // unless somebody else holds it open.
-                        agent = None;
+                        // unless somebody else holds it open. It may still connect to others.
+                        agent = agent.and_then(Agent::without_server);
                         let _ = process.signal(signal(self.spec.stop_signal.unwrap_or_default()));
                     }
                     // A protocol message: it comes after every connection that the instance was given.
@@ -346,7 +355,7 @@ impl Task {
         }
         tracing::info!(id = self.id, %exit, served = self.page.requests(), "ended");
         // Only an agent that still is there has a server that does not listen yet.
-        let unheard = agent.filter(|_| !self.page.ready()).map(|agent| agent.complaint());
+        let unheard = agent.filter(|_| !self.page.ready()).and_then(|agent| agent.complaint());
         if let Some(error) = failed {
             return format!("{error:#}");
         }

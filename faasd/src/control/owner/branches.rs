@@ -8,6 +8,7 @@ use rustix::net::{Shutdown, shutdown};
 use super::*;
 use crate::core::access::Guard;
 use crate::core::spec::Lane;
+use crate::core::zone::FunctionNames;
 use crate::dataplane::Stats;
 use crate::sys::bpf::{self, Route};
 
@@ -73,11 +74,15 @@ impl Owner {
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
         self.set_routes(name)?;
-        match routed {
-            Some(old) if old != port => self.parts.kernel.clear_route(address, old)?,
-            None => self.publish(|zone, serial| zone.with(name, address, serial)),
-            Some(_) => {}
+        if let Some(old) = routed.filter(|old| *old != port) {
+            self.parts.kernel.clear_route(address, old)?;
         }
+        let revisions = self.functions[name].routed_revisions.iter();
+        self.parts.names.publish_function(FunctionNames {
+            revisions: revisions.map(|(number, (address, _))| (*number, *address)).collect(),
+            aliases: record.aliases,
+            ..FunctionNames::new(name.clone(), address, Some(port))
+        });
         for slot in leaving {
             self.parts.kernel.clear_listener(slot)?;
             self.parts.kernel.set_pool(slot, &[])?;
@@ -227,7 +232,7 @@ impl Owner {
         // Its instances are with no branch any more, and the slots are for others.
         entry.placed.clear();
         if let Some(port) = entry.routed.take() {
-            self.publish(|zone, serial| zone.without(name, serial));
+            self.parts.names.remove_function(name);
             let kernel = &mut self.parts.kernel;
             let mut cleared = vec![kernel.clear_route(address, port), kernel.clear_split(slot)];
             cleared.extend(by_name.into_values().map(|(address, port)| kernel.clear_route(address, port)));
@@ -239,13 +244,6 @@ impl Owner {
             self.tell(Command::Refuse { slot: branch.slot });
             self.remove_branch(name, branch);
         }
-    }
-
-    pub(super) fn publish(&self, change: impl FnOnce(&Zone, u32) -> Zone) {
-        let serial = self.parts.store.revision().map_or(0, zone::serial);
-        let old = self.parts.zone.load_full();
-        self.parts.zone.store(Arc::new(change(&old, serial)));
-        self.parts.zone_changed.notify_one();
     }
 
     /// A listener of a function's own.

@@ -18,11 +18,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use faasd_common::SLOTS_MAX;
 use faasd_sdk::wire::{Arrival, Record};
 use jiff::Timestamp;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use self::branches::Branch;
 use self::change::Change;
@@ -31,6 +30,7 @@ use self::seats::Seats;
 use super::access::Access;
 use super::api::ApiError;
 use super::config::Config;
+use super::dns::Names;
 use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
 use super::ingress::Ingress;
@@ -44,7 +44,6 @@ use crate::core::image::ImageName;
 use crate::core::life::{Action, Event, Lifecycle, Machine, Phase, Plan};
 use crate::core::name::FunctionName;
 use crate::core::revision::Alias;
-use crate::core::zone::{self, Zone};
 use crate::dataplane::{self, Acceptors, Command, Stats};
 use crate::runtime::image;
 use crate::runtime::instance::Adopted;
@@ -167,10 +166,8 @@ pub struct Parts {
     pub images: image::Store,
     pub logs: Logs,
     pub events: Events,
-    pub zone: Arc<ArcSwap<Zone>>,
-    /// Told whenever the zone has changed.
-    pub zone_changed: Arc<Notify>,
     pub callers: Arc<dataplane::Callers>,
+    pub names: Arc<Names>,
 }
 
 /// One function.

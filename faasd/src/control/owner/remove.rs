@@ -40,6 +40,7 @@ impl Owner {
         self.uninstall(name);
         let Some(entry) = self.functions.remove(name) else { return };
         self.ticks.remove(name);
+        self.parts.instances.egress().forget(name);
         let (logs, function) = (self.parts.logs.clone(), name.clone());
         let removed = tokio::task::spawn_blocking(move || logs.remove(&function)).await;
         if let Ok(Err(error)) = removed {

@@ -1,8 +1,10 @@
 //! A function as callers see it.
 
 use super::*;
+use crate::api::egress::Egress;
 use crate::api::types::{Connections, Instance, Phase as Shown, Revision, State, TrafficShare};
 use crate::core::life::Outlook;
+use crate::runtime::egress::Counted;
 
 impl Owner {
     /// One that was never deployed with success is none.
@@ -55,7 +57,14 @@ impl Owner {
             retry_in_ms: retry.map(|pause| pause.as_millis() as u64),
             instances,
             connections: self.connections(entry),
+            egress: self.egress(name),
         })
+    }
+
+    fn egress(&self, name: &FunctionName) -> Egress {
+        let Counted { inside, outside, refused, failed, last_refused } =
+            self.parts.instances.egress().counted(name);
+        Egress { inside, outside, refused, failed, last_refused }
     }
 
     fn connections(&self, entry: &Entry) -> Connections {

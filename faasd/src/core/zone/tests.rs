@@ -1,186 +1,279 @@
+use std::str::FromStr;
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 
-const SERVER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xfaa5, 0, 0x100, 0, 0, 0, 1);
+mod messages;
 
 fn address(n: u64) -> Ipv6Addr {
-    Ipv6Addr::from_bits((0xfd00_faa5_0000_0200_u128 << 64) | u128::from(n))
+    FUNCTION_PREFIX.host(n)
 }
 
-fn name(name: &str) -> RecordName {
+fn name<T: FromStr<Err: fmt::Debug>>(name: &str) -> T {
     name.parse().unwrap()
 }
 
-fn zone(names: &[&str]) -> Zone {
-    let names = names.iter().enumerate().map(|(i, n)| (name(n), address(i as u64)));
-    Zone::new(ZoneSettings::new(SERVER), 7, names)
+fn function(text: &str, host: u64) -> FunctionNames {
+    FunctionNames::new(name(text), address(host), None)
 }
 
-fn ask(zone: &Zone, name: &str, kind: Kind) -> Answer {
-    zone.lookup(name.split('.').filter(|label| !label.is_empty()).map(str::as_bytes), kind)
+fn empty() -> Zone {
+    Zone::new(ZoneSettings::new(VPN_PREFIX, FUNCTION_PREFIX), 7)
+}
+
+/// `hello` with everything that a function can have, `plain` with nothing more, and the peer `anna`.
+fn zone() -> Zone {
+    let hello = FunctionNames {
+        port: Some(8080),
+        revisions: [(2, address(0x22)), (13, address(0x1333))].into(),
+        aliases: [(name("canary"), 13), (name("gone"), 5)].into(),
+        ..function("hello", 0x2cf2_4dba_5fb0_a30e)
+    };
+    let zone = empty().with_function(&Arc::new(hello)).unwrap();
+    let zone = zone.with_function(&Arc::new(function("plain", 1))).unwrap();
+    zone.with_peer(&name("anna"), VPN_PREFIX.host(2)).unwrap()
+}
+
+/// What stands at a name, in words.
+fn at(zone: &Zone, text: &str) -> String {
+    match zone.find(&Labels::of(text).unwrap()) {
+        None => "elsewhere".to_owned(),
+        Some((_, _, found)) => match found {
+            Found::Function(f) => f.address.to_string(),
+            Found::Revision(a) | Found::Peer(a) => a.to_string(),
+            Found::Alias(number, a) => format!("v{number} {a}"),
+            Found::Service(f, port) => format!("{} {port}", f.name),
+            Found::ToPeer(peer) => format!("peer {peer}"),
+            Found::ToFunction(f, None) => f.name.to_string(),
+            Found::ToFunction(f, Some(number)) => format!("v{number} {}", f.name),
+            other => format!("{other:?}").to_lowercase(),
+        },
+    }
+}
+
+const FUNCTIONS: &str = "0.0.2.0.0.0.0.0.5.a.a.f.0.0.d.f.ip6.arpa";
+const PEERS: &str = "0.0.1.0.0.0.0.0.5.a.a.f.0.0.d.f.ip6.arpa";
+
+#[test]
+fn every_name_has_what_it_has() {
+    let zone = zone();
+    for (name, expected) in [
+        ("faas", "apex"),
+        ("FaaS.", "apex"),
+        ("ns.faas", "server"),
+        ("x.ns.faas", "missing"),
+        ("admin.faas", "missing"),
+        ("hello.faas", "fd00:faa5:0:200:2cf2:4dba:5fb0:a30e"),
+        ("HELLO.fAAs", "fd00:faa5:0:200:2cf2:4dba:5fb0:a30e"),
+        ("hell.faas", "missing"),
+        ("hello0.faas", "missing"),
+        ("v2.hello.faas", "fd00:faa5:0:200::22"),
+        ("V13.hello.faas", "fd00:faa5:0:200::1333"),
+        ("v3.hello.faas", "missing"),
+        ("v02.hello.faas", "missing"),
+        ("v+2.hello.faas", "missing"),
+        ("v.hello.faas", "missing"),
+        ("2.hello.faas", "missing"),
+        ("canary.hello.faas", "v13 fd00:faa5:0:200::1333"),
+        // Of a revision that has no address.
+        ("gone.hello.faas", "missing"),
+        ("x.canary.hello.faas", "missing"),
+        ("_tcp.hello.faas", "empty"),
+        ("_http._tcp.hello.faas", "hello 8080"),
+        ("_HTTP._tcp.hello.faas", "hello 8080"),
+        ("_https._tcp.hello.faas", "missing"),
+        ("x._http._tcp.hello.faas", "missing"),
+        ("plain.faas", "fd00:faa5:0:200::1"),
+        ("_tcp.plain.faas", "missing"),
+        ("_http._tcp.plain.faas", "missing"),
+        ("peers.faas", "empty"),
+        ("anna.peers.faas", "fd00:faa5:0:100::2"),
+        ("anna.faas", "missing"),
+        ("x.anna.peers.faas", "missing"),
+        ("bob.peers.faas", "missing"),
+        ("xfaas", "elsewhere"),
+        ("faas.example", "elsewhere"),
+        (".", "elsewhere"),
+    ] {
+        assert_eq!(at(&zone, name), expected, "{name}");
+    }
+    // With nobody below it, it is not there.
+    assert_eq!(at(&empty(), "peers.faas"), "missing");
 }
 
 #[test]
-fn every_answer_has_its_question() {
-    let zone = zone(&["hello", "v1.deep.down"]);
-    for (name, kind, expected) in [
-        ("hello.faas.", Kind::Aaaa, Answer::Aaaa(address(0))),
-        ("HELLO.FaaS.", Kind::Aaaa, Answer::Aaaa(address(0))),
-        ("hello.faas.", Kind::Any, Answer::Aaaa(address(0))),
-        ("hello.faas.", Kind::Other, Answer::NoData),
-        ("hello.faas.", Kind::Soa, Answer::NoData),
-        ("x.hello.faas.", Kind::Aaaa, Answer::NxDomain),
-        ("hell.faas.", Kind::Aaaa, Answer::NxDomain),
-        ("hello0.faas.", Kind::Aaaa, Answer::NxDomain),
-        ("ns.faas.", Kind::Aaaa, Answer::Aaaa(SERVER)),
-        ("v1.deep.down.faas.", Kind::Aaaa, Answer::Aaaa(address(1))),
-        ("deep.down.faas.", Kind::Aaaa, Answer::NoData),
-        ("down.faas.", Kind::Any, Answer::NoData),
-        ("eep.down.faas.", Kind::Aaaa, Answer::NxDomain),
-        ("dow.faas.", Kind::Aaaa, Answer::NxDomain),
-        ("faas.", Kind::Soa, Answer::Soa),
-        ("FAAS.", Kind::Ns, Answer::Ns),
-        ("faas.", Kind::Any, Answer::Apex),
-        ("faas.", Kind::Aaaa, Answer::NoData),
-        ("hello.faas.example.", Kind::Aaaa, Answer::Outside),
-        ("xfaas.", Kind::Aaaa, Answer::Outside),
-        (".", Kind::Ns, Answer::Outside),
+fn every_address_has_its_name() {
+    let zone = zone();
+    for (below, origin, expected) in [
+        ("", FUNCTIONS, "apex"),
+        ("e.0.3.a.0.b.f.5.a.b.d.4.2.f.c.2.", FUNCTIONS, "hello"),
+        ("E.0.3.A.0.b.f.5.a.b.d.4.2.f.c.2.", FUNCTIONS, "hello"),
+        ("2.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", FUNCTIONS, "v2 hello"),
+        ("3.3.3.1.0.0.0.0.0.0.0.0.0.0.0.0.", FUNCTIONS, "v13 hello"),
+        ("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", FUNCTIONS, "plain"),
+        ("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", FUNCTIONS, "missing"),
+        ("0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", FUNCTIONS, "empty"),
+        ("2.", FUNCTIONS, "empty"),
+        ("f.", FUNCTIONS, "missing"),
+        ("f.c.2.", FUNCTIONS, "empty"),
+        ("f.d.2.", FUNCTIONS, "missing"),
+        ("g.", FUNCTIONS, "missing"),
+        ("00.", FUNCTIONS, "missing"),
+        ("x.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", FUNCTIONS, "missing"),
+        ("", PEERS, "apex"),
+        ("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", PEERS, "toserver"),
+        ("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", PEERS, "peer anna"),
+        ("3.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.", PEERS, "missing"),
+        ("0.0.", PEERS, "empty"),
+        ("1.", PEERS, "missing"),
+        // The prefixes' neighbours and parents are not ours.
+        ("", "0.0.3.0.0.0.0.0.5.a.a.f.0.0.d.f.ip6.arpa", "elsewhere"),
+        ("", "0.2.0.0.0.0.0.5.a.a.f.0.0.d.f.ip6.arpa", "elsewhere"),
+        ("", "ip6.arpa", "elsewhere"),
+        ("", "0.0.2.0.0.0.0.0.5.a.a.f.0.0.d.f.ip6.example", "elsewhere"),
+        ("", "0.0.2.0.0.0.0.0.5.a.a.f.0.0.d.f.in-addr.arpa", "elsewhere"),
     ] {
-        assert_eq!(ask(&zone, name, kind), expected, "{name} {kind:?}");
+        assert_eq!(at(&zone, &format!("{below}{origin}")), expected, "{below}{origin}");
     }
+    assert_eq!(origin_name(Origin::Functions, zone.settings()), FUNCTIONS);
+    assert_eq!(origin_name(Origin::Peers, zone.settings()), PEERS);
 }
 
 #[test]
 fn bytes_that_no_name_has_match_none() {
-    let zone = zone(&["b.a"]);
-    let labels = |labels: &[&'static [u8]], kind| zone.lookup(labels.iter().copied(), kind);
-    assert_eq!(labels(&[b"b", b"a", b"faas"], Kind::Aaaa), Answer::Aaaa(address(0)));
-    // The key of `b.a` as one label.
-    assert_eq!(labels(&[b"a\0b", b"faas"], Kind::Aaaa), Answer::NxDomain);
-    assert_eq!(labels(&[b"\0", b"faas"], Kind::Aaaa), Answer::NxDomain);
-    assert_eq!(labels(&[b"\xff", b"faas"], Kind::Aaaa), Answer::NxDomain);
-    // Longer than any name: refused before it meets the buffer's end.
-    let long = vec![&[b'x'; 63][..]; 200];
-    assert_eq!(zone.lookup(long.into_iter().chain([&b"faas"[..]]), Kind::Aaaa), Answer::NxDomain);
-}
-
-#[test]
-fn the_longest_name_fits() {
-    let longest =
-        [&"a".repeat(63), &"b".repeat(63), &"c".repeat(63), &"d".repeat(56)].map(String::as_str).join(".");
-    assert_eq!(longest.len(), RECORD_NAME_BYTES_MAX);
-    let zone = zone(&[&longest]);
-    assert_eq!(ask(&zone, &format!("{longest}.faas."), Kind::Aaaa), Answer::Aaaa(address(0)));
-    assert_eq!(format!("d{longest}").parse::<RecordName>(), Err(RecordNameError::TooLong(249)));
-    for bad in ["", ".", "a..b", ".a", "a.", "A", "a_b", "*"] {
-        assert!(bad.parse::<RecordName>().is_err(), "{bad}");
+    let zone = zone();
+    let labels = |all: &[&[u8]]| {
+        let mut labels = Labels::default();
+        all.iter().try_for_each(|label| labels.push(label)).map(|()| labels)
+    };
+    for label in [&b"hello\0"[..], b"v2.hello", b"\0", b"\xff", b"\xc3\xa9", b"."] {
+        let name = labels(&[label, b"faas"]).unwrap();
+        assert!(matches!(zone.find(&name), Some((Origin::Names, 1, Found::Missing))), "{name:?}");
     }
+    // A name has at most 255 bytes on the wire.
+    let long = [b'x'; 63];
+    assert!(labels(&[&long, &long, &long, &[b'x'; 61]]).is_some());
+    assert!(labels(&[&long, &long, &long, &[b'x'; 62]]).is_none());
+    assert!(labels(&[&[b'x'; 64]]).is_none() && labels(&[b""]).is_none());
+    assert!(labels(&vec![&b"x"[..]; 127]).is_some() && labels(&vec![&b"x"[..]; 128]).is_none());
 }
 
 #[test]
-fn a_change_leaves_the_old_zone_alone() {
-    let old = zone(&["a"]);
-    let hello: FunctionName = "hello".parse().unwrap();
-    let new = old.with(&hello, address(9), 8);
-    assert_eq!(ask(&old, "hello.faas", Kind::Aaaa), Answer::NxDomain);
-    assert_eq!(ask(&new, "hello.faas", Kind::Aaaa), Answer::Aaaa(address(9)));
-    assert_eq!((old.serial(), new.serial(), old.len(), new.len()), (7, 8, 2, 3));
-    let gone = new.without(&hello, 9);
-    assert_eq!(ask(&gone, "hello.faas", Kind::Aaaa), Answer::NxDomain);
-    assert_eq!((gone.len(), gone.without(&hello, 10).len()), (2, 2));
-    assert_eq!(gone.names(), old.names());
+fn a_change_leaves_the_old_zone_alone_and_counts() {
+    let old = zone();
+    assert_eq!((old.serial(), old.len()), (10, 1 + (1 + 1 + 2 + 1) + 1 + 1));
+    let hello = Arc::new(FunctionNames { port: Some(80), ..function("hello", 5) });
+    let new = old.with_function(&hello).unwrap();
+    // What it had and has no longer is gone, with its addresses.
+    assert_eq!((new.serial(), new.len()), (11, 1 + 2 + 1 + 1));
+    assert_eq!(at(&new, "v2.hello.faas"), "missing");
+    assert_eq!(at(&new, &format!("2.2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.{FUNCTIONS}")), "missing");
+    assert_eq!(at(&new, &format!("5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.{FUNCTIONS}")), "hello");
+    assert_eq!(at(&old, "v2.hello.faas"), "fd00:faa5:0:200::22");
+    // What changes nothing is no change.
+    assert!(new.with_function(&hello).is_none());
+    assert!(new.with_peer(&name("anna"), VPN_PREFIX.host(2)).is_none());
+    assert!(new.without_peer(&name("bob")).is_none() && new.without_function(&name("bob")).is_none());
+
+    let gone = new.without_function(&name("hello")).unwrap().without_peer(&name("anna")).unwrap();
+    let gone = gone.without_function(&name("plain")).unwrap();
+    assert_eq!((gone.serial(), gone.len()), (14, 1));
+    assert_eq!(gone.records(Origin::Functions).count(), 0);
+    assert_eq!(gone.records(Origin::Peers).count(), 1);
+
+    // A peer that comes back with another address has one.
+    let moved = old.with_peer(&name("anna"), VPN_PREFIX.host(3)).unwrap();
+    assert_eq!((moved.serial(), moved.len()), (11, old.len()));
+    assert_eq!(at(&moved, &format!("2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.{PEERS}")), "missing");
+    // An address that somebody else has by now stays theirs.
+    let taken = old.with_function(&Arc::new(function("other", 1))).unwrap();
+    let taken = taken.without_function(&name("plain")).unwrap();
+    assert_eq!(at(&taken, &format!("1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.{FUNCTIONS}")), "other");
 }
 
 #[test]
-fn serials_follow_the_stores_revision_past_32_bits() {
-    assert!(serial_is_later(serial(8), serial(7)));
-    assert!(serial_is_later(serial(1 << 32), serial((1 << 32) - 1)));
-    assert!(!serial_is_later(7, 7) && !serial_is_later(7, 8));
+fn serials_are_compared_past_32_bits() {
+    assert!(serial_is_later(8, 7) && !serial_is_later(7, 7) && !serial_is_later(7, 8));
+    assert!(serial_is_later(0, u32::MAX));
+    let last = Zone::new(ZoneSettings::new(VPN_PREFIX, FUNCTION_PREFIX), u32::MAX);
+    assert_eq!(last.with_peer(&name("anna"), VPN_PREFIX.host(2)).unwrap().serial(), 0);
+}
+
+fn file(zone: &Zone, origin: Origin) -> String {
+    let mut text = Vec::new();
+    write_zone_file(zone, origin, &mut text).unwrap();
+    String::from_utf8(text).unwrap()
 }
 
 #[test]
-fn the_zone_file_is_read_back_the_same() {
-    use hickory_server::proto::rr::{Name, RData};
-    use hickory_server::proto::serialize::txt::Parser;
-
-    let zone = zone(&["hello", "v1.hello", "0"]);
-    let text = zone.to_zone_file();
-    assert_eq!(zone_file_serial(&text), Some(7));
-    let (origin, records) = Parser::new(text.as_str(), None, None).parse().unwrap();
-    assert_eq!(origin.to_string(), "faas.");
-    let mut read: Vec<(String, Ipv6Addr, u32)> = Vec::new();
-    for set in records.values() {
-        for record in set.records_without_rrsigs() {
-            match &record.data {
-                RData::AAAA(a) => read.push((record.name.to_string(), a.0, record.ttl)),
-                RData::NS(ns) => {
-                    assert_eq!(ns.0, Name::from_ascii("ns.faas.").unwrap());
-                    assert_eq!(record.ttl, 60);
-                }
-                RData::SOA(soa) => {
-                    assert_eq!(
-                        (soa.mname.to_string(), soa.rname.to_string()),
-                        ("ns.faas.".into(), "admin.faas.".into())
-                    );
-                    assert_eq!((soa.serial, soa.refresh, soa.retry, soa.expire), (7, 3600, 1800, 604_800));
-                    assert_eq!((soa.minimum, record.ttl), (1, 1));
-                }
-                other => panic!("unexpected {:?} {other:?}", other.record_type()),
-            }
-        }
-    }
-    let mut expected: Vec<_> = zone.names().into_iter().map(|(n, a)| (format!("{n}.faas."), a, 60)).collect();
-    read.sort();
-    expected.sort();
-    assert_eq!(read, expected);
-    assert_eq!(expected.len(), 4);
-}
-
-#[test]
-fn named_checkzone_accepts_the_zone_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("faas.db");
-    std::fs::write(&path, zone(&["hello", "v1.hello", "0"]).to_zone_file()).unwrap();
-    match std::process::Command::new("named-checkzone").arg("-k").arg("fail").arg("faas").arg(&path).output()
-    {
-        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout)),
-        Err(e) => println!("skipped: named-checkzone (bind9-utils): {e}"),
-    }
-}
-
-fn label() -> impl Strategy<Value = String> {
-    // Few letters, so that names meet as ancestors and siblings.
-    prop_oneof!["[ab]{1,2}", "[a-c0-9]([a-c-]{0,3}[a-c])?"]
+fn zone_files_hold_every_record() {
+    let zone = zone();
+    let body = |origin| {
+        let text = file(&zone, origin);
+        let (head, body) = text.split_once("@ IN NS ns.faas.\n").unwrap();
+        assert!(head.starts_with(BANNER) && head.contains("\t10 ; serial\n"), "{head}");
+        body.to_owned()
+    };
+    assert_eq!(
+        body(Origin::Names),
+        "ns IN AAAA fd00:faa5:0:100::1\n\
+         hello IN AAAA fd00:faa5:0:200:2cf2:4dba:5fb0:a30e\n\
+         _http._tcp.hello IN SRV 0 0 8080 hello.faas.\n\
+         v2.hello IN AAAA fd00:faa5:0:200::22\n\
+         v13.hello IN AAAA fd00:faa5:0:200::1333\n\
+         canary.hello IN CNAME v13.hello.faas.\n\
+         plain IN AAAA fd00:faa5:0:200::1\n\
+         anna.peers IN AAAA fd00:faa5:0:100::2\n"
+    );
+    assert_eq!(
+        body(Origin::Peers),
+        "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0 IN PTR ns.faas.\n\
+         2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0 IN PTR anna.peers.faas.\n"
+    );
+    assert_eq!(body(Origin::Functions).lines().count(), 4);
 }
 
 proptest! {
-    /// Against the definition in words: an address if stored, nothing if a stored name lies below, else no name.
+    /// Against the records one by one: a name has what the file says, is empty if it says something below, and else is not
+    /// there.
     #[test]
-    fn lookups_agree_with_a_plain_list(
-        stored in proptest::collection::vec((proptest::collection::vec(label(), 1..4), any::<u64>(), any::<bool>()), 0..40),
-        asked in proptest::collection::vec(proptest::collection::vec(label(), 1..4), 1..20),
+    fn names_are_found_as_they_are_written(
+        steps in proptest::collection::vec((0..6u64, 0..4u64, 0..3u64, any::<bool>(), any::<bool>()), 0..40),
+        asked in proptest::collection::vec("([a-c0-3v]|_tcp|_http|v1|peers|ns)(\\.([a-c0-3]|_tcp|peers|f1|f2|ns)){0,3}", 1..20),
     ) {
-        let mut zone = zone(&[]);
-        let mut list: BTreeMap<String, Ipv6Addr> = [("ns".to_owned(), SERVER)].into();
-        for (labels, n, keep) in stored {
-            let text = labels.join(".");
-            zone = zone.with(name(&text), address(n), zone.serial() + 1);
-            list.insert(text.clone(), address(n));
+        let mut zone = empty();
+        for (n, host, revisions, has_port, keep) in steps {
+            let names = FunctionNames {
+                port: has_port.then_some(80),
+                revisions: (1..=revisions).map(|r| (r, address(16 + 16 * host + r))).collect(),
+                aliases: [(name("a"), 1)].into(),
+                ..function(&format!("f{n}"), host)
+            };
+            zone = zone.with_function(&Arc::new(names)).unwrap_or(zone);
+            zone = zone.with_peer(&name(&format!("p{n}")), VPN_PREFIX.host(2 + host)).unwrap_or(zone);
             if !keep {
-                zone = zone.without(name(&text), zone.serial() + 1);
-                list.remove(&text);
+                zone = zone.without_function(&name(&format!("f{n}"))).unwrap_or(zone);
+                zone = zone.without_peer(&name(&format!("p{n}"))).unwrap_or(zone);
             }
         }
-        prop_assert_eq!(zone.len(), list.len());
-        for labels in asked {
-            let text = labels.join(".");
-            let expected = match list.get(&text) {
-                Some(address) => Answer::Aaaa(*address),
-                None if list.keys().any(|k| k.ends_with(&format!(".{text}"))) => Answer::NoData,
-                None => Answer::NxDomain,
-            };
-            prop_assert_eq!(ask(&zone, &format!("{}.faas.", text.to_uppercase()), Kind::Aaaa), expected);
+        for origin in Origin::ALL {
+            let records: Vec<String> = zone.records(origin).map(|record| record.name).collect();
+            if origin == Origin::Names {
+                prop_assert_eq!(zone.len(), records.len());
+            }
+            let apex = origin_name(origin, zone.settings());
+            for below in records.iter().chain(&asked) {
+                let (_, _, found) = zone.find(&Labels::of(&format!("{below}.{apex}")).unwrap()).unwrap();
+                let is_there = records.contains(below);
+                let is_above = records.iter().any(|record| record.ends_with(&format!(".{below}")));
+                match found {
+                    Found::Missing => prop_assert!(!is_there && !is_above, "{below}"),
+                    Found::Empty => prop_assert!(!is_there && is_above, "{below}"),
+                    _ => prop_assert!(is_there, "{below}"),
+                }
+            }
         }
     }
 }

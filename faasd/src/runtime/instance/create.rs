@@ -12,14 +12,15 @@ impl Runtime {
     /// [`StartError`]; whatever had been made is removed first.
     pub async fn create(&self, request: Request) -> Result<Created, StartError> {
         let id = request.id.clone();
-        let desk = match request.spec.contract {
-            Contract::Port => {
+        let (serving, calling) = (request.spec.contract == Contract::Port, request.spec.connects());
+        let desk = match serving || calling {
+            true => {
                 let desk = Desk::open(&self.paths.agents(), &id);
                 Some(desk.map_err(|source| StartError::Agent { id: id.clone(), source })?)
             }
-            _ => None,
+            false => None,
         };
-        let agent = desk.as_ref().map(|desk| desk.path.as_path());
+        let agent = desk.as_ref().map(|desk| Agent { desk: &desk.path, serving, calling });
         let made = match self.mounted(&request).await.and_then(|root| self.bundle(&request, &root, agent)) {
             Ok(made) => made,
             Err(e) => {

@@ -59,7 +59,7 @@ impl Runtime {
         &self,
         request: &Request,
         root: &Path,
-        agent: Option<&Path>,
+        agent: Option<Agent<'_>>,
     ) -> Result<Made, StartError> {
         let spec = &request.spec;
         let is_handler = spec.contract == Contract::Handler;
@@ -95,6 +95,7 @@ impl Runtime {
         };
         let callers = (spec.lane() == Lane::Warm).then(|| self.paths.callers());
         let dir = self.paths.bundles().join(&request.id);
+        let hosts = request.hosts.as_ref().map(|_| dir.join("hosts"));
         let error = |source| StartError::Bundle { id: request.id.clone(), source };
         let config = bundle::config(&Parameters {
             id: &request.id,
@@ -114,6 +115,7 @@ impl Runtime {
             root,
             cgroup: &self.cgroup(&request.id),
             agent,
+            hosts: hosts.as_deref(),
             host: &self.host,
         })
         .map_err(|e| error(io::Error::other(e)))?;
@@ -121,6 +123,12 @@ impl Runtime {
         fs::create_dir(&dir).map_err(error)?;
         let written = fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))
             .and_then(|()| fs::write(dir.join("config.json"), text));
+        let written = match hosts.zip(request.hosts.as_ref()) {
+            Some((path, hosts)) => written
+                .and_then(|()| fs::write(&path, hosts))
+                .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644))),
+            None => written,
+        };
         // The environment is in it, and may hold secrets.
         let written = written
             .and_then(|()| fs::set_permissions(dir.join("config.json"), fs::Permissions::from_mode(0o600)));

@@ -6,6 +6,8 @@
 
 mod access;
 mod attach;
+mod marks;
+mod split;
 
 use std::fs;
 use std::io;
@@ -21,7 +23,10 @@ use faasd_common::{
 pub use faasd_common::{GROUPS_MAX, Owner, Route, Subject, SubjectCounts};
 
 pub use self::access::{AccessMaps, Refusal, Rule};
+pub use self::marks::Marks;
+pub use self::split::Branch;
 
+use self::split::{branches, split};
 use crate::sys::netns::NetNs;
 
 /// Built from `faasd-ebpf/` by `cargo xtask ebpf`; CI rebuilds and compares.
@@ -60,7 +65,7 @@ pub enum BpfError {
         source: io::Error,
     },
     #[error(
-        "cannot load the kernel program: {0}; it takes Linux 5.10 or later, CAP_BPF and CAP_NET_ADMIN (root)"
+        "cannot load the kernel program: {0}; it takes Linux 5.17 or later, CAP_BPF and CAP_NET_ADMIN (root)"
     )]
     Load(String),
     #[error("cannot attach `{program}`: {reason}")]
@@ -151,16 +156,6 @@ pub struct Kernel {
     live: PerCpuArray<MapData, Plain<Live>>,
     /// Who may reach what.
     pub access: AccessMaps,
-}
-
-/// One of the slots that a route's connections are shared out to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Branch {
-    pub slot: u32,
-    /// Its share of the sum of all weights.
-    pub weight: u32,
-    /// Whether connections that fall to it are refused.
-    pub shed: bool,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -455,48 +450,15 @@ pub fn words(address: Ipv6Addr) -> [u32; 4] {
     std::array::from_fn(|word| u32::from_ne_bytes(std::array::from_fn(|byte| octets[4 * word + byte])))
 }
 
+// The kernel program finds a function's rules by the addresses of its revisions.
+const _: () = assert!(faasd_common::REVISION_BITS == crate::core::address::REVISION_BITS);
+
 fn address(words: [u32; 4]) -> Ipv6Addr {
     let mut octets = [0; 16];
     for (bytes, word) in octets.chunks_exact_mut(4).zip(words) {
         bytes.copy_from_slice(&word.to_ne_bytes());
     }
     Ipv6Addr::from(octets)
-}
-
-fn split(branches: &[Branch]) -> Result<Split, BpfError> {
-    let weighed: Vec<_> = branches.iter().filter(|branch| branch.weight > 0).collect();
-    let total: u64 = weighed.iter().map(|branch| u64::from(branch.weight)).sum();
-    let refused = || BpfError::Split { branches: weighed.len(), total };
-    if weighed.is_empty() || weighed.len() > BRANCHES_MAX {
-        return Err(refused());
-    }
-    let total = u32::try_from(total).map_err(|_| refused())?;
-    let mut split = Split {
-        len: weighed.len() as u32,
-        total,
-        shed: 0,
-        upto: [total; BRANCHES_MAX],
-        slots: [0; BRANCHES_MAX],
-    };
-    let mut upto = 0;
-    for (i, branch) in weighed.into_iter().enumerate() {
-        upto += branch.weight;
-        split.upto[i] = upto;
-        split.slots[i] = branch.slot;
-        split.shed |= u32::from(branch.shed) << i;
-    }
-    Ok(split)
-}
-
-fn branches(split: &Split) -> Vec<Branch> {
-    let mut below = 0;
-    (0..BRANCHES_MAX.min(split.len as usize))
-        .map(|i| {
-            let weight = split.upto[i] - below;
-            below = split.upto[i];
-            Branch { slot: split.slots[i], weight, shed: split.shed >> i & 1 == 1 }
-        })
-        .collect()
 }
 
 fn sum(map: &'static str, array: &PerCpuArray<MapData, u64>, index: u32) -> Result<u64, BpfError> {
@@ -564,35 +526,5 @@ fn check_layout(dir: &Path) -> Result<(), BpfError> {
         Ok(Plain(config)) if config.layout == LAYOUT || config.layout == 0 => Ok(()),
         Ok(Plain(config)) => Err(other(config.layout.to_string())),
         Err(e) => Err(map_error(maps::CONFIG, &e)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn branch(slot: u32, weight: u32, shed: bool) -> Branch {
-        Branch { slot, weight, shed }
-    }
-
-    #[test]
-    fn a_split_is_what_was_asked_for_without_those_that_have_no_share() {
-        let asked = [branch(7, 90, false), branch(8, 0, false), branch(9, 10, true)];
-        let made = split(&asked).unwrap();
-        assert_eq!(
-            (made.len, made.total, made.shed, made.upto[..3].to_vec()),
-            (2, 100, 0b10, vec![90, 100, 100])
-        );
-        assert_eq!(branches(&made), [asked[0], asked[2]]);
-    }
-
-    #[test]
-    fn a_split_has_limits() {
-        assert!(split(&[]).is_err());
-        assert!(split(&[branch(1, 0, false)]).is_err());
-        assert!(split(&[branch(1, 1, false); BRANCHES_MAX]).is_ok());
-        assert!(split(&[branch(1, 1, false); BRANCHES_MAX + 1]).is_err());
-        assert!(split(&[branch(1, u32::MAX, false)]).is_ok());
-        assert!(split(&[branch(1, u32::MAX, false), branch(2, 1, false)]).is_err());
     }
 }

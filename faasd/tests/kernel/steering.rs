@@ -1,206 +1,18 @@
-//! The kernel program on a real kernel, with real sockets in a namespace of its own: how connections are shared out,
-//! refused and counted. Needs root: `cargo test -p faasd --test kernel -- --ignored`.
+//! How connections are shared out, and counted while they live.
 
-#![expect(clippy::unwrap_used, reason = "in a test, what fails should say where")]
-
-use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use faasd::control::cgroup;
-use faasd::control::ingress::Ingress;
-use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
-use faasd::sys::bpf::{Attachment, Branch, Kernel, Owner, Route};
-use faasd::sys::netlink::Netlink;
-use faasd_common::{DAEMON_MARK, Decision};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use socket2::{Domain, SockRef, Socket, Type};
+use faasd::sys::bpf::{Branch, Kernel, Owner, Route};
+use faasd_common::Decision;
 
-const PORT: u16 = 8080;
-const DEADLINE: Duration = Duration::from_secs(60);
-
-/// The process is in one cgroup at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// A namespace, a cgroup and pins for one test alone.
-struct Bed {
-    name: String,
-    dir: tempfile::TempDir,
-    cgroup: PathBuf,
-    ingress: Ingress,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl Bed {
-    fn new() -> Self {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("faasd-test-kernel-{}-{number}", std::process::id());
-        let dir = tempfile::tempdir().unwrap();
-        let ingress = Ingress::open(&dir.path().join("ingress"), FUNCTION_PREFIX).unwrap();
-        // In the tunnel's stead: the connections of these tests come by loopback.
-        let mut link = Command::new("ip");
-        link.args(["link", "add", "wg0", "type", "veth", "peer", "name", "wg1"]);
-        assert!(ingress.ns().run(|| link.status()).unwrap().success());
-        Self { cgroup: cgroup::own(&name).unwrap(), name, dir, ingress, _turn: turn }
-    }
-
-    fn pins(&self) -> PathBuf {
-        PathBuf::from("/sys/fs/bpf").join(&self.name)
-    }
-
-    /// What a daemon does when it starts.
-    fn load(&self) -> Kernel {
-        let ns = self.ingress.ns();
-        let tunnel_ifindex = Netlink::new(ns).index("wg0").unwrap().unwrap();
-        let (dir, cgroup) = (&*self.pins(), &*self.cgroup);
-        let (server, functions) = (VPN_PREFIX.server(), FUNCTION_PREFIX.network());
-        Kernel::load(&Attachment {
-            dir,
-            ingress: ns,
-            cgroup,
-            tunnel: "wg0",
-            tunnel_ifindex,
-            server,
-            functions,
-        })
-        .unwrap()
-    }
-
-    /// Keeps the programs that are attached now from being replaced by the next ones: the instant in which two are
-    /// attached, as long as it takes to look at it.
-    fn keep_programs(&self) {
-        for link in self.pinned("link_") {
-            fs::rename(&link, link.to_string_lossy().replace("link_", "kept_")).unwrap();
-        }
-    }
-
-    fn drop_kept_programs(&self) {
-        let kept = self.pinned("kept_");
-        assert!(!kept.is_empty());
-        kept.iter().for_each(|link| fs::remove_file(link).unwrap());
-    }
-
-    fn pinned(&self, prefix: &str) -> Vec<PathBuf> {
-        let paths = fs::read_dir(self.pins()).unwrap().map(|entry| entry.unwrap().path());
-        paths.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(prefix)).collect()
-    }
-
-    fn listen(&self) -> OwnedFd {
-        self.ingress.listen(address(), PORT, 4096).unwrap()
-    }
-
-    /// Runs `work` in the namespace.
-    fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        self.ingress.ns().run(|| Ok(work())).unwrap()
-    }
-
-    /// Removes it all. Nothing that the kernel keeps for a program or a map is open or pinned any more.
-    fn finish(self, kernel: Kernel) {
-        drop(kernel);
-        let pins = self.pins();
-        Kernel::unpin(&pins).unwrap();
-        assert!(!pins.exists());
-        let open: Vec<_> = fs::read_dir("/proc/self/fd")
-            .unwrap()
-            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-            .filter(|target| target.to_string_lossy().contains("bpf"))
-            .collect();
-        assert_eq!(open, Vec::<PathBuf>::new());
-    }
-}
-
-impl Drop for Bed {
-    fn drop(&mut self) {
-        let removed = [
-            Kernel::unpin(&self.pins()),
-            faasd::sys::netns::NetNs::unpin(&self.dir.path().join("ingress")),
-            cgroup::remove(&self.name),
-        ];
-        if !thread::panicking() {
-            assert!(removed.iter().all(Result::is_ok), "{removed:?}");
-        }
-    }
-}
-
-fn address() -> Ipv6Addr {
-    FUNCTION_PREFIX.host(0x77)
-}
-
-/// A connection as the daemon makes them, by a thread that is in the namespace.
-fn dial() -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
-    socket.set_mark(DAEMON_MARK)?;
-    socket.set_read_timeout(Some(DEADLINE))?;
-    socket.connect(&SocketAddr::from((address(), PORT)).into())?;
-    Ok(socket.into())
-}
-
-fn accept(listener: &OwnedFd) -> TcpStream {
-    let limit = Timespec { tv_sec: DEADLINE.as_secs().cast_signed(), tv_nsec: 0 };
-    let ready = rustix::event::poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&limit)).unwrap();
-    assert_eq!(ready, 1, "no connection came");
-    rustix::net::accept(listener).unwrap().into()
-}
-
-/// An end whose other end learns of it by RST.
-fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(stream);
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < end, "not so after {DEADLINE:?}: {what}");
-        thread::yield_now();
-    }
-}
-
-/// Threads that accept from one listener until it is shut down, and do with each connection what `serve` does.
-struct Server {
-    listener: OwnedFd,
-    accepted: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Server {
-    fn start(listener: OwnedFd, threads: usize, serve: impl Fn(TcpStream) + Clone + Send + 'static) -> Self {
-        let accepted = Arc::new(AtomicU64::new(0));
-        let run = |_| {
-            let own = TcpListener::from(listener.try_clone().unwrap());
-            let (accepted, serve) = (Arc::clone(&accepted), serve.clone());
-            thread::spawn(move || {
-                while let Ok((stream, _)) = own.accept() {
-                    accepted.fetch_add(1, Ordering::Relaxed);
-                    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-                    serve(stream);
-                }
-            })
-        };
-        let threads = (0..threads).map(run).collect();
-        Self { listener, accepted, threads }
-    }
-
-    fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
-    }
-
-    fn stop(self) {
-        rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Read).unwrap();
-        for thread in self.threads {
-            thread.join().unwrap();
-        }
-    }
-}
+use crate::bed::{Bed, DEADLINE, PORT, Server, accept, address, dial, reset, see_off, wait_until};
 
 /// Connects `count` times, and says how often it was refused. The client closes first and keeps the TIME_WAIT: a SYN that
 /// meets one at the server's end is not refused, but told to come again.
@@ -211,11 +23,6 @@ fn dials(bed: &Bed, count: u64) -> u64 {
         Err(e) => panic!("{e}"),
     };
     bed.inside(|| (0..count).filter(each).count() as u64)
-}
-
-/// The server of [`dials`].
-fn see_off(mut stream: TcpStream) {
-    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
 }
 
 /// Whether `found` of `all` is a share of `percent` by chance: within five standard deviations.
