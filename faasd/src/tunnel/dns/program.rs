@@ -30,15 +30,16 @@ pub(super) fn is_resolved_pointed(name: &str) -> bool {
     run("resolvectl", &["domain", name], None).is_ok_and(|said| said.contains("~faas"))
 }
 
-/// Debian's resolvconf or openresolv.
+/// Debian's resolvconf or openresolv. resolvectl goes by that name too, but speaks for systemd-resolved alone.
 pub(super) fn has_resolvconf() -> bool {
-    Command::new("resolvconf")
+    let is_there = Command::new("resolvconf")
         .arg("-l")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
-        .is_ok()
+        .is_ok();
+    is_there && !run("resolvconf", &["--version"], None).is_ok_and(|said| said.starts_with("systemd"))
 }
 
 /// The first of all servers. resolvconf itself knows no servers for some names alone; which of them it serves would
