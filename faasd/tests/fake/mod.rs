@@ -233,6 +233,7 @@ impl Service for Fake {
             retry_in_ms: None,
             instances: vec![instance],
             connections: Connections::default(),
+            egress: Default::default(),
         };
         self.access.show_function(&name, self.access.fresh_number(), function.address);
         functions.insert(name, function.clone());
