@@ -337,7 +337,7 @@ mod tests {
         let name = |bytes: &[u8]| Message::parse(bytes).unwrap().arrivals().next().unwrap().caller.name;
         assert_eq!(name(&whole).as_str(), "laptop");
         assert!(!name(&whole[..whole.len() - 1]).is_known());
-        let mut garbled = whole.clone();
+        let mut garbled = whole;
         *garbled.last_mut().unwrap() = 0xff;
         assert!(!name(&garbled).is_known());
         assert!(CallerName::new(&"x".repeat(CALLER_NAME_BYTES_MAX)).is_some());

@@ -86,7 +86,7 @@ impl Bed {
     fn start(store: &Arc<dyn Store>, memory: Arc<Memory>) -> Self {
         let access = Arc::new(Access::open(Arc::clone(store), Default::Open, FUNCTION_PREFIX).unwrap());
         let (owner, mut inbox) = mpsc::channel(1);
-        let (told, guarded) = std::sync::mpsc::channel();
+        let (told, guarded) = std::sync::mpsc::sync_channel(1024);
         let asked = Arc::clone(&access);
         std::thread::spawn(move || {
             while let Some(message) = inbox.blocking_recv() {

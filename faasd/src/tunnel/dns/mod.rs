@@ -150,7 +150,7 @@ pub fn is_in_effect(dns: &Dns, name: &str) -> bool {
 /// the name, or does not answer.
 #[must_use]
 pub fn probe() -> Option<IpAddr> {
-    let (sender, answer) = mpsc::channel();
+    let (sender, answer) = mpsc::sync_channel(1);
     // There is no way to end a look-up early: it is left to itself.
     std::thread::Builder::new()
         .name("resolve".into())
