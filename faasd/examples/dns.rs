@@ -56,7 +56,7 @@ async fn main() -> Result<()> {
     // The limit is looked at with every query, and never reached.
     let config = DnsConfig { rate_limit: 100_000_000, upstreams: Vec::new(), ..DnsConfig::default() };
     let (_written, told) = watch::channel(0);
-    let dns = Dns::start(sockets, &config, Arc::clone(&names), &told)?;
+    let dns = Dns::start(sockets, &config, &names, &told)?;
     match arguments.updates {
         Some(count) => {
             let took = tokio::task::spawn_blocking(move || updates(&names, address, count)).await??;

@@ -334,7 +334,7 @@ async fn a_knot_secondary_follows() {
         ..DnsConfig::default()
     };
     let (written, told) = watch::channel(names.load().serial());
-    let dns = Dns::start(sockets, &config, Arc::clone(&names), &told).unwrap();
+    let dns = Dns::start(sockets, &config, &names, &told).unwrap();
     let (stop, stopped) = watch::channel(());
     let keeping = tokio::spawn(keep(files, Arc::clone(&names), written, stopped));
     let zones = Origin::ALL.map(|origin| origin_name(origin, names.load().settings()));

@@ -212,7 +212,7 @@ async fn serve(
     let owner = tokio::spawn(owner.run(inbox, acceptor_events));
 
     let (written, told) = watch::channel(names.load().serial());
-    let dns = Dns::start(sockets, &dns_config(&config), Arc::clone(&names), &told)?;
+    let dns = Dns::start(sockets, &dns_config(&config), &names, &told)?;
     let watching = [tokio::spawn(Arc::clone(&network).watch()), tokio::spawn(fdstore::watch(fdstore))];
     let refusals = Arc::<Refusals>::default();
     let daemon = Arc::new(Daemon {

@@ -146,11 +146,11 @@ mod tests {
         }
         let mut batch = Batch::<25, 8>::default();
         assert_eq!(batch.receive(server.as_fd()).unwrap(), 3);
-        for i in 0..3 {
+        for (i, client) in clients.iter().enumerate() {
             let (query, source, answer) = batch.exchange(i);
             // The last one is longer than there is room for.
             assert_eq!(query, vec![i as u8; (10 + 10 * i).min(25)]);
-            assert_eq!(std::net::SocketAddr::from(source), clients[i].local_addr().unwrap());
+            assert_eq!(std::net::SocketAddr::from(source), client.local_addr().unwrap());
             answer[0] = 100 + i as u8;
             // The second one is left without an answer.
             batch.answer(i, if i == 1 { 0 } else { 1 });

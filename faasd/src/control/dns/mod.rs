@@ -163,7 +163,7 @@ impl Dns {
     pub fn start(
         sockets: DnsSockets,
         config: &DnsConfig,
-        names: Arc<Names>,
+        names: &Arc<Names>,
         written: &watch::Receiver<u32>,
     ) -> Result<Self, DnsError> {
         if config.upstreams.len() > UPSTREAMS_MAX {
@@ -171,8 +171,8 @@ impl Dns {
         }
         let metrics = Arc::new(DnsMetrics::default());
         let shared = Arc::new(Shared {
-            forwarder: Forwarder::new(config, Arc::clone(&names), Arc::clone(&metrics)),
-            names: Arc::clone(&names),
+            forwarder: Forwarder::new(config, Arc::clone(names), Arc::clone(&metrics)),
+            names: Arc::clone(names),
             metrics: Arc::clone(&metrics),
             limit: Limit::new(config.rate_limit),
             secondaries: config.secondaries.clone(),
@@ -209,7 +209,7 @@ impl Dns {
             let notifier = notify::Notifier {
                 secondary,
                 socket: tokio::net::UdpSocket::from_std(socket).map_err(DnsError::Socket)?,
-                names: Arc::clone(&names),
+                names: Arc::clone(names),
                 metrics: Arc::clone(&metrics),
                 written: written.clone(),
             };

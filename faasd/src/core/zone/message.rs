@@ -58,7 +58,7 @@ pub enum Verdict {
     /// Its name is in none of our zones.
     Elsewhere,
     /// All of a zone is asked for, or what changed in it: for who may have it.
-    Transfer(Origin, Question),
+    Transfer(Origin, Box<Question>),
 }
 
 /// A query that was read.
@@ -115,7 +115,7 @@ pub fn answer(zone: &Zone, query: &[u8], caller: Caller, out: &mut [u8; ANSWER_B
     question.below = below;
     if is_transfer {
         return match found {
-            Found::Apex => Verdict::Transfer(origin, question),
+            Found::Apex => Verdict::Transfer(origin, Box::new(question)),
             _ => reply.fail(REFUSED, Outcome::Refused),
         };
     }
@@ -268,7 +268,7 @@ impl<'b> Reply<'b> {
             Found::Server if wants(kind::AAAA) => self.address(ttl, zone.settings.vpn.server()),
             Found::Function(function) if wants(kind::AAAA) => self.address(ttl, function.address),
             Found::Revision(address) | Found::Peer(address) if wants(kind::AAAA) => {
-                self.address(ttl, address)
+                self.address(ttl, address);
             }
             Found::Alias(number, address) => self.alias(ttl, question, number, address),
             Found::Service(function, port) if wants(kind::SRV) => {

@@ -64,7 +64,7 @@ fn start_and_notify(config: &DnsConfig, notify: Vec<SocketAddr>) -> Running {
     let socket = |_: &SocketAddr| std::net::UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
     let notify = notify.into_iter().map(|secondary| (secondary, socket(&secondary))).collect();
     let sockets = DnsSockets { udp: vec![udp], tcp: vec![tcp], notify };
-    let dns = Dns::start(sockets, config, Arc::clone(&names), &told).unwrap();
+    let dns = Dns::start(sockets, config, &names, &told).unwrap();
     Running { dns, address, names, written }
 }
 
@@ -506,7 +506,7 @@ async fn shutdown_answers_what_it_has_begun_and_frees_the_port() {
 fn too_many_upstreams_are_a_mistake() {
     let (_written, told) = watch::channel(0);
     let config = via(&["[::1]:53".parse().unwrap(); UPSTREAMS_MAX + 1]);
-    let error = Dns::start(DnsSockets::default(), &config, names(), &told).unwrap_err();
+    let error = Dns::start(DnsSockets::default(), &config, &names(), &told).unwrap_err();
     assert!(error.to_string().contains("at most 8"), "{error}");
 }
 

@@ -156,7 +156,7 @@ fn what_is_no_question_for_us_is_told() {
     assert_eq!(verdict(&own[..own.len() - 1], true), "1 12");
     assert_eq!(verdict(&[&own[..12], &[0xc0, 12, 0, 28, 0, 1]].concat(), true), "1 12");
     assert_eq!(verdict(&own[..11], true), "Silence");
-    let mut response = own.clone();
+    let mut response = own;
     response[2] |= 0x80;
     assert_eq!(verdict(&response, true), "Silence");
     let transfer = query("faas.", RecordType::AXFR).to_vec().unwrap();
