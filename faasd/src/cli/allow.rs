@@ -1,23 +1,37 @@
 //! `faas allow`, `faas deny`
 
+use std::str::FromStr;
+
 use clap::Args;
 
 use super::{Context, Failure, Format, Output};
 use crate::api::types::{Changed, NAMED_MAX, RuleAction, RuleChange};
-use crate::core::access::Subject;
+use crate::core::access::{Subject, SubjectError};
 use crate::core::name::FunctionName;
 
 /// Whom a rule is about, and what.
 #[derive(Debug, Args)]
 pub struct About {
     /// Who calls: PEER, @GROUP or fn:FUNCTION; several with commas
-    #[arg(required = true, value_delimiter = ',', num_args = 1, value_name = "SUBJECT")]
-    subjects: Vec<Subject>,
+    #[arg(value_name = "SUBJECT")]
+    subjects: Subjects,
     /// What is called
     #[arg(required = true, value_name = "FUNCTION", num_args = 1..=NAMED_MAX)]
     functions: Vec<FunctionName>,
     #[command(flatten)]
     output: Output,
+}
+
+/// Subjects, with commas between them: one argument, since functions follow it.
+#[derive(Clone, Debug)]
+struct Subjects(Vec<Subject>);
+
+impl FromStr for Subjects {
+    type Err = SubjectError;
+
+    fn from_str(text: &str) -> Result<Self, SubjectError> {
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// Let somebody call a function
@@ -63,7 +77,7 @@ impl Deny {
 
 impl About {
     pub async fn make(self, context: &Context, action: RuleAction, keep: bool) -> Result<(), Failure> {
-        let Self { subjects, functions, output } = self;
+        let Self { subjects: Subjects(subjects), functions, output } = self;
         let change = RuleChange { action, subjects, functions, keep };
         let changed = context.client.set_rules(&change).await?;
         let names = |texts: Vec<String>| texts.join(", ");

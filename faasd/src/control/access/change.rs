@@ -116,7 +116,9 @@ impl Access {
         let writes =
             edits.iter().filter_map(|edit| write_of(edit).transpose()).collect::<Result<Vec<_>, _>>();
         if edits.is_empty() {
-            return Ok(Changed::default());
+            // Connections may have been kept when it came to be so.
+            drop(writer);
+            return Ok(Changed { changed: 0, cut: self.cut_refused(keep)? });
         }
         self.store.write_all(&writes.map_err(|e| ApiError::failed(&e))?).map_err(|e| ApiError::failed(&e))?;
         let effects = {
