@@ -200,10 +200,12 @@ pub fn layout() -> Result<()> {
     let traces = bed.traces()?;
     let pin = std::path::Path::new("/sys/fs/bpf").join(bed.name().replace('.', "_")).join("CONFIG");
     let map = aya::maps::MapData::from_pin(&pin).with_context(|| format!("open {}", pin.display()))?;
-    // `layout` and `tunnel_ifindex`.
-    let mut config: aya::maps::Array<_, u64> = aya::maps::Map::Array(map).try_into()?;
-    let before = config.get(&0, 0)?;
-    config.set(0, (before & !0xffff_ffff) | 999, 0)?;
+    // Its words, of which the first is `layout`.
+    let mut config: aya::maps::Array<_, [u32; size_of::<faasd_common::Config>() / 4]> =
+        aya::maps::Map::Array(map).try_into()?;
+    let mut other = config.get(&0, 0)?;
+    other[0] = 999;
+    config.set(0, other, 0)?;
 
     says(
         bed.serve_in_vain()?,

@@ -47,9 +47,11 @@ pub fn refusals() -> Result<()> {
     let bed = Bed::joined()?;
     bed.deploy_hello("hello", "")?;
     let hello = address(&bed.describe("hello")?)?;
-    let mut nobody = hello.octets();
-    nobody[15] ^= 1;
-    for (address, port) in [(hello, 81), (hello, 22), (nobody.into(), 80)] {
+    // Another function's address, and that of a revision that there is not.
+    let (mut nobody, mut no_revision) = (hello.octets(), hello.octets());
+    nobody[13] ^= 1;
+    no_revision[15] = 9;
+    for (address, port) in [(hello, 81), (hello, 22), (nobody.into(), 80), (no_revision.into(), 80)] {
         let began = Instant::now();
         let refused = bed.client().connect(address, port).map(drop);
         let kind = refused.map_err(|e| e.kind());
