@@ -28,8 +28,8 @@ use serde::de::DeserializeOwned;
 
 pub const KEY_BYTES_MAX: usize = 512;
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
-/// Keys in the whole store: twenty for each function that one machine is built for.
-pub const KEYS_MAX: u64 = 200_000;
+/// Keys in the whole store: forty for each function that one machine is built for, rules among them.
+pub const KEYS_MAX: u64 = 400_000;
 /// What the daemon lends redb for its page cache; the default is 1 GiB.
 const CACHE_BYTES: usize = 4 << 20;
 /// The layout of the file's tables.

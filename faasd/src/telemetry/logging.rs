@@ -6,8 +6,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt};
 
-/// What is logged unless `FAASD_LOG` says otherwise. hickory logs each query at `info`.
-const DEFAULT: &str = "info,hickory_server=warn,gotatun=warn";
+/// What is logged unless `FAASD_LOG` says otherwise. gotatun tells of each handshake at `info`.
+const DEFAULT: &str = "info,gotatun=warn";
 
 /// Starts logging, for the whole process.
 pub fn start() {

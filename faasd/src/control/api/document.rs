@@ -152,8 +152,8 @@ fn info() -> Info {
         title: "faasd".to_owned(),
         summary: Some("Functions over a private network, with nothing in the way.".to_owned()),
         description: Some(
-            "Served on the unix socket /run/faasd/faasd.sock. Operations with the tag `tunnel` are served to peers, on \
-             the server's address in the tunnel, and nothing else is. Sizes are bytes, times are RFC 3339 in UTC, \
+            "Served on the unix socket /run/faasd/faasd.sock, and to peers with the role `admin` on the server's address in \
+             the tunnel. Other peers are served the operations with the tag `tunnel` there, and nothing else. Sizes are bytes, times are RFC 3339 in UTC, \
              durations are milliseconds. Every error is a `Problem`."
                 .to_owned(),
         ),
