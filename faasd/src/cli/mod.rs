@@ -3,6 +3,7 @@
 mod ago;
 mod allow;
 mod apply;
+mod bench;
 mod completions;
 mod dependencies;
 mod deploy;
@@ -129,6 +130,7 @@ enum Command {
     Ls(ls::Ls),
     Describe(describe::Describe),
     Invoke(invoke::Invoke),
+    Bench(bench::Bench),
     Logs(logs::Logs),
     Events(events::Events),
     Rm(rm::Rm),
@@ -161,8 +163,8 @@ const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Functions",
         &[
-            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "logs", "events", "rm",
-            "image", "secret",
+            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "bench", "logs", "events",
+            "rm", "image", "secret",
         ],
     ),
     ("Access", &["allow", "deny", "policy", "group"]),
@@ -217,6 +219,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Ls(verb) => block_on(verb.run(context)),
         Command::Describe(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
+        Command::Bench(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
         Command::Events(verb) => block_on(verb.run(context)),
         Command::Revisions(verb) => block_on(verb.run(context)),

@@ -167,6 +167,19 @@ impl Ui {
         }
     }
 
+    /// A bar over a time, in milliseconds, with the message behind it; a spinner if nobody knows how long.
+    #[must_use]
+    pub fn gauge(&self, milliseconds: Option<u64>) -> ProgressBar {
+        if milliseconds.is_none() {
+            return self.spinner(String::new());
+        }
+        let bar = ProgressBar::with_draw_target(milliseconds, self.target());
+        match ProgressStyle::with_template("{bar:30} {elapsed} {msg}") {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        }
+    }
+
     /// A spinner while something runs.
     #[must_use]
     pub fn spinner(&self, what: String) -> ProgressBar {

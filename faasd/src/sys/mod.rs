@@ -11,6 +11,7 @@ pub mod readiness;
 pub mod scm;
 pub mod sock_diag;
 pub mod tcp;
+pub mod timer;
 pub mod tun;
 pub mod udp;
 pub mod uring;
