@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
@@ -23,8 +23,15 @@ const FIN: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Http1 {
     sender: SendRequest<Payload>,
-    connection: Connection<TokioIo<TcpStream>, Payload>,
-    is_over: bool,
+    connection: Driven,
+}
+
+/// hyper's part of a connection, for as long as it has something to do.
+#[derive(Debug)]
+enum Driven {
+    Going(Box<Connection<TokioIo<TcpStream>, Payload>>),
+    /// What is left of it, if the server has not been seen to close it.
+    Over(Option<TcpStream>),
 }
 
 /// When an answer's parts came.
@@ -39,25 +46,25 @@ pub(super) struct Came {
 impl Http1 {
     pub(super) async fn new(stream: TcpStream) -> Result<Self, Failed> {
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|e| Failed::hyper(&e))?;
-        Ok(Self { sender, connection, is_over: false })
+        Ok(Self { sender, connection: Driven::Going(Box::new(connection)) })
     }
 
     /// Whether another request may be sent. It looks at what the server has done since the last one.
     pub(super) async fn is_open(&mut self) -> bool {
-        let Self { sender, connection, is_over } = self;
-        drive(connection, is_over, sender.ready()).await.is_ok() && !self.is_over
+        let Self { sender, connection } = self;
+        connection.drive(sender.ready()).await.is_ok() && matches!(connection, Driven::Going(_))
     }
 
     /// Sends a request and takes the whole answer.
     pub(super) async fn exchange(&mut self, request: Request<Payload>) -> Result<Came, Failed> {
-        let Self { sender, connection, is_over } = self;
-        let sent = drive(connection, is_over, sender.send_request(request)).await;
+        let Self { sender, connection } = self;
+        let sent = connection.drive(sender.send_request(request)).await;
         let response = sent.map_err(|e| Failed::hyper(&e))?;
         let (head, status) = (Instant::now(), response.status());
         let (mut body, mut bytes) = (response.into_body(), 0);
         let mut end = head;
         while !body.is_end_stream() {
-            let Some(frame) = drive(connection, is_over, body.frame()).await else { break };
+            let Some(frame) = connection.drive(body.frame()).await else { break };
             let frame = frame.map_err(|e| Failed::hyper(&e))?;
             bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
         }
@@ -69,32 +76,38 @@ impl Http1 {
 
     /// Lets the server close first, so that the ports that wait for stray packets are not ours: a client has 28,000.
     pub(super) async fn close(mut self) {
-        let over = std::future::poll_fn(|cx| match self.is_over {
-            true => Poll::Ready(()),
-            false => self.connection.poll_without_shutdown(cx).map(drop),
-        });
+        let over = std::future::poll_fn(|cx| self.connection.poll(cx));
         if tokio::time::timeout(FIN, over).await.is_err() {
             return;
         }
-        let mut stream = self.connection.into_parts().io.into_inner();
-        // What else it says is of no interest.
-        let _ = tokio::time::timeout(FIN, stream.read(&mut [0; 64])).await;
+        if let Driven::Over(Some(mut stream)) = self.connection {
+            // What else it says is of no interest.
+            let _ = tokio::time::timeout(FIN, stream.read(&mut [0; 64])).await;
+        }
     }
 }
 
-/// Waits for `future` while the connection is kept going.
-async fn drive<T>(
-    connection: &mut Connection<TokioIo<TcpStream>, Payload>,
-    is_over: &mut bool,
-    future: impl Future<Output = T>,
-) -> T {
-    let mut future = pin!(future);
-    std::future::poll_fn(|cx| {
-        // Its error reaches whoever waits for the answer.
-        if !*is_over && connection.poll_without_shutdown(cx).is_ready() {
-            *is_over = true;
+impl Driven {
+    /// Goes on as far as it can; ready when there is nothing more to do.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Self::Going(connection) = self else { return Poll::Ready(()) };
+        let Poll::Ready(ended) = connection.poll_without_shutdown(cx) else { return Poll::Pending };
+        // Taking it apart tells whoever waits for an answer that none will come; an error has reached them already.
+        if let Self::Going(connection) = std::mem::replace(self, Self::Over(None))
+            && ended.is_ok()
+        {
+            *self = Self::Over(Some(connection.into_parts().io.into_inner()));
         }
-        future.as_mut().poll(cx)
-    })
-    .await
+        Poll::Ready(())
+    }
+
+    /// Waits for `future` while the connection is kept going.
+    async fn drive<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        std::future::poll_fn(|cx| {
+            let _ = self.poll(cx);
+            future.as_mut().poll(cx)
+        })
+        .await
+    }
 }

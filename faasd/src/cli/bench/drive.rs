@@ -90,14 +90,15 @@ impl Drive<'_> {
         let total = self.duration.map(|duration| duration * self.targets.len() as u32);
         let bar = self.ui.gauge(total.map(|total| total.as_millis() as u64));
         let shown = Progress { bar, loads: &loads };
+        let mut warm_ups = Vec::new();
         if !self.warm_up.is_zero() {
             for load in &loads {
                 shown.bar.set_message("warm-up");
                 let chunk = Chunk { duration: Some(self.warm_up), requests: None };
-                self.chunk(load, chunk).await?;
+                warm_ups.push(self.chunk(load, chunk).await?);
             }
         }
-        let measured = match loads.as_slice() {
+        let mut measured = match loads.as_slice() {
             [load] => {
                 let chunk = Chunk { duration: self.duration, requests: self.requests };
                 let record = shown.during(self.chunk(load, chunk)).await?;
@@ -106,6 +107,13 @@ impl Drive<'_> {
             loads => shown.during(self.in_turns(loads)).await?,
         };
         shown.bar.finish_and_clear();
+        if !self.plan.mode.connects_each_time() {
+            measured
+                .records
+                .iter_mut()
+                .zip(&warm_ups)
+                .for_each(|(record, warm_up)| record.warmed_up(warm_up));
+        }
         Ok(measured)
     }
 

@@ -121,7 +121,7 @@ fn seconds_label(seconds: &f64) -> String {
 }
 
 fn time_label(us: &f64) -> String {
-    micros(*us)
+    if *us == 0.0 { "0".to_owned() } else { micros(*us) }
 }
 
 /// The least and the greatest of some positive values, with room about them.
@@ -146,6 +146,7 @@ macro_rules! mesh {
             .bold_line_style(GRID)
             .axis_style(INK)
             .label_style(small())
+            .y_labels(6)
             .x_label_formatter(&$x)
             .y_label_formatter(&$y)
             .draw()?
@@ -176,10 +177,10 @@ macro_rules! legend {
 
 /// The box with what the colours stand for.
 macro_rules! finish {
-    ($chart:expr) => {{
+    ($chart:expr, $position:ident) => {{
         $chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(SeriesLabelPosition::$position)
             .background_style(WHITE.mix(0.85))
             .label_font(small())
             .draw()?;
@@ -204,7 +205,7 @@ where
         let series = chart.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
         legend!(series, shown(&target.name), color);
     }
-    finish!(chart)
+    finish!(chart, UpperLeft)
 }
 
 fn percent(part: f64) -> String {
@@ -239,7 +240,7 @@ where
         });
         legend!(chart.draw_series(bars)?, shown(&target.name), color);
     }
-    finish!(chart)
+    finish!(chart, UpperRight)
 }
 
 fn throughput<B: DrawingBackend>(area: &Area<B>, report: &Report) -> Drawn
@@ -259,7 +260,7 @@ where
         let series = chart.draw_series(LineSeries::new(line, color.stroke_width(2)))?;
         legend!(series, shown(&target.name), color);
     }
-    finish!(chart)
+    finish!(chart, UpperRight)
 }
 
 fn timeline<B: DrawingBackend>(area: &Area<B>, report: &Report) -> Drawn
@@ -284,7 +285,7 @@ where
             legend!(series, format!("{name} {}", shown(&target.name)), style);
         }
     }
-    finish!(chart)
+    finish!(chart, UpperRight)
 }
 
 fn phases<B: DrawingBackend>(area: &Area<B>, report: &Report) -> Drawn
@@ -300,7 +301,7 @@ where
     let rows = report.targets.len();
     let mut chart = ChartBuilder::on(area)
         .x_label_area_size(32)
-        .y_label_area_size(12)
+        .y_label_area_size(32)
         .build_cartesian_2d(0.0..longest.fold(0.001, f64::max) * 1.05, 0.0..rows as f64)?;
     mesh!(chart, time_label);
     for (phase, (name, color)) in PHASES.into_iter().enumerate() {
@@ -320,7 +321,7 @@ where
         let at = (0.0, (rows - 1 - row) as f64 + 0.82);
         chart.draw_series(std::iter::once(Text::new(shown(&target.name), at, small())))?;
     }
-    finish!(chart)
+    finish!(chart, UpperRight)
 }
 
 fn ratios<B: DrawingBackend>(area: &Area<B>, report: &Report) -> Drawn
@@ -335,7 +336,7 @@ where
     let room = ((high - low) * 0.15).max(0.05);
     let mut chart = ChartBuilder::on(area)
         .x_label_area_size(32)
-        .y_label_area_size(12)
+        .y_label_area_size(32)
         .build_cartesian_2d((low - room)..(high + room), 0.0..rows.len() as f64)?;
     mesh!(chart, |ratio: &f64| format!("{ratio:.2}"));
     let equal = [(1.0, 0.0), (1.0, rows.len() as f64)];

@@ -158,6 +158,21 @@ fn nanos(time: Duration) -> u64 {
 }
 
 impl Record {
+    /// One that chunks of that length are to be added to.
+    #[must_use]
+    pub fn of_chunks(chunk: Option<Duration>) -> Self {
+        Self { series: chunk.map_or_else(Series::default, Series::new), ..Self::default() }
+    }
+
+    /// Takes from a warm-up what the connections cost that stay.
+    pub fn warmed_up(&mut self, warm_up: &Self) {
+        self.connections += warm_up.connections;
+        for phase in [Phase::Dns, Phase::Connect] {
+            let added = self.phases[phase as usize].add(&warm_up.phases[phase as usize]);
+            debug_assert!(added.is_ok());
+        }
+    }
+
     /// An answer that was complete `at` so long after the beginning.
     pub fn answer(&mut self, at: Duration, answer: &Answer) {
         let latency = nanos(answer.latency);
@@ -212,7 +227,7 @@ impl Record {
     pub fn append(&mut self, other: Self) {
         let after = self.elapsed;
         let (series, elapsed) = self.counts(other);
-        self.series.append(series, after);
+        self.series.append(&series, after);
         self.elapsed += elapsed;
     }
 
@@ -266,7 +281,7 @@ mod tests {
         assert_eq!(all.phases[Phase::FirstByte as usize].len(), 3);
         assert!(all.phases[Phase::Dns as usize].is_empty());
         let ends: Vec<u64> = all.series.slots().iter().map(|slot| slot.answered).collect();
-        assert_eq!((ends[5], ends[15]), (2, 1), "the chunk that came after is shown after");
+        assert_eq!((ends[5], ends[10]), (2, 1), "the chunk that came after is shown after");
     }
 
     #[test]

@@ -44,11 +44,17 @@ pub struct Series {
 
 impl Default for Series {
     fn default() -> Self {
-        Self { slot: SLOT, slots: Vec::new() }
+        Self::new(SLOT)
     }
 }
 
 impl Series {
+    /// With slots of that length at the beginning.
+    #[must_use]
+    pub fn new(slot: Duration) -> Self {
+        Self { slot: slot.max(Duration::from_millis(1)), slots: Vec::new() }
+    }
+
     /// Counts what ended `at` so long after the beginning: with its latency, or as failed.
     pub fn record(&mut self, at: Duration, latency: Option<u64>) {
         let slot = self.slot_at(at);
@@ -103,11 +109,10 @@ impl Series {
         }
     }
 
-    /// Adds what came after: another chunk of the same target.
-    pub fn append(&mut self, other: Self, after: Duration) {
-        for (index, slot) in other.slots.into_iter().enumerate() {
-            let at = after + other.slot * u32::try_from(index).unwrap_or(u32::MAX);
-            self.slot_at(at).add(&slot);
+    /// Adds a chunk that came after: it is one moment of this, however long it took.
+    pub fn append(&mut self, chunk: &Self, after: Duration) {
+        for slot in &chunk.slots {
+            self.slot_at(after).add(slot);
         }
     }
 
@@ -139,6 +144,19 @@ mod tests {
         assert_eq!(series.slots().iter().map(|slot| slot.answered).sum::<u64>(), 1000);
     }
 
+    #[test]
+    fn chunks_are_points() {
+        let chunk = Duration::from_millis(250);
+        let mut series = Series::new(chunk);
+        for turn in 0..10 {
+            let mut seen = Series::default();
+            (0..=turn).for_each(|answer| seen.record(Duration::from_millis(25 * answer), Some(1)));
+            series.append(&seen, chunk * turn as u32);
+        }
+        let answered: Vec<u64> = series.slots().iter().map(|slot| slot.answered).collect();
+        assert_eq!(answered, (1..=10).collect::<Vec<u64>>());
+    }
+
     proptest! {
         #[test]
         fn sums_keep_everything(mine in prop::collection::vec(0u64..500_000, 0..40),
@@ -151,7 +169,7 @@ mod tests {
             let failed = |series: &Series| series.slots().iter().map(|slot| slot.failed).sum::<u64>();
             let (mut beside, mut after) = (of(&mine), of(&mine));
             beside.add(of(&theirs));
-            after.append(of(&theirs), Duration::from_secs(500));
+            after.append(&of(&theirs), Duration::from_secs(500));
             let all = (mine.len() + theirs.len()) as u64;
             prop_assert_eq!(failed(&beside), all);
             prop_assert_eq!(failed(&after), all);
