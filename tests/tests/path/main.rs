@@ -3,6 +3,7 @@
 
 mod answers;
 mod apply;
+mod bench;
 mod caller;
 mod crashes;
 mod dns;
@@ -60,6 +61,8 @@ fn main() {
         shared("events_outlive_the_daemon", observed::events),
         shared("a_secret_is_read_by_its_function_alone", secrets::read),
         shared("a_secret_that_is_gone_is_told", secrets::removed),
+        shared("bench_measures_functions_through_the_tunnel_and_on_the_server", bench::measured),
+        shared("bench_waits_until_a_function_sleeps", bench::cold),
         shared("what_is_applied_twice_changes_once", apply::twice),
         shared("of_many_who_edit_a_function_one_succeeds", apply::concurrent_edits),
         alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),
