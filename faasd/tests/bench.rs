@@ -100,6 +100,7 @@ fn a_report_is_for_people_and_for_programs() {
     let target = &report.targets[0];
     assert_eq!((target.answered, target.failed, target.received_bytes), (500, 0, 2500));
     assert_eq!(target.histogram.iter().map(|bin| bin.count).sum::<u64>(), 500);
+    assert!(target.client_busy > 0.0 && target.client_busy <= 1.0, "{}", target.client_busy);
     let latency = target.latency.unwrap();
     assert!(latency.min_us <= latency.p50_us && latency.p50_us <= latency.p99_us);
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -48,6 +49,7 @@ pub(super) async fn run(
     schedule: Option<Schedule>,
     stop: &mut watch::Receiver<bool>,
 ) -> Record {
+    let cpu = cpu_time();
     let run = Rc::new(Run {
         plan: Arc::clone(plan),
         counters: Arc::clone(counters),
@@ -86,9 +88,16 @@ pub(super) async fn run(
     }
     let elapsed = run.begin.elapsed();
     let mut record = run.record.take();
+    record.cpu = cpu_time().saturating_sub(cpu);
     record.unsent = run.given.get().saturating_sub(run.taken.get());
     record.elapsed = chunk.duration.map_or(elapsed, |duration| elapsed.min(duration));
     record
+}
+
+/// The processor time that this thread has taken.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Opens the connections that are missing.

@@ -47,7 +47,7 @@ async fn answer(request: Request<Incoming>, seen: Arc<Seen>) -> Result<Response<
     if path == "/missing" {
         *response.status_mut() = hyper::StatusCode::NOT_FOUND;
     }
-    if path == "/tenth" && number % 10 == 0 {
+    if path == "/tenth" && number.is_multiple_of(10) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

@@ -12,6 +12,7 @@ use crate::core::load::report::{PhaseReport, Point, Report, TargetReport};
 pub type DrawError = Box<dyn std::error::Error>;
 
 type Area<B> = DrawingArea<B, Shift>;
+type Of = fn(&Point) -> Option<f64>;
 type Drawn = Result<(), DrawError>;
 
 const FONT: &str = "sans-serif";
@@ -276,7 +277,7 @@ where
         .build_cartesian_2d(0.0..right.max(0.1), (low..high).log_scale())?;
     mesh!(chart, seconds_label, time_label);
     for (target, color) in colored(report) {
-        let kinds: [(&str, f64, fn(&Point) -> Option<f64>); 2] =
+        let kinds: [(&str, f64, Of); 2] =
             [("p50", 1.0, |point| point.p50_us), ("p99", 0.5, |point| point.p99_us)];
         for (name, opacity, of) in kinds {
             let line = target.series.iter().filter_map(|point| Some((point.at, of(point)?)));

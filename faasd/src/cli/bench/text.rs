@@ -14,6 +14,9 @@ use crate::core::load::report::{Report, Summary, TargetReport};
 const ROWS: usize = 20;
 const COLUMNS: usize = 40;
 
+/// A load that is busier than this may be what is measured.
+const BUSY: f64 = 0.9;
+
 /// A time as people say it, with three digits: `43.1 µs`, `1.20 ms`, `12.0 s`.
 pub fn micros(us: f64) -> String {
     match us {
@@ -82,6 +85,13 @@ fn one(ui: &Ui, report: &Report, target: &TargetReport) -> Result<(), Failure> {
     if target.unsent > 0 {
         let text = format!("{}: no connection was free; give more with -c", target.unsent);
         pairs.push(("not sent", Cell::new(text)));
+    }
+    if target.client_busy > BUSY {
+        let text = format!(
+            "{} of a thread's time: it is the load that is measured",
+            percent(100.0 * target.client_busy)
+        );
+        pairs.push(("busy", Cell::new(format!("{text}; give it --threads, or a machine of its own"))));
     }
     for (title, bytes) in [("sent", target.sent_bytes), ("received", target.received_bytes)] {
         if bytes > 0 {
@@ -170,7 +180,7 @@ fn histogram(bins: &[Bin]) -> String {
     for row in rows {
         let eighths = (row.count as f64 / most * (COLUMNS * 8) as f64).round() as usize;
         let mut bar = "█".repeat(eighths / 8);
-        if eighths % 8 > 0 {
+        if !eighths.is_multiple_of(8) {
             bar.push(EIGHTHS[eighths % 8]);
         } else if eighths == 0 && row.count > 0 {
             bar.push(EIGHTHS[1]);

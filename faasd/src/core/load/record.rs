@@ -132,6 +132,8 @@ pub struct Record {
     pub unsent: u64,
     /// Of the answers, those that were complete only after the end of sending.
     pub late: u64,
+    /// Processor time of the load's busiest thread.
+    pub cpu: Duration,
     /// While requests were sent.
     pub elapsed: Duration,
 }
@@ -148,6 +150,7 @@ impl Default for Record {
             connections: 0,
             unsent: 0,
             late: 0,
+            cpu: Duration::ZERO,
             elapsed: Duration::ZERO,
         }
     }
@@ -218,6 +221,7 @@ impl Record {
 
     /// Adds what another worker saw in the same time.
     pub fn beside(&mut self, other: Self) {
+        self.cpu = self.cpu.max(other.cpu);
         let series = self.counts(other);
         self.series.add(series.0);
         self.elapsed = self.elapsed.max(series.1);
@@ -226,6 +230,7 @@ impl Record {
     /// Adds the next chunk.
     pub fn append(&mut self, other: Self) {
         let after = self.elapsed;
+        self.cpu += other.cpu;
         let (series, elapsed) = self.counts(other);
         self.series.append(&series, after);
         self.elapsed += elapsed;

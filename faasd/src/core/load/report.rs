@@ -64,6 +64,8 @@ pub struct TargetReport {
     pub unsent: u64,
     pub connections_opened: u64,
     pub requests_per_second: f64,
+    /// The part of the time that the load's busiest thread was at work. Near 1 it is the load that is measured.
+    pub client_busy: f64,
     pub sent_bytes: u64,
     pub received_bytes: u64,
     /// None if nothing was answered.
@@ -181,6 +183,7 @@ impl TargetReport {
             unsent: record.unsent,
             connections_opened: record.connections,
             requests_per_second: record.per_second(),
+            client_busy: if seconds > 0.0 { (record.cpu.as_secs_f64() / seconds).min(1.0) } else { 0.0 },
             sent_bytes: record.sent_bytes,
             received_bytes: record.received_bytes,
             latency: Summary::of(&record.latency),
