@@ -1,8 +1,8 @@
 //! Load on a server: threads, each with a runtime of its own and its share of the connections, that have nothing in
 //! common while requests are sent. What they send and what is kept of it is decided in `core::load`.
 //!
-//! A thread never waits for another, takes no lock and shares no counter but the two that show progress, so that two
-//! threads send twice what one does. Threads of a target that is reached from another network namespace live there.
+//! A thread never waits for another, takes no lock of another's and shares no counter with it.
+//! Threads of a target that is reached from another network namespace live there.
 
 mod client;
 mod connect;
@@ -30,7 +30,7 @@ use self::worker::Worker;
 use crate::core::load::record::Record;
 use crate::core::load::{Mode, Protocol};
 
-/// The most connections. Each takes a descriptor and some 10 KiB.
+/// The most connections. Each takes a descriptor.
 pub const CONNECTIONS_MAX: u32 = 100_000;
 
 /// The most threads.
