@@ -12,6 +12,8 @@ use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::SockOpsContext;
 use faasd_common::{Live, Owner, SEATS_MAX};
 
+use crate::flow;
+
 /// Seat → the connections of the listener that carries it.
 #[map]
 static LIVE: PerCpuArray<Live> = PerCpuArray::with_max_entries(SEATS_MAX, 0);
@@ -44,17 +46,19 @@ fn opened(ctx: &SockOpsContext) {
     }
     // SAFETY: the mark belongs to this socket alone, which the kernel holds locked here.
     let mark = unsafe { &mut *mark };
-    if mark.seat == Owner::NO_SEAT || mark.counted != 0 {
+    if mark.counted != 0 {
         return;
     }
-    let Some(live) = LIVE.get_ptr_mut(mark.seat) else { return };
     // Without the word of its end it would count for ever.
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
         return;
     }
     mark.counted = Owner::OPENED;
-    // SAFETY: a place in the map's value.
-    increment(unsafe { &raw mut (*live).opened });
+    // One without a seat is in no place there.
+    if let Some(live) = LIVE.get_ptr_mut(mark.seat) {
+        // SAFETY: a place in the map's value.
+        increment(unsafe { &raw mut (*live).opened });
+    }
 }
 
 #[inline(always)]
@@ -73,6 +77,7 @@ fn closed(ctx: &SockOpsContext) {
         // SAFETY: a place in the map's value.
         increment(unsafe { &raw mut (*live).closed });
     }
+    flow::ended(ctx);
 }
 
 #[inline(always)]
