@@ -28,6 +28,7 @@ mod schema;
 mod secret;
 mod settings;
 mod targets;
+mod top;
 mod traffic;
 mod tunnel;
 mod ui;
@@ -128,6 +129,7 @@ enum Command {
     Diff(diff::Diff),
     Ls(ls::Ls),
     Describe(describe::Describe),
+    Top(top::Top),
     Invoke(invoke::Invoke),
     Logs(logs::Logs),
     Events(events::Events),
@@ -161,8 +163,8 @@ const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Functions",
         &[
-            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "logs", "events", "rm",
-            "image", "secret",
+            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "top", "invoke", "logs", "events",
+            "rm", "image", "secret",
         ],
     ),
     ("Access", &["allow", "deny", "policy", "group"]),
@@ -216,6 +218,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Diff(verb) => block_on(verb.run(context)),
         Command::Ls(verb) => block_on(verb.run(context)),
         Command::Describe(verb) => block_on(verb.run(context)),
+        Command::Top(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
         Command::Events(verb) => block_on(verb.run(context)),
