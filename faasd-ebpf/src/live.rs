@@ -1,6 +1,7 @@
-//! The live connections of each instance that accepts for itself: nobody else sees them come and go.
+//! The connections of functions' listeners as they come and go: those of each instance that accepts for itself are counted
+//! while they live, since nobody else sees them, and of each that ends it is kept what passed ([`flow`]).
 //!
-//! Two calls a connection, at its start and its end; none for what passes in between.
+//! Two calls a connection that do something, at its start and its end; none for what passes in between.
 
 use core::arch::asm;
 
