@@ -87,7 +87,11 @@ impl Bed {
     }
 
     fn command(&self, end: usize, program: &str, line: &str) -> anyhow::Result<String> {
-        let run = || Ok(Command::new(program).args(line.split(' ')).stdin(Stdio::null()).output()?);
+        self.command_fed(end, program, line, Stdio::null())
+    }
+
+    fn command_fed(&self, end: usize, program: &str, line: &str, input: Stdio) -> anyhow::Result<String> {
+        let run = || Ok(Command::new(program).args(line.split(' ')).stdin(input).output()?);
         let output = self.within(end, run).with_context(|| format!("cannot run {program}"))?;
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         ensure!(output.status.success(), "{program} {line}: {said}");
@@ -134,9 +138,10 @@ impl Bed {
             let file = keys.path().join(end.to_string());
             std::fs::write(&file, &private)?;
             let port = 7000 + 2 * number + end;
-            let (interface, file) = (interface(end), file.display());
-            self.command(end, "wg", &format!("set {interface} private-key {file} listen-port {port}"))?;
-            public.push(self.command(end, "wg", &format!("show {interface} public-key"))?);
+            let set = format!("set {} private-key {} listen-port {port}", interface(end), file.display());
+            self.command(end, "wg", &set)?;
+            // Not asked back: boringtun tells it only some time later.
+            public.push(self.command_fed(end, "wg", "pubkey", File::open(&file)?.into())?);
         }
         for (end, other) in [(0, 1), (1, 0)] {
             let interface = interface(end);

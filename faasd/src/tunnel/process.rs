@@ -107,8 +107,7 @@ pub fn run(args: &ProcessArgs) -> Result<(), ProcessError> {
     let lock = lock(args)?;
     let tun = Arc::new(attach(args)?);
     tun.set_persistent(true).map_err(|source| ProcessError::Tun { name: args.name.clone(), source })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| ProcessError::Runtime { source })?;
