@@ -8,6 +8,7 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+mod flow;
 mod live;
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;

@@ -29,6 +29,7 @@ mod schema;
 mod secret;
 mod settings;
 mod targets;
+mod top;
 mod traffic;
 mod tunnel;
 mod ui;
@@ -129,6 +130,7 @@ enum Command {
     Diff(diff::Diff),
     Ls(ls::Ls),
     Describe(describe::Describe),
+    Top(top::Top),
     Invoke(invoke::Invoke),
     Bench(bench::Bench),
     Logs(logs::Logs),
@@ -163,8 +165,8 @@ const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Functions",
         &[
-            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "bench", "logs", "events",
-            "rm", "image", "secret",
+            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "top", "invoke", "bench", "logs",
+            "events", "rm", "image", "secret",
         ],
     ),
     ("Access", &["allow", "deny", "policy", "group"]),
@@ -218,6 +220,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Diff(verb) => block_on(verb.run(context)),
         Command::Ls(verb) => block_on(verb.run(context)),
         Command::Describe(verb) => block_on(verb.run(context)),
+        Command::Top(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
         Command::Bench(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),

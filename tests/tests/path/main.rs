@@ -12,6 +12,7 @@ mod handoff;
 mod joining;
 mod languages;
 mod life;
+mod metrics;
 mod observed;
 mod secrets;
 mod volume;
@@ -56,6 +57,7 @@ fn main() {
         shared("a_new_revision_takes_over_and_the_old_one_finishes", life::redeploy),
         shared("a_bad_revision_changes_nothing", life::bad_revision),
         shared("a_removed_function_takes_only_its_own_connections_along", life::removal),
+        shared("metrics_are_what_a_client_did", metrics::counted),
         shared("a_log_is_followed_across_instances", observed::logs),
         shared("a_crash_and_its_cause_are_among_the_events", observed::crashes),
         shared("events_outlive_the_daemon", observed::events),
