@@ -161,6 +161,8 @@ impl Access {
     }
 
     fn show(&self, edit: &Edit) {
+        // What is computed first is written first.
+        let _writer = self.writer();
         let effects = self.policy_mut().apply(edit);
         self.carry_out(effects);
     }

@@ -1,6 +1,6 @@
 //! The tunnel as the control plane sees it: who is in it, who is invited, and that it stays up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -60,6 +60,9 @@ pub struct Network {
     /// Held over a change of a peer, from looking at what is there to its being in effect.
     writer: Mutex<()>,
     peers: RwLock<Peers>,
+    /// Peers that have joined, and whose invitation's key still has the address: whoever has read the invitation may be
+    /// behind it, so that it opens nothing.
+    joining: Mutex<HashSet<Ipv6Addr>>,
     names: Arc<Names>,
     up: Mutex<Up>,
     files: PeerFiles,
@@ -121,6 +124,7 @@ impl Network {
             access,
             writer: Mutex::new(()),
             peers,
+            joining: Mutex::default(),
             names,
             up: Mutex::new(Up { interface, seen: Seen::default() }),
             files,
@@ -159,10 +163,12 @@ impl Network {
     pub fn role_of(&self, address: Ipv6Addr) -> Option<(FunctionName, Role)> {
         let peers = self.known();
         let record = &peers.at(address)?.record;
-        record.invited_until.is_none().then(|| (record.name.clone(), record.role))
+        let has_joined = record.invited_until.is_none() && !self.joining().contains(&address);
+        has_joined.then(|| (record.name.clone(), record.role))
     }
 
-    /// Gives a peer another role, and returns the one that it had. Blocks.
+    /// Gives a peer another role, and returns the one that it had. Connections of one that may do less are cut: a request
+    /// that follows logs or events would have no end. Blocks.
     ///
     /// # Errors
     /// If there is no such peer.
@@ -171,7 +177,11 @@ impl Network {
         let Stored { mut record, version } = self.peer(name)?;
         let before = std::mem::replace(&mut record.role, role);
         if before != role {
+            let address = record.address;
             self.put(record, Expect::Version(version)).map_err(|e| ApiError::failed(&e))?;
+            if before == Role::Admin {
+                self.access.cut_all(address)?;
+            }
         }
         Ok(before)
     }
@@ -255,13 +265,14 @@ impl Network {
         self.files.remove(name);
         // Functions without a rule now may go on looking for some until the owner has come to it.
         let unguarded = self.access.finish(gone);
-        if let Ok(key) = record.public_key.parse() {
-            self.lock().interface.remove_peer(key).map_err(|e| ApiError::failed(&e))?;
-        }
         self.names.remove_peer(name);
-        let cut = self.access.cut_all(record.address)?;
-        self.access.settle(unguarded)?;
-        Ok(cut)
+        // Each of these whatever becomes of the others: on record the peer is gone, and a second call finds nobody.
+        let removed = record.public_key.parse().ok().map(|key| self.lock().interface.remove_peer(key));
+        let cut = self.access.cut_all(record.address);
+        let settled = self.access.settle(unguarded);
+        removed.transpose().map_err(|e| ApiError::failed(&e))?;
+        settled?;
+        cut
     }
 
     /// Replaces an invitation's key by the client's own. The sender's address, which WireGuard ties to the
@@ -283,7 +294,10 @@ impl Network {
             Some(_) => {}
         }
         record.invited_until = None;
-        let name = self.replace_key(record, version, new)?;
+        self.joining().insert(source);
+        let name = self.replace_key(record, version, new).inspect_err(|_| {
+            self.joining().remove(&source);
+        })?;
         tracing::info!(peer = %name, %source, "joined");
         Ok(name)
     }
@@ -329,7 +343,6 @@ impl Network {
             StoreError::Conflict { .. } => ApiError::Forbidden("the key was just replaced".to_owned()),
             e => ApiError::failed(&e),
         })?;
-        self.access.show_peer(&record);
         self.names.publish_peer(&record.name, record.address);
         // The answer travels through the session of the former key, which therefore keeps the address for a
         // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
@@ -358,6 +371,7 @@ impl Network {
         let is_still = |peer: &Stored<PeerRecord>| peer.record.public_key == record.public_key;
         if !self.known().get(&record.name).is_some_and(is_still) {
             // Revoked meanwhile.
+            self.joining().remove(&record.address);
             return self.lock().interface.update(&[PeerChange::Remove(temporary), PeerChange::Remove(new)]);
         }
         let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(record, new))];
@@ -367,7 +381,17 @@ impl Network {
         if let Some(peer) = up.interface.peer(new)? {
             up.seen.note(peer);
         }
-        up.interface.update(&changes)
+        up.interface.update(&changes)?;
+        drop(up);
+        self.let_in(record);
+        Ok(())
+    }
+
+    /// A peer's address is its own key's alone by now.
+    fn let_in(&self, record: &PeerRecord) {
+        if self.joining().remove(&record.address) {
+            self.access.show_peer(record);
+        }
     }
 
     /// Looks after the tunnel: brings it up again if its process is gone, ends invitations that have expired.
@@ -429,6 +453,8 @@ impl Network {
             wanted.push(peer);
         }
         up.interface.set_peers(&wanted)?;
+        // Nobody has an address by an invitation's key any more, unless the invitation is open.
+        self.known().iter().for_each(|record| self.let_in(record));
         Ok(())
     }
 
@@ -452,6 +478,10 @@ impl Network {
 
     fn known_mut(&self) -> RwLockWriteGuard<'_, Peers> {
         self.peers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn joining(&self) -> MutexGuard<'_, HashSet<Ipv6Addr>> {
+        self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn writer(&self) -> MutexGuard<'_, ()> {

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::egress::Caller;
 use super::options::copy_options;
 use crate::sys::notify::{Answer, Call, Notifications};
+use crate::sys::shared::copy_linger;
 
 /// Ports that are remembered for a complaint.
 const OTHERS_MAX: usize = 8;
@@ -247,6 +248,8 @@ impl Server {
         let flags = call.flags(number)?;
         let theirs = call.descriptor(number)?;
         copy_options(&theirs, &self.listener)?;
+        // It is what connections inherit; a listener itself ends at once.
+        copy_linger(&theirs, &self.listener)?;
         rustix::io::ioctl_fionbio(&*self.listener, flags.nonblocking)?;
         notifications.replace(call, number, self.listener.as_fd(), flags)
     }
@@ -280,7 +283,8 @@ pub fn find_listener(processes: &[u32], addresses: &[SocketAddr]) -> Option<(u32
             let bound = rustix::net::getsockname(&socket).ok().and_then(|a| SocketAddr::try_from(a).ok());
             (bound.is_some_and(|bound| addresses.contains(&bound))
                 && sockopt::socket_acceptconn(&socket).unwrap_or(false))
-            .then_some((*process, socket))
+            .then(|| Some((*process, socket.into_inner()?)))
+            .flatten()
         })
     })
 }

@@ -35,9 +35,10 @@ use crate::core::spec::FunctionSpec;
 use crate::sys::bpf::{BpfError, Marks};
 use crate::sys::netns::NetNs;
 use crate::sys::notify::{Answer, Call, Flags, Notifications};
+use crate::sys::shared::{Shared, copy_linger};
 use crate::sys::tcp::{self, State};
 
-/// Connections that are being made at a time: for one instance, and for all.
+/// Connections that are being made at a time: for one instance, for all of one function's, and for all.
 const PENDING_MAX: usize = 64;
 const PENDING_IN_ALL_MAX: usize = 4096;
 
@@ -100,19 +101,13 @@ impl Egress {
 
     /// Who serves the calls of one instance. `None` if its function has no grants.
     #[must_use]
-    pub fn caller(
-        self: &Arc<Self>,
-        function: &FunctionName,
-        slot: u32,
-        spec: &FunctionSpec,
-    ) -> Option<Arc<Caller>> {
+    pub fn caller(self: &Arc<Self>, function: &FunctionName, spec: &FunctionSpec) -> Option<Arc<Caller>> {
         spec.connects().then(|| {
             Arc::new(Caller {
                 source: self.functions.function(function),
                 grants: self.grants(spec),
                 egress: Arc::clone(self),
                 function: function.clone(),
-                slot,
                 counts: self.of(function),
                 pending: Arc::new(Semaphore::new(PENDING_MAX)),
                 told: Mutex::default(),
@@ -228,8 +223,6 @@ fn resolver(upstreams: Option<&[SocketAddr]>) -> io::Result<TokioResolver> {
 pub struct Caller {
     egress: Arc<Egress>,
     function: FunctionName,
-    /// The function's number, for the mark.
-    slot: u32,
     grants: Grants,
     /// The function's own address.
     source: Ipv6Addr,
@@ -253,7 +246,7 @@ struct Wanted {
     to: Destination,
     number: RawFd,
     /// The socket that it is to stand in for.
-    theirs: OwnedFd,
+    theirs: Shared,
     cookie: u64,
     domain: AddressFamily,
     flags: Flags,
@@ -299,9 +292,10 @@ impl Caller {
         Ok(())
     }
 
-    fn permits(&self) -> Option<[OwnedSemaphorePermit; 2]> {
+    fn permits(&self) -> Option<[OwnedSemaphorePermit; 3]> {
         let own = Arc::clone(&self.pending).try_acquire_owned().ok()?;
-        Some([own, Arc::clone(&self.egress.pending).try_acquire_owned().ok()?])
+        let functions = Arc::clone(&self.counts.pending).try_acquire_owned().ok()?;
+        Some([own, functions, Arc::clone(&self.egress.pending).try_acquire_owned().ok()?])
     }
 
     fn judge(&self, call: &Call) -> io::Result<Asked> {
@@ -331,7 +325,7 @@ impl Caller {
             return Ok(Asked::Proceed);
         }
         let cookie = sockopt::socket_cookie(&theirs)?;
-        if tcp::state(&theirs)? != State::Closed {
+        if tcp::state(&*theirs)? != State::Closed {
             // A second call on the same socket, to which the kernel has its own answers; unless the first was interrupted
             // between its success and its return.
             let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -355,7 +349,7 @@ impl Caller {
         }
         // What was given has locks of its own (docs/SECURITY.md); this is one more for sockets of the host's namespace.
         let is_given =
-            is_stream && self.grants.lead_outside() && self.egress.marks.has(&theirs).unwrap_or(true);
+            is_stream && self.grants.lead_outside() && self.egress.marks.has(&*theirs).unwrap_or(true);
         if !is_given {
             return Ok(Asked::Proceed);
         }
@@ -380,16 +374,17 @@ impl Caller {
         notifications: &Notifications,
         call: &Call,
         wanted: &Wanted,
-        socket: &OwnedFd,
+        socket: &Shared,
         answer: Answer,
     ) -> io::Result<()> {
-        self.egress.marks.set(self.slot, socket).map_err(io::Error::other)?;
+        self.egress.marks.set_outgoing(&**socket).map_err(io::Error::other)?;
         rustix::io::ioctl_fionbio(socket, wanted.flags.nonblocking)?;
         // Another thread may have closed the socket meanwhile, and opened something else in its place.
         if sockopt::socket_cookie(call.descriptor(wanted.number)?)? != wanted.cookie {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         notifications.replace(call, wanted.number, socket.as_fd(), wanted.flags)?;
+        copy_linger(&wanted.theirs, socket)?;
         if !notifications.answer(call, answer)? && answer == Answer::Done {
             let mut interrupted = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
             interrupted.truncate(INTERRUPTED_MAX - 1);

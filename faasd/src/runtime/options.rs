@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use rustix::net::sockopt::{self, Timeout};
 
-/// Copies what programs set before they bind or connect, as far as it differs.
+/// Copies what programs set before they bind or connect, as far as it differs; but not how the socket lingers, which is for
+/// whoever closes it alone.
 ///
 /// # Errors
 /// Those of `getsockopt(2)` and `setsockopt(2)`.
@@ -18,9 +19,6 @@ pub fn copy_options(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
         sockopt::set_tcp_keepidle(to, sockopt::tcp_keepidle(from)?.max(SECOND))?;
         sockopt::set_tcp_keepintvl(to, sockopt::tcp_keepintvl(from)?.max(SECOND))?;
         sockopt::set_tcp_keepcnt(to, sockopt::tcp_keepcnt(from)?)?;
-    }
-    if let Some(linger) = sockopt::socket_linger(from)? {
-        sockopt::set_socket_linger(to, Some(linger))?;
     }
     for timeout in [Timeout::Recv, Timeout::Send] {
         if let Some(set) = sockopt::socket_timeout(from, timeout)? {

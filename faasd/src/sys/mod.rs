@@ -9,6 +9,7 @@ pub mod notify;
 pub mod pidfd;
 pub mod readiness;
 pub mod scm;
+pub mod shared;
 pub mod sock_diag;
 pub mod tcp;
 pub mod timer;

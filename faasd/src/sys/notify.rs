@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use tokio::io::unix::AsyncFd;
 
 use super::readiness::watch;
+use super::shared::Shared;
 
 /// The longest argument that is read.
 const ARGUMENT_BYTES_MAX: usize = 128;
@@ -173,7 +174,7 @@ impl Call {
     ///
     /// # Errors
     /// Those of `pidfd_getfd(2)`.
-    pub fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+    pub fn descriptor(&self, number: RawFd) -> io::Result<Shared> {
         // A pidfd is of a process, and the caller may be any of its threads.
         let process = self.field("status", "Tgid:", 10)?;
         duplicate(process, number)
@@ -216,8 +217,8 @@ pub fn waits_in_call(process: u32) -> bool {
 ///
 /// # Errors
 /// Those of `pidfd_open(2)` and `pidfd_getfd(2)`.
-pub fn duplicate(process: u32, number: RawFd) -> io::Result<OwnedFd> {
+pub fn duplicate(process: u32, number: RawFd) -> io::Result<Shared> {
     let process = i32::try_from(process).ok().and_then(Pid::from_raw).ok_or(rustix::io::Errno::SRCH)?;
     let process = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
-    Ok(rustix::process::pidfd_getfd(process, number, PidfdGetfdFlags::empty())?)
+    Ok(Shared::new(rustix::process::pidfd_getfd(process, number, PidfdGetfdFlags::empty())?))
 }

@@ -214,9 +214,13 @@ async fn admins_have_the_whole_api_and_their_browsers_do_not() {
         ("POST /v1/functions/hello/invoke/", format!("{ours}origin: null\r\n")),
         ("GET /v1/functions", "host: evil.example\r\n".to_owned()),
         ("GET /v1/functions", "host: evil.example:9464\r\n".to_owned()),
+        ("GET /v1/functions/hello/invoke/", "host: evil.example\r\n".to_owned()),
+        ("GET /v1/functions/hello/invoke/", format!("{ours}sec-fetch-site: cross-site\r\n")),
+        ("GET /metrics", "host: evil.example\r\n".to_owned()),
+        ("POST /v1/rotate", "host: evil.example\r\n".to_owned()),
     ] {
         let answer = ask(&daemon, line, &headers);
         assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("web pages"), "{line}: {answer}");
     }
-    assert_eq!(daemon.refusals.counts(), [("role", 1), ("page", 4)]);
+    assert_eq!(daemon.refusals.counts(), [("role", 1), ("page", 8)]);
 }

@@ -21,7 +21,7 @@ impl Access {
         }
         let action = action.rule();
         self.change(*keep, |policy| {
-            policy.check_rules(functions, subjects, RULES_MAX)?;
+            policy.check_rules(functions, subjects, action, RULES_MAX)?;
             let mut edits = Vec::new();
             for function in functions {
                 for subject in subjects {

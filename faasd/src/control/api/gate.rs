@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header;
+use axum::http::{HeaderName, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::{ApiError, Service, Source, limit};
 use crate::core::access::Role;
+use crate::core::zone::ZONE;
 
 /// For every peer.
 pub(super) const METRICS: &str = "/metrics";
@@ -21,6 +22,9 @@ pub(super) const JOIN: &str = "/v1/join";
 
 /// For who has joined.
 pub(super) const ROTATE: &str = "/v1/rotate";
+
+/// Where a browser says which site a request comes from.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// What the client calls the server, whatever its address.
 const HOST: &str = "faasd";
@@ -55,25 +59,34 @@ impl Gate {
         Self { service, hosts: hosts.into(), refusals }
     }
 
-    /// Whether a web page sends it, from an admin's browser: all but reads have an origin there, and what a page reads
-    /// under a name of its own has that name. Functions have names of their own in invocations.
+    /// Whether a web page sends it, from a peer's browser: all but reads have an origin there, what a page of another
+    /// site reads is said to be that, and what a page reads under a name of its own has that name. Functions have names
+    /// of their own in invocations.
     fn is_from_a_page(&self, request: &Request<Body>) -> bool {
         let headers = request.headers();
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-        let is_ours = host.is_some_and(|host| self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)));
-        headers.contains_key(header::ORIGIN) || !(is_ours || limit::is_invocation(request.uri().path()))
+        let text = |name| headers.get(name).and_then(|value: &header::HeaderValue| value.to_str().ok());
+        let is_ours = text(header::HOST).is_some_and(|host| {
+            self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host))
+                || (limit::is_invocation(request.uri().path()) && is_a_functions(host))
+        });
+        // What a person types, and what no browser sends, is `none` or nothing.
+        let is_foreign = text(SEC_FETCH_SITE).is_some_and(|site| site != "none");
+        headers.contains_key(header::ORIGIN) || is_foreign || !is_ours
     }
+}
+
+/// `NAME.faas`, with or without a port.
+fn is_a_functions(host: &str) -> bool {
+    let name = host.split_once(':').map_or(host, |(name, _)| name).to_ascii_lowercase();
+    name.strip_suffix(ZONE).is_some_and(|name| name.ends_with('.'))
 }
 
 /// Lets admins do everything, and others what is for them, before anything else of a request is looked at.
 pub(super) async fn check(State(gate): State<Gate>, request: Request<Body>, next: Next) -> Response {
     let peer = request.extensions().get::<Source>().and_then(|source| gate.service.role(source.0));
     let refused = match (request.uri().path(), peer) {
-        (JOIN, _) | (METRICS | ROTATE, Some(_)) => None,
-        (_, Some((_, Role::Admin))) if gate.is_from_a_page(&request) => {
-            Some((&gate.refusals.page, ApiError::Page))
-        }
-        (_, Some((_, Role::Admin))) => None,
+        _ if gate.is_from_a_page(&request) => Some((&gate.refusals.page, ApiError::Page)),
+        (JOIN, _) | (METRICS | ROTATE, Some(_)) | (_, Some((_, Role::Admin))) => None,
         (_, peer) => Some((&gate.refusals.role, ApiError::NotAdmin { peer: peer.map(|(name, _)| name) })),
     };
     let Some((count, error)) = refused else { return next.run(request).await };

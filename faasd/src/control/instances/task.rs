@@ -200,7 +200,7 @@ impl Task {
     }
 
     fn agent(&self, notify: Option<OwnedFd>) -> Option<Agent> {
-        let caller = self.all.egress.caller(&self.function, self.slot, &self.spec);
+        let caller = self.all.egress.caller(&self.function, &self.spec);
         let listener = self.listener.clone().filter(|_| self.spec.contract == Contract::Port);
         let ipv4 = self.spec.ipv4 == Some(Ipv4::Exchange);
         let server = listener.map(|listener| Server::new(listener, self.spec.listen_port(), ipv4));

@@ -229,7 +229,7 @@ impl Policy {
         by(self.default_of(function) == Access::Open, Reason::Default)
     }
 
-    /// Whether rules for these can be made: all are known, and there is room for them.
+    /// Whether rules for these can be made or, with no action, forgotten: all are known, and there is room for them.
     ///
     /// # Errors
     /// [`Refused`].
@@ -237,6 +237,7 @@ impl Policy {
         &self,
         functions: &[FunctionName],
         subjects: &[Subject],
+        action: Option<Action>,
         rules_max: usize,
     ) -> Result<(), Refused> {
         let unknown = functions.iter().find(|name| !self.functions.contains_key(name));
@@ -246,7 +247,11 @@ impl Policy {
         if let Some(subject) = subjects.iter().find(|subject| self.number(subject).is_none()) {
             return Err(Refused::NoSubject(subject.clone()));
         }
-        match self.rules + functions.len() * subjects.len() > rules_max {
+        let is_new = |function: &&FunctionName, subject: &&Subject| {
+            action.is_some() && self.rules(function).is_none_or(|rules| !rules.contains_key(*subject))
+        };
+        let new = |function| subjects.iter().filter(move |subject| is_new(&function, subject)).count();
+        match self.rules + functions.iter().map(new).sum::<usize>() > rules_max {
             true => Err(Refused::RulesMax(rules_max)),
             false => Ok(()),
         }

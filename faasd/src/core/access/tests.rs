@@ -244,7 +244,7 @@ fn who_is_invited_has_rules_and_no_access() {
 fn what_cannot_be_is_refused() {
     let mut world = world();
     let check = |world: &World, function: &str, who: &str, max| {
-        world.policy.check_rules(&[name(function)], &[subject(who)], max)
+        world.policy.check_rules(&[name(function)], &[subject(who)], Some(Action::Deny), max)
     };
     assert_eq!(check(&world, "hello", "anna", 1), Ok(()));
     assert_eq!(check(&world, "helo", "anna", 1), Err(Refused::NoFunction(name("helo"))));

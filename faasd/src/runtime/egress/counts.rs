@@ -2,11 +2,17 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// Counters of one function.
-#[derive(Debug, Default)]
+use tokio::sync::Semaphore;
+
+/// Connections that all instances of a function may be making at a time.
+const PENDING_MAX: usize = 512;
+
+/// Counters of one function, and its room.
+#[derive(Debug)]
 pub struct Counts {
+    pub(super) pending: Arc<Semaphore>,
     inside: AtomicU64,
     outside: AtomicU64,
     refused: AtomicU64,
@@ -27,6 +33,19 @@ pub struct Counted {
     pub failed: u64,
     /// Where the last attempt that was refused was to lead.
     pub last_refused: Option<SocketAddr>,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            pending: Arc::new(Semaphore::new(PENDING_MAX)),
+            inside: AtomicU64::new(0),
+            outside: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            last: Mutex::default(),
+        }
+    }
 }
 
 impl Counts {

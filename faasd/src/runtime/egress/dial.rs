@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Caller, Destination, Wanted};
 use crate::runtime::options::copy_options;
 use crate::sys::notify::{Answer, Call, Notifications};
+use crate::sys::shared::Shared;
 use crate::sys::tcp;
 
 /// How long a connection may take to come about.
@@ -55,7 +56,9 @@ impl Caller {
         };
         let installed = made.and_then(|made| {
             let answer = if made.pending { Answer::Fail(libc::EINPROGRESS) } else { Answer::Done };
-            self.install(notifications, call, &wanted, &made.socket, answer)
+            // From here on the function may have it, too.
+            let socket = Shared::new(made.socket);
+            self.install(notifications, call, &wanted, &socket, answer)
         });
         match installed {
             Ok(()) => self.counts.made(outside),

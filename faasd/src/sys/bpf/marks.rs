@@ -9,6 +9,10 @@ use faasd_common::{Owner, maps};
 
 use super::{BpfError, Plain, map_error};
 
+/// In the place of a function's slot: nobody may pass the connection on. Whoever could, would have its next owner take what
+/// a third one answers for a request of that third one's.
+const OUTGOING: u32 = u32::MAX;
+
 /// The map of marks, as it is pinned.
 pub struct Marks(Mutex<SkStorage<MapData, Plain<Owner>>>);
 
@@ -30,12 +34,13 @@ impl Marks {
         Ok(Self(Mutex::new(map)))
     }
 
-    /// Marks a connection as the function's own: from here on it connects and binds nowhere else.
+    /// Marks a connection that a function has made: from here on it connects and binds nowhere else, and unlike one that
+    /// the function was given it is not passed on.
     ///
     /// # Errors
     /// [`BpfError::Map`].
-    pub fn set(&self, owner: u32, socket: &impl AsRawFd) -> Result<(), BpfError> {
-        let mark = Owner { slot: owner, seat: Owner::NO_SEAT, counted: 0 };
+    pub fn set_outgoing(&self, socket: &impl AsRawFd) -> Result<(), BpfError> {
+        let mark = Owner { slot: OUTGOING, seat: Owner::NO_SEAT, counted: 0 };
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         map.insert(socket, Plain(mark), 0).map_err(|e| map_error(maps::OWNER, &e))
     }
