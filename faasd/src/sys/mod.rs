@@ -8,6 +8,7 @@ pub mod netns;
 pub mod notify;
 pub mod pidfd;
 pub mod readiness;
+pub mod sched;
 pub mod scm;
 pub mod sock_diag;
 pub mod tcp;
