@@ -13,7 +13,7 @@ pub use access::{
 pub use flow::{FLOWS_MAX, Flow, FlowKey, RTT_BOUNDS_US, RTT_BUCKETS};
 
 /// The layout of the pinned maps.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// The most revisions that serve, over all functions, and the most routes. One slot each in [`maps::LISTENERS`].
 pub const SLOTS_MAX: u32 = 65_536;
@@ -158,8 +158,9 @@ impl Owner {
     pub const CLOSED: u32 = 2;
 }
 
-/// The connections of the listeners that carry a seat, since the map was made. Per CPU. Never set back: what a seat's
-/// last holder left half closed ends at a time of its own, and would be taken from what its next holder opened.
+/// The connections of the listeners that carry a seat, since the map was made. One for all CPUs, since the choice of a
+/// seat goes by the sum. Never set back: what a seat's last holder left half closed ends at a time of its own, and would
+/// be taken from what its next holder opened.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Live {

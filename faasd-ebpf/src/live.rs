@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
 };
 use aya_ebpf::macros::{map, sock_ops};
-use aya_ebpf::maps::PerCpuArray;
+use aya_ebpf::maps::Array;
 use aya_ebpf::programs::SockOpsContext;
 use faasd_common::{Live, Owner, SEATS_MAX};
 
@@ -17,7 +17,7 @@ use crate::flow;
 
 /// Seat → the connections of the listener that carries it.
 #[map]
-static LIVE: PerCpuArray<Live> = PerCpuArray::with_max_entries(SEATS_MAX, 0);
+static LIVE: Array<Live> = Array::with_max_entries(SEATS_MAX, 0);
 
 const TCP_CLOSE: u32 = 7;
 
@@ -88,7 +88,20 @@ fn mark(ctx: &SockOpsContext) -> *mut Owner {
     if socket.is_null() { core::ptr::null_mut() } else { crate::owner(socket.cast()) }
 }
 
-/// In one instruction: `close(2)` counts in a process, which an interrupt that counts may break into on the same CPU.
+/// How many live connections a seat has. The ends are read first: one that comes and goes in between would hide another
+/// one that stays.
+#[inline(always)]
+pub fn at(seat: u32) -> u64 {
+    let Some(live) = LIVE.get_ptr(seat) else { return 0 };
+    // SAFETY: places in the map's value, which other CPUs count in.
+    let closed = unsafe { (&raw const (*live).closed).read_volatile() };
+    // SAFETY: as above.
+    let opened = unsafe { (&raw const (*live).opened).read_volatile() };
+    opened.saturating_sub(closed)
+}
+
+/// In one instruction: other CPUs count at the same time, and `close(2)` counts in a process, which an interrupt that
+/// counts may break into on its CPU.
 #[inline(always)]
 pub fn increment(counter: *mut u64) {
     // SAFETY: `counter` points into a map's value.

@@ -10,6 +10,7 @@
 mod access;
 mod flow;
 mod live;
+mod pool;
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::sk_action::{SK_DROP, SK_PASS};
@@ -23,8 +24,7 @@ use aya_ebpf::programs::{SkLookupContext, SockAddrContext, TcContext};
 use core::ffi::c_void;
 use core::ptr;
 use faasd_common::{
-    BRANCHES_MAX, Config, DAEMON_MARK, Decision, Owner, POOL_SEATS_MAX, Pool, Route, RouteKey, SEATS_MAX,
-    SLOTS_MAX, Split, Subject,
+    BRANCHES_MAX, Config, DAEMON_MARK, Decision, Owner, Route, RouteKey, SLOTS_MAX, Split, Subject,
 };
 
 use access::{ADMITTED, Arrival};
@@ -46,14 +46,6 @@ static LISTENERS: SockMap = SockMap::with_max_entries(SLOTS_MAX, 0);
 
 #[map]
 static DECISIONS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Decision::COUNT, 0);
-
-/// Slot → its instances that accept connections themselves.
-#[map]
-static POOLS: HashMap<u32, Pool> = HashMap::with_max_entries(SLOTS_MAX, BPF_F_NO_PREALLOC);
-
-/// Seat → the listener of one instance. It empties by itself when the instance dies.
-#[map]
-static SEATS: SockMap = SockMap::with_max_entries(SEATS_MAX, 0);
 
 /// Connections given to each slot. What comes for a connection that is gone (after a reset) counts once more: a lookup
 /// does not tell it from a new one. [`live`] counts exactly.
@@ -95,9 +87,6 @@ const LOOPBACK_IFINDEX: u32 = 1;
 /// The choice made here is final: without this the kernel would choose once more, by a hash, among the listeners that
 /// share the function's port.
 const NO_REUSEPORT: u64 = BPF_SK_LOOKUP_F_NO_REUSEPORT as u64;
-
-/// Seats that are tried for one connection. A seat is empty between an instance's death and the daemon's hearing of it.
-const TRIES: u32 = 8;
 
 #[inline(always)]
 fn count(decision: Decision) {
@@ -251,7 +240,7 @@ fn no_listener() -> u32 {
 /// Gives the connection to an instance of the slot, or to the slot's own listener. False if neither is there.
 #[inline(always)]
 fn give(ctx: &SkLookupContext, slot: u32) -> bool {
-    if seat(ctx, slot) {
+    if pool::seat(ctx, slot) {
         increment(&WARM, slot);
         count(Decision::Warm);
     } else if LISTENERS.redirect_sk_lookup(ctx, slot, NO_REUSEPORT).is_ok() {
@@ -261,28 +250,6 @@ fn give(ctx: &SkLookupContext, slot: u32) -> bool {
     }
     increment(&STEERED, slot);
     true
-}
-
-/// Gives the connection to an instance that accepts for itself, if the slot has one: a random one, or the next
-/// whose listener is still there.
-#[inline(always)]
-fn seat(ctx: &SkLookupContext, slot: u32) -> bool {
-    // SAFETY: an entry is replaced whole, so that what is read here stays as it is.
-    let Some(pool) = (unsafe { POOLS.get(slot) }) else { return false };
-    // SAFETY: no argument, no effect.
-    let first = unsafe { bpf_get_prandom_u32() };
-    for i in 0..TRIES {
-        // An empty pool has no remainder to divide by. The mask tells the verifier what it cannot see.
-        let Some(at) = first.wrapping_add(i).checked_rem(pool.len) else { return false };
-        let seat = pool.seats[at as usize & (POOL_SEATS_MAX - 1)];
-        if SEATS.redirect_sk_lookup(ctx, seat, NO_REUSEPORT).is_ok() {
-            return true;
-        }
-        if i + 1 >= pool.len {
-            return false;
-        }
-    }
-    false
 }
 
 /// Whether the socket was handed to a function, or came from a listener that was.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::function::{Function, Then};
 use super::{Callers, Command, Event};
+use crate::sys::sched;
 use crate::sys::uring::{Completion, Ring, Token};
 
 /// The token of the descriptor that announces commands: no function has this slot.
@@ -41,6 +42,11 @@ pub(super) fn spawn(
             }
         };
         let _ = ready.send(Ok(()));
+        // Each connection wakes it. On a core that is busy it would interrupt the client or the function for each one,
+        // and find no second one to share a message with.
+        if let Err(error) = sched::batch() {
+            tracing::warn!(number, %error, "an acceptor interrupts whoever runs on its core: more CPU for each connection");
+        }
         let next_id = (number as u64) << 56 | (now_ns() & 0x0000_00ff_ffff_ffff) << 16;
         let mut acceptor = Acceptor {
             functions: Vec::new(),

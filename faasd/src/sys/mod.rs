@@ -8,6 +8,7 @@ pub mod netns;
 pub mod notify;
 pub mod pidfd;
 pub mod readiness;
+pub mod sched;
 pub mod scm;
 pub mod shared;
 pub mod sock_diag;

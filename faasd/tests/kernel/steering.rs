@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use faasd::sys::bpf::{Branch, Kernel, Owner, Route};
 use faasd_common::Decision;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::bed::{Bed, DEADLINE, PORT, Server, accept, address, dial, reset, see_off, wait_until};
 
@@ -294,5 +295,105 @@ fn a_connection_counts_where_it_was_made() {
     assert_eq!(kernel.live(5).unwrap(), 1);
     drop((other, second));
     wait_until("it is gone", || kernel.live(5).unwrap() == 0);
+    bed.finish(kernel);
+}
+
+/// An instance by hand: a listener from which the test accepts.
+struct Seat(OwnedFd);
+
+impl Seat {
+    /// The next connection of a client's, and the place of the seat that it came to.
+    fn next(bed: &Bed, seats: &[Self]) -> (usize, TcpStream, TcpStream) {
+        let client = bed.inside(|| dial().unwrap());
+        let came = |(place, seat): (usize, &Self)| {
+            let mut poll = [PollFd::new(&seat.0, PollFlags::IN)];
+            rustix::event::poll(&mut poll, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+            // One that has left hangs up as well.
+            (poll[0].revents() == PollFlags::IN).then(|| (place, accept(&seat.0)))
+        };
+        // By loopback the handshake is through when `connect` returns.
+        let (place, server) = seats.iter().enumerate().find_map(came).expect("it came to no seat");
+        (place, client, server)
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_instance_with_the_fewest_connections_is_given_the_next() {
+    const SEATS: usize = 5;
+    let bed = Bed::new();
+    let mut kernel = bed.load();
+    let seats: Vec<_> = (0..SEATS).map(|_| Seat(bed.listen())).collect();
+    let numbers: Vec<u32> = (10..).take(SEATS).collect();
+    for (seat, number) in seats.iter().zip(&numbers) {
+        kernel.set_seat(*number, 4, &seat.0).unwrap();
+    }
+    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
+    // One is busy before the others are there.
+    kernel.set_pool(4, &numbers[..1]).unwrap();
+    let mut open: Vec<Vec<_>> = (0..SEATS).map(|_| Vec::new()).collect();
+    let take = |open: &mut Vec<Vec<_>>| {
+        let (place, client, server) = Seat::next(&bed, &seats);
+        open[place].push((client, server));
+        place
+    };
+    (0..6).for_each(|_| assert_eq!(take(&mut open), 0));
+    // The others are given all until each has as many, and none of them is ever two ahead of another.
+    kernel.set_pool(4, &numbers).unwrap();
+    for _ in 0..6 * (SEATS - 1) {
+        assert_ne!(take(&mut open), 0);
+        let counts = open[1..].iter().map(Vec::len);
+        assert!(counts.clone().max().unwrap() - counts.min().unwrap() <= 1);
+    }
+    assert!(open.iter().all(|connections| connections.len() == 6));
+    for (number, connections) in numbers.iter().zip(&open) {
+        assert_eq!(kernel.live(*number).unwrap(), connections.len() as u64);
+    }
+    // Ends count at once: whoever has lost two is given the next two.
+    open[3].truncate(4);
+    wait_until("two have ended", || kernel.live(numbers[3]).unwrap() == 4);
+    assert_eq!([take(&mut open), take(&mut open)], [3, 3]);
+    // The counts are the kernel's: another daemon goes on with them.
+    open[2].truncate(3);
+    drop(kernel);
+    kernel = bed.load();
+    wait_until("three have ended", || kernel.live(numbers[2]).unwrap() == 3);
+    assert_eq!([take(&mut open), take(&mut open), take(&mut open)], [2, 2, 2]);
+    // One that dies is passed over, however few it has, and leaves no connection astray.
+    open[1].clear();
+    wait_until("all have ended", || kernel.live(numbers[1]).unwrap() == 0);
+    rustix::net::shutdown(&seats[1].0, rustix::net::Shutdown::Read).unwrap();
+    let before: usize = open.iter().map(Vec::len).sum();
+    for _ in 0..SEATS - 1 {
+        assert_ne!(take(&mut open), 1);
+    }
+    assert_eq!(open.iter().map(Vec::len).sum::<usize>(), before + SEATS - 1);
+    drop(open);
+    wait_until("nobody has any", || numbers.iter().all(|number| kernel.live(*number).unwrap() == 0));
+    bed.finish(kernel);
+}
+
+/// Of more instances than are compared, the busy ones are mostly avoided and none is left out.
+#[test]
+#[ignore = "needs root"]
+fn a_large_pool_is_used_as_a_whole() {
+    const SEATS: usize = faasd_common::POOL_SEATS_MAX;
+    let bed = Bed::new();
+    let mut kernel = bed.load();
+    let seats: Vec<_> = (0..SEATS).map(|_| Seat(bed.listen())).collect();
+    let numbers: Vec<u32> = (10..).take(SEATS).collect();
+    for (seat, number) in seats.iter().zip(&numbers) {
+        kernel.set_seat(*number, 4, &seat.0).unwrap();
+    }
+    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
+    kernel.set_pool(4, &numbers).unwrap();
+    let mut open: Vec<Vec<_>> = (0..SEATS).map(|_| Vec::new()).collect();
+    for _ in 0..SEATS * 8 {
+        let (place, client, server) = Seat::next(&bed, &seats);
+        open[place].push((client, server));
+    }
+    let counts: Vec<_> = open.iter().map(Vec::len).collect();
+    assert!(counts.iter().all(|count| (6..=10).contains(count)), "{counts:?}");
+    drop(open);
     bed.finish(kernel);
 }

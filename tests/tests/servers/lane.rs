@@ -145,6 +145,45 @@ pub fn daemon_killed() -> Result<()> {
     bed.finish()
 }
 
+pub fn least_busy() -> Result<()> {
+    const KEPT: usize = 12;
+    let mut bed = Bed::joined()?;
+    deploy(&bed, "plain", BINDS, "[scale]\nmin = 3\nmax = 3")?;
+    let before = until(&bed, "plain", "three instances", |f| ready(f).len() == 3)?;
+    let address = address(&before)?;
+    let counts = |function: &serde_json::Value| {
+        let instances = function["instances"].as_array().cloned().unwrap_or_default();
+        let mut counts: Vec<_> = instances.iter().filter_map(|i| i["in_flight"].as_u64()).collect();
+        counts.sort_unstable();
+        counts
+    };
+    let connect = |bed: &Bed, count: usize| -> Result<Vec<TcpStream>> {
+        let connect = |_| {
+            let mut stream = bed.client().connect(address, 80)?;
+            ask(&mut stream)?;
+            Ok(stream)
+        };
+        (0..count).map(connect).collect()
+    };
+    // Evenly, whatever was chosen before; and no less so by the kernel alone.
+    let mut kept = connect(&bed, KEPT)?;
+    until(&bed, "plain", "each has as many", |f| counts(f) == [4; 3])?;
+    bed.end_daemon(Signal::KILL)?;
+    kept.extend(connect(&bed, KEPT)?);
+    bed.serve()?;
+    until(&bed, "plain", "each has as many still", |f| counts(f) == [8; 3])?;
+    // The connections of one that dies end with it, and its successor is given all until it has as many as the others.
+    let victim = ready(&before)[0];
+    signal(victim, Signal::KILL)?;
+    until(&bed, "plain", "it is replaced", |f| ready(f).len() == 3 && !ready(f).contains(&victim))?;
+    until(&bed, "plain", "its connections are gone", |f| counts(f) == [0, 8, 8])?;
+    let new = connect(&bed, 8)?;
+    until(&bed, "plain", "it has caught up", |f| counts(f) == [8; 3])?;
+    drop((kept, new));
+    until(&bed, "plain", "none is left", |f| counts(f) == [0; 3])?;
+    bed.finish()
+}
+
 fn pids(function: &serde_json::Value) -> BTreeSet<u32> {
     ready(function).into_iter().collect()
 }

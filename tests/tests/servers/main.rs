@@ -11,6 +11,7 @@ fn main() {
         shared("a_server_that_inherits_its_listener_answers", lane::inherits),
         shared("a_cold_server_is_woken_and_serves_what_waited", lane::cold),
         shared("a_killed_daemon_costs_no_connection_to_a_server", lane::daemon_killed),
+        shared("the_least_busy_server_is_given_the_next_connection", lane::least_busy),
         shared("what_waits_at_a_dead_server_another_answers", lane::moved),
         shared("a_new_revision_of_a_server_takes_over_under_load", lane::rolling),
         shared("a_function_changes_its_contract_under_load", lane::contracts),

@@ -160,7 +160,7 @@ pub struct Kernel {
     seats: SockMap<MapData>,
     warm: PerCpuArray<MapData, u64>,
     splits: HashMap<MapData, u32, Plain<Split>>,
-    live: PerCpuArray<MapData, Plain<Live>>,
+    live: Array<MapData, Plain<Live>>,
     /// Who may reach what.
     pub access: AccessMaps,
 }
@@ -276,13 +276,11 @@ impl Kernel {
     /// # Errors
     /// [`BpfError::Map`].
     pub fn live(&self, seat: u32) -> Result<u64, BpfError> {
-        let read = |of: fn(&Live) -> u64| -> Result<u64, BpfError> {
-            let each = self.live.get(&seat, 0).map_err(|e| map_error(maps::LIVE, &e))?;
-            Ok(each.iter().map(|Plain(live)| of(live)).sum())
-        };
-        // The ends first. A connection that comes and goes between the CPUs' turns would hide another one that stays.
-        let closed = read(|live| live.closed)?;
-        Ok(read(|live| live.opened)?.saturating_sub(closed))
+        let read = || self.live.get(&seat, 0).map_err(|e| map_error(maps::LIVE, &e));
+        // The ends first. A connection that comes and goes between the two would hide another one that stays.
+        let Plain(Live { closed, .. }) = read()?;
+        let Plain(Live { opened, .. }) = read()?;
+        Ok(opened.saturating_sub(closed))
     }
 
     /// Empties a seat.
@@ -293,8 +291,8 @@ impl Kernel {
         absent_is_fine(maps::SEATS, self.seats.clear_index(&seat))
     }
 
-    /// Sends a slot's connections to these seats from now on, by turns of chance; to its own listener if there is
-    /// none. What is past [`POOL_SEATS_MAX`] stays without.
+    /// Sends a slot's connections to these seats from now on, each to the one with the fewest; to its own listener if
+    /// there is none. What is past [`POOL_SEATS_MAX`] stays without.
     ///
     /// # Errors
     /// [`BpfError::Map`].
