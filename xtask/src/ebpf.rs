@@ -247,6 +247,11 @@ fn build(like: Option<&Record>) -> Result<(Vec<u8>, Record)> {
         // The debug sections name every type of core; the loader needs BTF alone.
         let built = directory.join(TARGET).join("release/faasd-ebpf");
         run::quiet(Command::new(&objcopy).arg("--strip-debug").arg(&built).arg(&cached))?;
+        let mut rename = Command::new(&objcopy);
+        for (i, symbol) in mangled(&fs::read(&cached)?).into_iter().enumerate() {
+            rename.args(["--redefine-sym", &format!("{symbol}=faasd_{i}")]);
+        }
+        run::quiet(rename.arg(&cached))?;
         let bytes = fs::read(&cached)?;
         record.object = digest(&bytes);
         fs::write(&cached_record, record.to_string())?;
@@ -275,6 +280,13 @@ fn compile(compiler: Compiler, linker: &Path, directory: &Path) -> Result<()> {
         cargo.env_remove(name);
     }
     run::quiet(&mut cargo).map(drop)
+}
+
+/// The names that the compiler has made up, in the object's order: those of functions that are called and not inlined. There
+/// is a hash in each that depends on where the sources lie.
+fn mangled(object: &[u8]) -> Vec<&str> {
+    let strings = object.split(|byte| *byte == 0).filter(|string| string.starts_with(b"_R"));
+    strings.filter_map(|string| str::from_utf8(string).ok().filter(|name| name.is_ascii())).collect()
 }
 
 /// The objcopy of rustup's own toolchain, whose LLVM the linker uses too; else one of the system.

@@ -207,6 +207,7 @@ async fn admins_have_the_whole_api_and_their_browsers_do_not() {
     client.remove(&name("hello")).await.unwrap();
     let ours = format!("host: {}\r\n", daemon.tunnel);
     assert!(ask(&daemon, "GET /v1/functions", &ours).starts_with("HTTP/1.1 200"));
+    assert!(ask(&daemon, "GET /metrics", "host: ns.faas\r\n").starts_with("HTTP/1.1 200"));
     assert!(ask(&daemon, "GET /v1/nothing", &ours).starts_with("HTTP/1.1 404"));
     for (line, headers) in [
         // A form on some page, and a page whose name was made to lead here.

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{ApiError, Service, Source, limit};
 use crate::core::access::Role;
-use crate::core::zone::ZONE;
+use crate::core::zone::{SERVER_LABEL, ZONE};
 
 /// For every peer.
 pub(super) const METRICS: &str = "/metrics";
@@ -55,7 +55,11 @@ pub(super) struct Gate {
 
 impl Gate {
     pub fn new(service: Arc<dyn Service>, server: Ipv6Addr, port: u16, refusals: Arc<Refusals>) -> Self {
-        let hosts = [HOST.to_owned(), format!("[{server}]"), format!("[{server}]:{port}")];
+        // Nobody else can have its name in our zone lead elsewhere.
+        let name = format!("{SERVER_LABEL}.{ZONE}");
+        let with_port = |host: &str| format!("{host}:{port}");
+        let address = format!("[{server}]");
+        let hosts = [HOST.to_owned(), with_port(&address), address, with_port(&name), name];
         Self { service, hosts: hosts.into(), refusals }
     }
 
