@@ -5,13 +5,15 @@
 #![no_std]
 
 mod access;
+mod flow;
 
 pub use access::{
     GROUPS_MAX, REFUSALS_MAX, REVISION_BITS, RULES_MAX, Rule, RuleKey, SUBJECTS_MAX, Subject, SubjectCounts,
 };
+pub use flow::{FLOWS_MAX, Flow, FlowKey, RTT_BOUNDS_US, RTT_BUCKETS};
 
 /// The layout of the pinned maps.
-pub const LAYOUT: u32 = 5;
+pub const LAYOUT: u32 = 6;
 
 /// The most revisions that serve, over all functions, and the most routes. One slot each in [`maps::LISTENERS`].
 pub const SLOTS_MAX: u32 = 65_536;
@@ -46,6 +48,7 @@ pub mod maps {
     pub const RULES: &str = "RULES";
     pub const COUNTS: &str = "COUNTS";
     pub const REFUSALS: &str = "REFUSALS";
+    pub const FLOWS: &str = "FLOWS";
 }
 
 /// The programs' names.
@@ -141,17 +144,17 @@ pub struct Owner {
     pub slot: u32,
     /// Where in [`maps::LIVE`] the connections of this listener are counted, or [`Owner::NO_SEAT`].
     pub seat: u32,
-    /// How far this connection is counted: 0, [`Owner::OPENED`] or [`Owner::CLOSED`]. Each step is taken once, also
-    /// while two programs are attached, and however often a socket is closed.
+    /// How far this connection is counted: 0, [`Owner::OPENED`] or [`Owner::CLOSED`], whether or not it has a seat. Each
+    /// step is taken once, also while two programs are attached, and however often a socket is closed.
     pub counted: u32,
 }
 
 impl Owner {
     /// Not counted.
     pub const NO_SEAT: u32 = u32::MAX;
-    /// It is among the [`Live::opened`].
+    /// It is among the [`Live::opened`] of its seat, and its end will be heard.
     pub const OPENED: u32 = 1;
-    /// It is among the [`Live::closed`], too.
+    /// It is among the [`Live::closed`], too, and in a [`Flow`].
     pub const CLOSED: u32 = 2;
 }
 

@@ -108,8 +108,18 @@ fn look_up(source: &[u32; 4], into: &mut Subject) -> bool {
     }
 }
 
+/// The number of whoever has this address now, or that of the daemon.
+#[inline(always)]
+pub fn number(source: &[u32; 4]) -> u32 {
+    match SUBJECTS.get_ptr(source) {
+        // SAFETY: a word of an entry, which stays readable while the program runs.
+        Some(entry) => unsafe { (&raw const (*entry).number).read_volatile() },
+        None => Subject::INVITED.number,
+    }
+}
+
 /// What is left of an address's last word for all revisions of a function.
-const FUNCTION_MASK: u32 = (!0u32 << REVISION_BITS).to_be();
+pub const FUNCTION_MASK: u32 = (!0u32 << REVISION_BITS).to_be();
 
 /// The decision that [`admit`] returns for "yes". A number, as every other: the verifier follows it as one.
 pub const ADMITTED: u32 = u32::MAX;

@@ -1,6 +1,7 @@
-//! The live connections of each instance that accepts for itself: nobody else sees them come and go.
+//! The connections of functions' listeners as they come and go: those of each instance that accepts for itself are counted
+//! while they live, since nobody else sees them, and of each that ends it is kept what passed ([`flow`]).
 //!
-//! Two calls a connection, at its start and its end; none for what passes in between.
+//! Two calls a connection that do something, at its start and its end; none for what passes in between.
 
 use core::arch::asm;
 
@@ -11,6 +12,8 @@ use aya_ebpf::macros::{map, sock_ops};
 use aya_ebpf::maps::Array;
 use aya_ebpf::programs::SockOpsContext;
 use faasd_common::{Live, Owner, SEATS_MAX};
+
+use crate::flow;
 
 /// Seat → the connections of the listener that carries it.
 #[map]
@@ -44,17 +47,19 @@ fn opened(ctx: &SockOpsContext) {
     }
     // SAFETY: the mark belongs to this socket alone, which the kernel holds locked here.
     let mark = unsafe { &mut *mark };
-    if mark.seat == Owner::NO_SEAT || mark.counted != 0 {
+    if mark.counted != 0 {
         return;
     }
-    let Some(live) = LIVE.get_ptr_mut(mark.seat) else { return };
     // Without the word of its end it would count for ever.
     if ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_STATE_CB_FLAG) as i32).is_err() {
         return;
     }
     mark.counted = Owner::OPENED;
-    // SAFETY: a place in the map's value.
-    increment(unsafe { &raw mut (*live).opened });
+    // One without a seat is in no place there.
+    if let Some(live) = LIVE.get_ptr_mut(mark.seat) {
+        // SAFETY: a place in the map's value.
+        increment(unsafe { &raw mut (*live).opened });
+    }
 }
 
 #[inline(always)]
@@ -73,6 +78,7 @@ fn closed(ctx: &SockOpsContext) {
         // SAFETY: a place in the map's value.
         increment(unsafe { &raw mut (*live).closed });
     }
+    flow::ended(ctx);
 }
 
 #[inline(always)]

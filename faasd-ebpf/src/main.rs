@@ -8,6 +8,7 @@
 #![feature(asm_experimental_arch)]
 
 mod access;
+mod flow;
 mod live;
 mod pool;
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use boon::{Compiler, Schemas};
 use faasd::core::spec::{FunctionSpec, SCHEMA_URL, file_schema};
+use faasd::telemetry::names;
 use serde_json::Value;
 
 /// Compares a checked-in document with what the code makes, or with RENEW=1 writes it anew.
@@ -32,6 +33,41 @@ fn the_document_is_that_of_the_code() {
 #[test]
 fn the_schema_is_that_of_the_code() {
     compare("faas.schema.json", &format!("{:#}\n", file_schema()));
+}
+
+#[test]
+fn every_metric_is_in_the_manual() {
+    let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/OBSERVABILITY.md");
+    let text = std::fs::read_to_string(manual).unwrap();
+    const TITLE: &str = "## Metrics\n\n";
+    let (before, _) = text.split_once(TITLE).unwrap();
+    compare("OBSERVABILITY.md", &format!("{before}{TITLE}{}", names::table()));
+}
+
+/// What stands for a metric in a text.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("faasd_") || word.starts_with("process_")).collect()
+}
+
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
+    let known: BTreeSet<String> = names::ALL.iter().flat_map(names::Metric::series).collect();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/observability");
+    for (file, least) in [("grafana.json", 25), ("rules.yml", 8), ("rules_test.yml", 8)] {
+        let text = std::fs::read_to_string(dir.join(file)).unwrap();
+        let asked = metrics_in(&text);
+        let unknown: Vec<_> = asked.iter().filter(|name| !known.contains(**name)).collect();
+        assert!(unknown.is_empty() && asked.len() >= least, "{file}: {unknown:?} of {}", asked.len());
+    }
+    // As Grafana reads it.
+    let board: Value = serde_json::from_slice(&std::fs::read(dir.join("grafana.json")).unwrap()).unwrap();
+    let panels = board["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.len());
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        assert!(!panel["targets"].as_array().unwrap().is_empty(), "{panel}");
+    }
 }
 
 /// Whether a file is as a schema says, or what is wrong with it.

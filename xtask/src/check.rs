@@ -1,5 +1,7 @@
 //! `cargo xtask check`: everything that is checked without running the daemon.
 
+use std::process::Command;
+
 use anyhow::{Error, Result, bail};
 
 use crate::report::step;
@@ -32,6 +34,7 @@ pub fn main(args: &Args) -> Result<()> {
         setup::ensure(Scope::Build)?;
         check("kernel program", &|| ebpf::main(&ebpf::Args { check: true }));
         check("dependencies", &dependencies);
+        check("alerts", &alerts);
     }
     if failed.is_empty() {
         println!("check: all well");
@@ -49,6 +52,19 @@ fn clippy() -> Result<()> {
     let mut cargo = repo::cargo();
     cargo.args(["clippy", "--quiet", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
     run::run(&mut cargo)
+}
+
+/// They are sound, and fire when they are to and only then.
+fn alerts() -> Result<()> {
+    for (verb, file) in
+        [("check", "config prometheus.yml"), ("check", "rules rules.yml"), ("test", "rules rules_test.yml")]
+    {
+        let mut promtool = Command::new("promtool");
+        // The rules' files are named beside each other.
+        promtool.current_dir(repo::root().join("docs/observability"));
+        run::quiet(promtool.arg(verb).args(file.split(' ')))?;
+    }
+    Ok(())
 }
 
 /// Licences, origins and bans always; known vulnerabilities where their database can be had.

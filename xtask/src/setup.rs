@@ -74,6 +74,12 @@ const NEEDS: &[Need] = &[
     apt("nsd", "nsd", "checks the zone files, and is another name server to compare with", &[Test, Bench]),
     apt("bind9-utils", "named-checkzone", "checks the zone files", &[Test]),
     apt("dnsperf", "dnsperf", "asks name servers as fast as they answer", &[Bench]),
+    apt(
+        "prometheus",
+        "promtool",
+        "scrapes the metrics, and checks them and the alerts",
+        &[Build, Demo, Test],
+    ),
     apt("docker-registry", "docker-registry", "is the registry that images are fetched from", &[Test]),
     apt("apache2-utils", "htpasswd", "makes the registry's password", &[Test]),
     apt("nginx-light", "nginx", "is the server to compare with, and one of the examples", &[Test, Bench]),
@@ -271,7 +277,8 @@ fn packages(missing: &[&Need], system: System) -> Vec<&'static str> {
 }
 
 /// Packages whose services Debian starts when they are installed, and again at each boot.
-const SERVICES: [(&str, &str); 6] = [
+const SERVICES: [(&str, &str); 7] = [
+    ("prometheus", "prometheus"),
     ("nginx-light", "nginx"),
     ("redis-server", "redis-server"),
     ("postgresql", "postgresql"),

@@ -7,7 +7,7 @@ mod place;
 
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
@@ -124,6 +124,15 @@ impl Client {
     #[must_use]
     pub const fn of(server: Server) -> Self {
         Self { place: Place::Server(server) }
+    }
+
+    /// The daemon's socket, if it is on this machine.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Socket(socket) => Some(socket),
+            Place::Server(_) => None,
+        }
     }
 
     /// # Errors

@@ -24,6 +24,7 @@
 //! | … with `follow=true` | | text, line by line as it comes |
 //! | `GET /v1/events?function=NAME&after=ID&since=TIME&limit=N` | | [`Events`] |
 //! | … with `follow=true` | | [`EventLine`]s, one a line, as they come |
+//! | `GET /v1/usage?prefix=P` | | [`Usage`] |
 //! | `ANY /v1/functions/NAME/invoke/PATH` | any HTTP request | the function's own response |
 //! | `GET /v1/secrets` | | [`Secrets`] |
 //! | `PUT /v1/secrets/NAME` | the secret itself | [`Secret`] |
@@ -55,6 +56,7 @@
 
 mod access;
 mod peers;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -68,6 +70,7 @@ pub use access::{
     RoleChange, Rule, RuleAction, RuleChange,
 };
 pub use peers::{Invite, Invited, Join, Peer, Peers};
+pub use usage::{FunctionUsage, Queues, Usage};
 
 use super::egress::Egress;
 use crate::core::image::ImageName;
@@ -326,6 +329,12 @@ pub struct Instance {
     pub started_at: Timestamp,
     /// Connections handed over and not reported finished.
     pub in_flight: u64,
+    /// Requests that it says it has served; 0 of what counts none.
+    #[serde(default)]
+    pub requests: u64,
+    /// Of those, ended in its own error.
+    #[serde(default)]
+    pub errors: u64,
     /// Adopted from an earlier daemon rather than started by this one.
     pub adopted: bool,
     /// Its server binds IPv4 alone, so that a relay copies its connections.

@@ -106,7 +106,7 @@ async fn body(data: &str) -> Result<Body, Failure> {
     Ok(streamed(file, metadata.is_file().then_some(metadata.len())))
 }
 
-fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+pub(super) fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write NAME: VALUE")?;
     let name = name.trim().parse().map_err(|_| format!("'{}' is no header's name", name.trim()))?;
     let value =

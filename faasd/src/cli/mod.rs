@@ -3,6 +3,7 @@
 mod ago;
 mod allow;
 mod apply;
+mod bench;
 mod completions;
 mod dependencies;
 mod deploy;
@@ -28,6 +29,7 @@ mod schema;
 mod secret;
 mod settings;
 mod targets;
+mod top;
 mod traffic;
 mod tunnel;
 mod ui;
@@ -128,7 +130,9 @@ enum Command {
     Diff(diff::Diff),
     Ls(ls::Ls),
     Describe(describe::Describe),
+    Top(top::Top),
     Invoke(invoke::Invoke),
+    Bench(bench::Bench),
     Logs(logs::Logs),
     Events(events::Events),
     Rm(rm::Rm),
@@ -161,8 +165,8 @@ const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Functions",
         &[
-            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "invoke", "logs", "events", "rm",
-            "image", "secret",
+            "new", "dev", "deploy", "apply", "diff", "ls", "describe", "top", "invoke", "bench", "logs",
+            "events", "rm", "image", "secret",
         ],
     ),
     ("Access", &["allow", "deny", "policy", "group"]),
@@ -216,7 +220,9 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Diff(verb) => block_on(verb.run(context)),
         Command::Ls(verb) => block_on(verb.run(context)),
         Command::Describe(verb) => block_on(verb.run(context)),
+        Command::Top(verb) => block_on(verb.run(context)),
         Command::Invoke(verb) => block_on(verb.run(context)),
+        Command::Bench(verb) => block_on(verb.run(context)),
         Command::Logs(verb) => block_on(verb.run(context)),
         Command::Events(verb) => block_on(verb.run(context)),
         Command::Revisions(verb) => block_on(verb.run(context)),

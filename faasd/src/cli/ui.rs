@@ -72,10 +72,20 @@ impl Ui {
         header: impl IntoIterator<Item = &'a str>,
         rows: impl IntoIterator<Item = Vec<Cell>>,
     ) -> Result<(), Failure> {
+        self.print(&self.table_text(header, rows))
+    }
+
+    /// The same as text.
+    #[must_use]
+    pub fn table_text<'a>(
+        &self,
+        header: impl IntoIterator<Item = &'a str>,
+        rows: impl IntoIterator<Item = Vec<Cell>>,
+    ) -> String {
         let mut table = self.grid();
         table.set_header(header.into_iter().map(|title| Cell::new(title).add_attribute(Attribute::Bold)));
         table.add_rows(rows);
-        self.lines(&mut table)
+        lines(&mut table)
     }
 
     /// Prints keys and values.
@@ -84,7 +94,7 @@ impl Ui {
         for (key, value) in pairs {
             table.add_row(vec![Cell::new(key).add_attribute(Attribute::Dim), value]);
         }
-        self.lines(&mut table)
+        self.print(&lines(&mut table))
     }
 
     fn grid(&self) -> Table {
@@ -97,18 +107,6 @@ impl Ui {
         };
         table.style_text_only();
         table
-    }
-
-    fn lines(&self, table: &mut Table) -> Result<(), Failure> {
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
-        }
-        let mut text: String =
-            table.lines().flat_map(|line| [line.trim_end().to_owned(), "\n".into()]).collect();
-        if text.trim().is_empty() {
-            text.clear();
-        }
-        self.print(&text)
     }
 
     /// Whether standard output takes colour.
@@ -167,6 +165,19 @@ impl Ui {
         }
     }
 
+    /// A bar over a time, in milliseconds, with the message behind it; a spinner if nobody knows how long.
+    #[must_use]
+    pub fn gauge(&self, milliseconds: Option<u64>) -> ProgressBar {
+        if milliseconds.is_none() {
+            return self.spinner(String::new());
+        }
+        let bar = ProgressBar::with_draw_target(milliseconds, self.target());
+        match ProgressStyle::with_template("{bar:30} {elapsed} {msg}") {
+            Ok(style) => bar.with_style(style),
+            Err(_) => bar,
+        }
+    }
+
     /// A spinner while something runs.
     #[must_use]
     pub fn spinner(&self, what: String) -> ProgressBar {
@@ -180,6 +191,14 @@ impl Ui {
     fn target(&self) -> ProgressDrawTarget {
         if self.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
     }
+}
+
+fn lines(table: &mut Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let text: String = table.lines().flat_map(|line| [line.trim_end().to_owned(), "\n".into()]).collect();
+    if text.trim().is_empty() { String::new() } else { text }
 }
 
 fn say(text: &str) {

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 
 pub use change::RULES_MAX;
 pub use kernel::KernelEnforcer;
-pub use show::NamedCounts;
+pub use show::{NamedCounts, Names};
 use tokio::sync::{mpsc, oneshot};
 
 use super::api::{ApiError, nearest};

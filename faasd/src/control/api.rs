@@ -49,9 +49,9 @@ pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
 use super::events::Filter;
 use crate::api::condition::Condition;
 use crate::api::types::{
-    ARCHIVE_BYTES_MAX, Changed, DefaultChange, Deploy, Event, EventLine, Function, FunctionPolicy, Group,
-    GroupChange, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Policies, Pruned, Revisions,
-    RuleChange, Secret, Traffic, Version,
+    ARCHIVE_BYTES_MAX, Changed, DefaultChange, Deploy, Event, EventLine, Function, FunctionPolicy,
+    FunctionUsage, Group, GroupChange, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer,
+    Policies, Pruned, Revisions, RuleChange, Secret, Traffic, Version,
 };
 use crate::core::access::{GroupName, Role};
 use crate::core::image::ImageName;
@@ -179,8 +179,10 @@ pub trait Service: Send + Sync + 'static {
     async fn group(&self, name: &GroupName) -> Result<Group, ApiError>;
     async fn change_group(&self, name: &GroupName, change: GroupChange) -> Result<Changed, ApiError>;
     async fn remove_group(&self, name: &GroupName, keep: bool) -> Result<Changed, ApiError>;
+    /// What functions use whose names begin so.
+    async fn usage(&self, prefix: &str) -> Result<Vec<FunctionUsage>, ApiError>;
     /// Every metric in Prometheus's text format.
-    async fn metrics(&self) -> String;
+    async fn metrics(&self) -> Result<String, ApiError>;
 }
 
 /// Where a request through the tunnel came from.
@@ -336,11 +338,15 @@ fn access_routes() -> ApiRouter<Api> {
 /// What functions write, what happens to them, what they read.
 fn observed_routes() -> ApiRouter<Api> {
     use document::{events, octets, op, text};
-    use {logs as l, secrets as s};
+    use {handlers as h, logs as l, secrets as s};
     ApiRouter::new()
         .api_route(
             "/v1/functions/{name}/logs",
             get_with(l::logs, |o| text(op(o, "logs", "What a function wrote, and writes from now on"))),
+        )
+        .api_route(
+            "/v1/usage",
+            get_with(h::usage, |o| op(o, "usage", "What functions use now, and have used so far")),
         )
         .api_route(
             "/v1/events",

@@ -25,6 +25,7 @@ use super::config::{Config, DNS_PORT};
 use super::dns::{self, Dns, DnsConfig, DnsSockets, Names, ZoneFiles};
 use super::events::{Events, NewEvent};
 use super::fdstore::{self, FdStore};
+use super::flows::Flows;
 use super::ingress::Ingress;
 use super::instances::Instances;
 use super::network::{self, Network};
@@ -32,6 +33,7 @@ use super::owner::{self, Message, Owner};
 use super::secrets::Secrets;
 use super::service::Daemon;
 use super::store::{Embedded, Store};
+use super::used::Consumption;
 use crate::api::types::EventKind;
 use crate::core::paths::Paths;
 use crate::core::zone::{Zone, ZoneSettings};
@@ -42,7 +44,7 @@ use crate::runtime::instance::Runtime;
 use crate::runtime::logs::Logs;
 use crate::runtime::mounts;
 use crate::runtime::secrets as secret_files;
-use crate::sys::bpf::{AccessMaps, Attachment, Kernel};
+use crate::sys::bpf::{self, AccessMaps, Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
 use crate::tunnel::userspace::Launch;
@@ -215,10 +217,13 @@ async fn serve(
     let dns = Dns::start(sockets, &dns_config(&config), &names, &told)?;
     let watching = [tokio::spawn(Arc::clone(&network).watch()), tokio::spawn(fdstore::watch(fdstore))];
     let refusals = Arc::<Refusals>::default();
+    let flows = Flows::new(bpf::Flows::open(&paths.bpf())?, Arc::clone(&ingress), Arc::clone(&access));
     let daemon = Arc::new(Daemon {
         owner: messages.clone(),
         network,
         access,
+        flows: Arc::new(flows),
+        consumption: Arc::new(Consumption::new(Arc::clone(&runtime))),
         refusals: Arc::clone(&refusals),
         ingress,
         images,

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch as orders;
 
 use self::task::Task;
-pub use self::timings::Timings;
+pub use self::timings::{START_BOUNDS_US, StartTimesSeen, Timings};
 use super::fdstore::{FdStore, FdStoreError};
 use super::owner::Message;
 use super::records::RevisionRecord;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use axum::body::Body;
@@ -18,16 +19,18 @@ use super::access::{Access, NamedCounts};
 use super::api::{ApiError, Refusals, Service};
 use super::dns::{DnsMetrics, Names};
 use super::events::{Events, Filter, NewEvent};
+use super::flows::{Flows, Seen};
 use super::ingress::Ingress;
 use super::metrics::{self, Snapshot};
 use super::network::Network;
-use super::owner::{Message, Wanted, images};
+use super::owner::{Listed, Message, Wanted, images};
 use super::secrets::Secrets;
+use super::used::{self, Consumption, UsedBy};
 use crate::api::condition::Condition;
 use crate::api::types::{
-    Changed, DefaultChange, Deploy, Event, EventKind, EventLine, Function, FunctionPolicy, Group,
-    GroupChange, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Policies, Pruned, Revisions,
-    RuleAction, RuleChange, Secret, Traffic, Version,
+    Changed, DefaultChange, Deploy, Event, EventKind, EventLine, Function, FunctionPolicy, FunctionUsage,
+    Group, GroupChange, Image, ImportedImage, Invite, Invited, Join, NamedImage, Peer, Policies, Pruned,
+    Revisions, RuleAction, RuleChange, Secret, Traffic, Version,
 };
 use crate::core::access::{GroupName, Role, Subject};
 use crate::core::image::ImageName;
@@ -52,6 +55,8 @@ pub struct Daemon {
     pub secrets: Arc<Secrets>,
     pub dns: Arc<DnsMetrics>,
     pub names: Arc<Names>,
+    pub flows: Arc<Flows>,
+    pub consumption: Arc<Consumption>,
     pub runtime_version: String,
     pub started_at: Timestamp,
 }
@@ -107,12 +112,36 @@ impl Daemon {
         blocking(move || work(&access, &events)).await
     }
 
+    async fn listed(&self, prefix: &str) -> Result<Vec<Listed>, ApiError> {
+        let prefix = prefix.to_owned();
+        self.ask(|reply| Message::List { prefix, reply }).await
+    }
+
+    /// What these functions use, and what passes between whom.
+    async fn used(&self, prefix: &str, listed: &Arc<Vec<Listed>>) -> Result<(UsedBy, Arc<Seen>), ApiError> {
+        let (flows, consumption) = (Arc::clone(&self.flows), Arc::clone(&self.consumption));
+        let (prefix, listed) = (prefix.to_owned(), Arc::clone(listed));
+        blocking(move || {
+            let used = consumption.look(&prefix, listed.iter().map(|listed| &listed.function));
+            Ok((used, flows.look()?))
+        })
+        .await
+    }
+
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        let began = Instant::now();
         let ingress = Arc::clone(&self.ingress);
         let unroutable = move || ingress.unroutable_packets().map_err(|e| ApiError::failed(&e));
+        let functions = Arc::new(self.listed("").await?);
+        let (used, flows) = self.used("", &functions).await?;
+        let network = Arc::clone(&self.network);
         Ok(Snapshot {
+            began,
+            functions,
+            used,
+            flows,
+            wireguard: blocking(move || Ok(network.kind())).await?,
             unroutable_packets: blocking(unroutable).await?,
-            functions: self.ask(|reply| Message::List { prefix: String::new(), reply }).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),
             zone: Arc::clone(&self.names.load()),
@@ -161,9 +190,13 @@ impl Service for Daemon {
     }
 
     async fn functions(&self, prefix: &str) -> Result<Vec<Function>, ApiError> {
-        let prefix = prefix.to_owned();
-        let all = self.ask(|reply| Message::List { prefix, reply }).await?;
-        Ok(all.into_iter().map(|(function, ..)| function).collect())
+        Ok(self.listed(prefix).await?.into_iter().map(|listed| listed.function).collect())
+    }
+
+    async fn usage(&self, prefix: &str) -> Result<Vec<FunctionUsage>, ApiError> {
+        let listed = Arc::new(self.listed(prefix).await?);
+        let (used, flows) = self.used(prefix, &listed).await?;
+        Ok(used::usage(&listed, &used, &flows))
     }
 
     async fn function(&self, name: &FunctionName) -> Result<Function, ApiError> {
@@ -525,10 +558,9 @@ impl Service for Daemon {
         .await
     }
 
-    async fn metrics(&self) -> String {
-        match self.snapshot().await {
-            Ok(snapshot) => metrics::render(&snapshot),
-            Err(error) => format!("# {error}\n"),
-        }
+    async fn metrics(&self) -> Result<String, ApiError> {
+        let snapshot = self.snapshot().await?;
+        // Of ten thousand functions it is megabytes.
+        blocking(move || metrics::render(&snapshot).map_err(|e| ApiError::failed(&e))).await
     }
 }

@@ -7,6 +7,7 @@ pub mod egress;
 pub mod image;
 pub mod invitation;
 pub mod life;
+pub mod load;
 pub mod name;
 pub mod paths;
 pub mod revision;

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+const INGRESS: &str = "ingress";
+
 /// The places that a daemon owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
@@ -23,6 +25,12 @@ impl Paths {
         self.run.join("faasd.sock")
     }
 
+    /// The ingress of the daemon that has the API's socket there.
+    #[must_use]
+    pub fn ingress_beside(socket: &Path) -> PathBuf {
+        socket.with_file_name(INGRESS)
+    }
+
     /// The descriptor store's unix socket.
     #[must_use]
     pub fn fdstore(&self) -> PathBuf {
@@ -32,7 +40,7 @@ impl Paths {
     /// The pin of the ingress network namespace.
     #[must_use]
     pub fn ingress(&self) -> PathBuf {
-        self.run.join("ingress")
+        self.run.join(INGRESS)
     }
 
     /// The peers, a file each, for others to read.

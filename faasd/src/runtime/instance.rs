@@ -31,7 +31,7 @@ use crate::core::name::FunctionName;
 use crate::core::paths::Paths;
 use crate::core::secret::{SecretBytes, SecretName};
 use crate::core::spec::{Contract, FunctionSpec, Lane, Language};
-use crate::sys::cgroup::Cgroups;
+use crate::sys::cgroup::{Cgroups, Used};
 use crate::sys::notify;
 use crate::sys::pidfd::{self, Exit, Pidfd};
 use crate::sys::scm;
@@ -375,6 +375,12 @@ impl Runtime {
     #[must_use]
     pub fn oom_kills(&self, id: &str) -> u64 {
         self.cgroups.oom_kills(&self.cgroup(id))
+    }
+
+    /// What an instance uses.
+    #[must_use]
+    pub fn used(&self, id: &str) -> Used {
+        self.cgroups.used(&self.cgroup(id))
     }
 
     /// The processes of an instance.

@@ -44,6 +44,15 @@ struct Hierarchy {
     controllers: Vec<String>,
 }
 
+/// What the processes of a group have used, and use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// CPU time so far, also of those that have ended.
+    pub cpu: Duration,
+    /// Memory now, as a limit on it counts it.
+    pub memory_bytes: u64,
+}
+
 /// All hierarchies of the machine.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
@@ -137,6 +146,23 @@ impl Cgroups {
         names.sort_unstable();
         names.dedup();
         names
+    }
+
+    /// What a group uses. What is not accounted on this machine is 0.
+    #[must_use]
+    pub fn used(&self, group: &str) -> Used {
+        let texts = |v1: &'static str, v2: &'static str| {
+            let files = self.directories(group).flat_map(move |dir| [dir.join(v1), dir.join(v2)]);
+            files.filter_map(|file| fs::read_to_string(file).ok())
+        };
+        let number = |text: &str| text.trim().parse().ok();
+        // In nanoseconds, as a number alone; in microseconds, after its name.
+        let cpu = texts("cpuacct.usage", "cpu.stat").find_map(|text| {
+            let usec = || text.lines().find_map(|line| number(line.strip_prefix("usage_usec ")?));
+            number(&text).map(Duration::from_nanos).or_else(|| usec().map(Duration::from_micros))
+        });
+        let memory = texts("memory.usage_in_bytes", "memory.current").find_map(|text| number(&text));
+        Used { cpu: cpu.unwrap_or_default(), memory_bytes: memory.unwrap_or_default() }
     }
 
     /// How many processes the kernel has killed in this group because the group's memory limit was reached.
@@ -293,6 +319,27 @@ mod tests {
         let v2 = "31 27 0:28 / /sys/fs/cgroup rw,relatime shared:3 - cgroup2 none rw,nsdelegate";
         assert_eq!(Cgroups { hierarchies: parse(v2) }.mode(), Mode::V2);
         assert!(parse("1 0 8:1 / / rw - ext4 /dev/vda rw").is_empty());
+    }
+
+    #[test]
+    fn what_a_group_uses_is_read_from_either_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let hierarchy = |name: &str, files: &[(&str, &str)]| {
+            let mount = dir.path().join(name);
+            fs::create_dir_all(mount.join("g")).unwrap();
+            files.iter().for_each(|(file, text)| fs::write(mount.join("g").join(file), text).unwrap());
+            Hierarchy { mount, v2: false, controllers: Vec::new() }
+        };
+        let v1 = [
+            hierarchy("cpu", &[("cpuacct.usage", "1500000\n")]),
+            hierarchy("memory", &[("memory.usage_in_bytes", "4096\n")]),
+        ];
+        let expected = Used { cpu: Duration::from_micros(1500), memory_bytes: 4096 };
+        assert_eq!(Cgroups { hierarchies: v1.into() }.used("g"), expected);
+        let stat = "usage_usec 1500\nuser_usec 1000\n";
+        let v2 = hierarchy("v2", &[("cpu.stat", stat), ("memory.current", "4096\n")]);
+        let v2 = Cgroups { hierarchies: vec![v2] };
+        assert_eq!((v2.used("g"), v2.used("gone")), (expected, Used::default()));
     }
 
     #[test]

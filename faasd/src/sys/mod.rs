@@ -12,6 +12,7 @@ pub mod sched;
 pub mod scm;
 pub mod sock_diag;
 pub mod tcp;
+pub mod timer;
 pub mod tun;
 pub mod udp;
 pub mod uring;

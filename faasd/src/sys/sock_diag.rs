@@ -3,6 +3,8 @@
 //! The kernel selects by a filter program, so that no other socket is listed here however many there are. It ends
 //! what the reply names by address, port and *cookie*, which no later socket has.
 
+pub mod open;
+
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};

@@ -18,9 +18,10 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use faasd::api::condition::{Condition, etag};
 use faasd::api::types::{
-    Changed, Connections, DefaultChange, Deploy, Event, EventLine, Function, FunctionPolicy, Group,
-    GroupChange, Image, ImportedImage, Instance, Invite, Invited, Join, NamedImage, PROBLEM_HEADER, Peer,
-    Phase, Policies, Pruned, Revision, Revisions, RuleChange, Secret, State, Traffic, TrafficShare, Version,
+    Changed, Connections, DefaultChange, Deploy, Event, EventLine, Function, FunctionPolicy, FunctionUsage,
+    Group, GroupChange, Image, ImportedImage, Instance, Invite, Invited, Join, NamedImage, PROBLEM_HEADER,
+    Peer, Phase, Policies, Pruned, Queues, Revision, Revisions, RuleChange, Secret, State, Traffic,
+    TrafficShare, Version,
 };
 use faasd::control::access::Access;
 use faasd::control::api::{
@@ -28,8 +29,11 @@ use faasd::control::api::{
     tunnel,
 };
 use faasd::control::events::Filter;
+use faasd::control::flows::Seen;
+use faasd::control::owner::{Listed, Lives};
 use faasd::control::records::PeerRecord;
 use faasd::control::store::Embedded;
+use faasd::control::used::{self, UsedBy};
 use faasd::core::access::{GroupName, Role};
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::core::image::ImageName;
@@ -212,6 +216,8 @@ impl Service for Fake {
             phase: Phase::Ready,
             started_at: Timestamp::now(),
             in_flight: 0,
+            requests: 0,
+            errors: 0,
             adopted: false,
             relayed: false,
             start: None,
@@ -480,8 +486,19 @@ impl Service for Fake {
         self.access.remove_group(name, keep)
     }
 
-    async fn metrics(&self) -> String {
-        "faasd_up 1\n".into()
+    async fn usage(&self, prefix: &str) -> Result<Vec<FunctionUsage>, ApiError> {
+        let listed = |function| Listed {
+            function,
+            stats: Vec::new(),
+            lives: Lives::default(),
+            queues: Queues::default(),
+        };
+        let listed: Vec<_> = self.functions(prefix).await?.into_iter().map(listed).collect();
+        Ok(used::usage(&listed, &UsedBy::new(), &Seen::default()))
+    }
+
+    async fn metrics(&self) -> Result<String, ApiError> {
+        Ok("faasd_up 1\n".into())
     }
 }
 

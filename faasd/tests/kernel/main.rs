@@ -6,5 +6,6 @@
 mod access;
 mod bed;
 mod ended;
+mod flows;
 mod sources;
 mod steering;

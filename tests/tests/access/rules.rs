@@ -34,7 +34,7 @@ pub fn single() -> Result<()> {
         "faasd_policy_refused_total{subject=\"other\",function=\"hello\"} 3",
         "faasd_subject_refused_total{subject=\"other\"} 3",
         "faasd_kernel_decisions_total{decision=\"denied\"} 3",
-        "faasd_peer_last_handshake_seconds{peer=\"other\"}",
+        "faasd_peer_last_handshake_timestamp_seconds{peer=\"other\"}",
     ] {
         ensure!(metrics.lines().any(|found| found.starts_with(line)), "{line} is not in\n{metrics}");
     }

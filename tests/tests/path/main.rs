@@ -3,6 +3,7 @@
 
 mod answers;
 mod apply;
+mod bench;
 mod caller;
 mod crashes;
 mod dns;
@@ -11,6 +12,7 @@ mod handoff;
 mod joining;
 mod languages;
 mod life;
+mod metrics;
 mod observed;
 mod secrets;
 mod volume;
@@ -55,11 +57,14 @@ fn main() {
         shared("a_new_revision_takes_over_and_the_old_one_finishes", life::redeploy),
         shared("a_bad_revision_changes_nothing", life::bad_revision),
         shared("a_removed_function_takes_only_its_own_connections_along", life::removal),
+        shared("metrics_are_what_a_client_did", metrics::counted),
         shared("a_log_is_followed_across_instances", observed::logs),
         shared("a_crash_and_its_cause_are_among_the_events", observed::crashes),
         shared("events_outlive_the_daemon", observed::events),
         shared("a_secret_is_read_by_its_function_alone", secrets::read),
         shared("a_secret_that_is_gone_is_told", secrets::removed),
+        shared("bench_measures_functions_through_the_tunnel_and_on_the_server", bench::measured),
+        shared("bench_waits_until_a_function_sleeps", bench::cold),
         shared("what_is_applied_twice_changes_once", apply::twice),
         shared("of_many_who_edit_a_function_one_succeeds", apply::concurrent_edits),
         alone("connections_leave_nothing_in_the_daemon", volume::nothing_grows),

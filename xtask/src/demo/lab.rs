@@ -167,6 +167,22 @@ impl Lab {
         execute(&mut command, STEP_MAX, false)
     }
 
+    /// Starts what goes on until the namespace is removed, which ends all that runs in it.
+    pub fn beside(&self, side: Side, program: &str, arguments: &[&str], log: &Path) -> Result<()> {
+        let mut command = side.command(Path::new(program));
+        command.args(arguments);
+        println!("{}# {} &", side.prompt(), typed(&command));
+        let log = File::create(log)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+        command.spawn().with_context(|| format!("cannot run `{}`", run::line(&command)))?;
+        Ok(())
+    }
+
+    /// Runs a command on that machine and returns what it said, without showing it.
+    pub fn silent(&self, side: Side, program: &str, arguments: &[&str]) -> Result<String> {
+        run::stdout(side.command(Path::new(program)).args(arguments))
+    }
+
     /// As [`Lab::on`], for what reports its own progress and takes its time.
     pub fn watch(&self, side: Side, typed_command: &Command, limit: Duration) -> Result<()> {
         let mut command = side.command(Path::new(typed_command.get_program()));

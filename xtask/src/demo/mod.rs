@@ -10,6 +10,7 @@
 
 mod lab;
 mod measure;
+mod scrape;
 mod undo;
 
 use anyhow::{Context, Result, ensure};
@@ -88,6 +89,8 @@ fn play(undo: &mut Undo, measured: bool) -> Result<()> {
     lab.start_daemon(undo)?;
     lab.faas(Side::Server, &["vpn", "invite", "laptop", "--endpoint", lab::ENDPOINT])
         .and_then(|said| join(&lab, undo, &said))?;
+    // It scrapes while the rest goes on.
+    scrape::start(&lab)?;
 
     println!("\n# A function, from nothing.");
     lab.faas(Side::Server, &["new", "hello", "--lang", "python"])?;
@@ -102,6 +105,9 @@ fn play(undo: &mut Undo, measured: bool) -> Result<()> {
 
     println!("\n# What the kernel counted: connections, not requests.");
     lab.faas(Side::Server, &["describe", "hello"])?;
+
+    println!("\n# What Prometheus on the client's machine knows of it, scraped through the tunnel.");
+    scrape::show(&lab)?;
 
     if measured {
         println!("\n# The same program with and without the platform, interleaved in one run.");
@@ -123,6 +129,7 @@ fn explain() {
     println!("\nIt is left running. As root:");
     println!("  ip netns exec {} curl http://hello.faas/", Side::Client.netns());
     println!("  {} --socket {} ls", lab::faas_program().display(), lab::socket().display());
+    println!("  ip netns exec {} curl http://{}/", Side::Client.netns(), scrape::LISTEN);
     println!("  less {}", lab::log().display());
     println!("To end it: cargo xtask demo --down");
 }

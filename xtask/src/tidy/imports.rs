@@ -44,14 +44,20 @@ const MODULES: &[Module] = &[
         why: "the tunnel is driven by control, not the reverse",
     },
     Module {
+        name: "load",
+        may_use: &["core", "sys"],
+        why: "it measures whatever answers, and knows of no daemon",
+    },
+    Module {
         name: "control",
         may_use: &["runtime", "tunnel", "dataplane", "core", "api", "sys", "telemetry"],
         why: "control drives everything and is no part of the client",
     },
     Module {
         name: "cli",
-        may_use: &["api", "core", "tunnel", "runtime"],
-        why: "the client speaks to the API; it brings its own end of the tunnel, and doctor looks at the runtime",
+        may_use: &["api", "core", "tunnel", "runtime", "load"],
+        why: "the client speaks to the API; it brings its own end of the tunnel, doctor looks at the runtime, and \
+              bench sends load",
     },
 ];
 

@@ -1,7 +1,9 @@
 //! What functions write, what happens to them, and the secrets that they read.
 
 use super::*;
-use crate::api::types::{EventQuery, Events, LogQuery, Secret, Secrets};
+use jiff::Timestamp;
+
+use crate::api::types::{EventQuery, Events, LogQuery, Secret, Secrets, Usage};
 use crate::core::secret::{SecretBytes, SecretName};
 
 impl Client {
@@ -20,6 +22,20 @@ impl Client {
     /// [`ClientError`].
     pub async fn follow_logs(&self, name: &FunctionName, query: &LogQuery) -> Result<Lines> {
         self.follow(&log_path(name, query)).await
+    }
+
+    /// What functions use whose names begin so.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn usage(&self, prefix: &str) -> Result<Usage> {
+        let mut taken_at = Timestamp::UNIX_EPOCH;
+        let open = |page: Usage| {
+            taken_at = page.taken_at;
+            (page.functions, page.next)
+        };
+        let functions = self.pages("/v1/usage", prefix, open).await?;
+        Ok(Usage { taken_at, functions, next: None })
     }
 
     /// The last events.

@@ -14,6 +14,37 @@ pub struct NamedCounts {
     pub refusals: Vec<(Subject, FunctionName, u64)>,
 }
 
+/// The names of subjects and functions.
+#[derive(Debug)]
+pub struct Names<'a> {
+    policy: RwLockReadGuard<'a, Policy>,
+    numbers: HashMap<u32, Subject>,
+    functions: Prefix,
+}
+
+impl Names<'_> {
+    /// Who has a number.
+    #[must_use]
+    pub fn subject(&self, number: u32) -> Option<Subject> {
+        self.numbers.get(&number).cloned()
+    }
+
+    /// Who connects from an address.
+    #[must_use]
+    pub fn caller(&self, address: Ipv6Addr) -> Option<Subject> {
+        self.policy.caller(address).cloned()
+    }
+
+    /// Whose address was dialled, be it a revision's.
+    #[must_use]
+    pub fn function(&self, address: Ipv6Addr) -> Option<FunctionName> {
+        match self.policy.caller(self.functions.function_at(address)?) {
+            Some(Subject::Function(name)) => Some(name.clone()),
+            _ => None,
+        }
+    }
+}
+
 impl Access {
     /// What the kernel has counted. Whoever is not there any more is left out.
     ///
@@ -37,6 +68,14 @@ impl Access {
         let refusals =
             counts.refusals.iter().filter_map(|(n, to, count)| Some((subject(n)?, function(*to)?, *count)));
         Ok(NamedCounts { subjects: subjects.collect(), refusals: refusals.collect() })
+    }
+
+    /// Who is behind the kernel's numbers and addresses, as it is now.
+    #[must_use]
+    pub fn names(&self) -> Names<'_> {
+        let policy = self.policy();
+        let numbers = policy.callers().map(|(subject, number)| (number, subject.clone())).collect();
+        Names { policy, numbers, functions: self.prefix }
     }
 
     /// Every function whose name begins so.

@@ -9,6 +9,7 @@ use axum::extract::{Extension, OriginalUri, Path, Request, State};
 use axum::http::{Method, Uri, header, uri::PathAndQuery};
 use axum::response::{IntoResponse, NoContent, Response};
 use http_body_util::BodyExt;
+use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
 
 use super::answer::{Deployed, Tagged};
@@ -18,8 +19,9 @@ use super::{Api, ApiError, DEPLOY_MARGIN, INVOKE, QUICK, REMOVE, Source, Spool, 
 use crate::api::condition::etag;
 use crate::api::types::{
     ARCHIVE_BYTES_MAX, Deploy, Functions, INVITE_MS, Image, Invite, Invited, Join, PROBLEM_HEADER, Peers,
-    Version,
+    Usage, Version,
 };
+use crate::control::metrics::MEDIA_TYPE;
 use crate::core::name::FunctionName;
 
 pub(super) type Result<T> = std::result::Result<T, ApiError>;
@@ -40,6 +42,14 @@ pub(super) async fn functions(
     let functions = within(QUICK, "listing the functions", api.service.functions(&listing.prefix)).await?;
     let (functions, next) = listing.page(functions, |function| function.name.to_string());
     Ok(Json(Functions { functions, next }))
+}
+
+pub(super) async fn usage(State(api): State<Api>, Asked(listing): Asked<Listing>) -> Result<Json<Usage>> {
+    listing.check()?;
+    let functions = within(QUICK, "looking at the functions", api.service.usage(&listing.prefix)).await?;
+    let taken_at = Timestamp::now();
+    let (functions, next) = listing.page(functions, |function| function.name.to_string());
+    Ok(Json(Usage { taken_at, functions, next }))
 }
 
 pub(super) async fn function(State(api): State<Api>, Path(name): Path<String>) -> Result<Tagged> {
@@ -224,8 +234,8 @@ pub(super) async fn rotate(
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Result<Response> {
-    let text = within(QUICK, "collecting the metrics", async { Ok(api.service.metrics().await) }).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    let text = within(QUICK, "collecting the metrics", api.service.metrics()).await?;
+    Ok(([(header::CONTENT_TYPE, MEDIA_TYPE)], text).into_response())
 }
 
 pub(super) async fn no_route(uri: Uri) -> ApiError {

@@ -44,9 +44,42 @@ impl Timings {
     }
 }
 
+/// Upper bounds of a start's parts in microseconds, doubling: 250 µs to 16.4 s. One more bucket holds the rest.
+pub const START_BOUNDS_US: [u64; 17] = {
+    let mut bounds = [0; 17];
+    let mut i = 0;
+    while i < 17 {
+        bounds[i] = 250 << i;
+        i += 1;
+    }
+    bounds
+};
+
+/// How long one part took, in all starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartTimesSeen {
+    pub sum_us: u64,
+    pub buckets: [u64; START_BOUNDS_US.len() + 1],
+}
+
+impl StartTimesSeen {
+    pub fn add(&mut self, us: u64) {
+        self.sum_us = self.sum_us.saturating_add(us);
+        self.buckets[START_BOUNDS_US.partition_point(|&bound| bound < us)] += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_fall_into_their_buckets() {
+        let mut seen = StartTimesSeen::default();
+        [0, 250, 251, 16_384_001].into_iter().for_each(|us| seen.add(us));
+        assert_eq!((seen.buckets[0], seen.buckets[1], seen.buckets[17]), (2, 1, 1));
+        assert_eq!(seen.sum_us, 16_384_502);
+    }
 
     #[test]
     fn steps_are_told_once_they_are_done() {

@@ -4,6 +4,7 @@ mod branches;
 mod change;
 mod forward;
 pub(super) mod images;
+mod lives;
 mod load;
 mod records;
 mod remove;
@@ -26,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::branches::Branch;
 use self::change::Change;
 pub use self::change::Wanted;
+pub use self::lives::Lives;
 use self::seats::Seats;
 use super::access::Access;
 use super::api::ApiError;
@@ -35,11 +37,10 @@ use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
 use super::ingress::Ingress;
 use super::instances::{Instances, Live, Order, drop_listener, keep_listener, listener_entry};
-use super::metrics::Lives;
 use super::records::{FunctionRecord, RevisionRecord, ShareRecord, free_slot};
 use super::store::{Store, Write, json_write, list_json};
 use crate::api::condition::{Condition, etag};
-use crate::api::types::{Connections, EventKind, Function, NamedImage, Pruned, Revisions};
+use crate::api::types::{Connections, EventKind, Function, NamedImage, Pruned, Queues, Revisions};
 use crate::core::image::ImageName;
 use crate::core::life::{Action, Event, Lifecycle, Machine, Phase, Plan};
 use crate::core::name::FunctionName;
@@ -59,8 +60,16 @@ const IMAGE_AGE_MIN: Duration = Duration::from_secs(3600);
 /// An answer to who asked.
 pub type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
-/// A function, with the counters of those who serve and what became of its instances.
-pub type Listed = (Function, Vec<Arc<Stats>>, Lives);
+/// A function, with what is not for everybody.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    pub function: Function,
+    /// The counters of those who serve: one for each revision.
+    pub stats: Vec<Arc<Stats>>,
+    /// What became of its instances.
+    pub lives: Lives,
+    pub queues: Queues,
+}
 
 /// What the owner is told.
 #[derive(Debug)]
@@ -306,12 +315,8 @@ impl Owner {
                 drop(reply.send(view.ok_or_else(|| self.no_function(&name))));
             }
             Message::List { prefix, reply } => {
-                let view = |(name, entry): (&FunctionName, &Entry)| {
-                    let stats = entry.branches.values().map(|branch| Arc::clone(&branch.stats)).collect();
-                    Some((self.view(name, entry)?, stats, entry.lives))
-                };
                 let named = self.functions.iter().filter(|(name, _)| name.as_str().starts_with(&prefix));
-                drop(reply.send(named.filter_map(view).collect()));
+                drop(reply.send(named.filter_map(|(name, entry)| self.listed(name, entry)).collect()));
             }
             Message::Guard { functions, reply } => {
                 let set = functions.iter().try_for_each(|name| self.set_routes(name));
@@ -350,6 +355,10 @@ impl Owner {
             }
             Message::Ready { key, acted } => {
                 if let Some(name) = self.by_key.get(&key).cloned() {
+                    if let Some(entry) = self.functions.get_mut(&name) {
+                        let start = entry.live.get(&key).and_then(|live| live.timings.view());
+                        start.inspect(|start| entry.lives.started(start));
+                    }
                     self.note(&name, key, EventKind::InstanceReady, "it takes connections");
                     self.step(&name, Event::Ready(key)).await;
                 }
@@ -375,7 +384,9 @@ impl Owner {
             self.parts.events.record(&name, event);
         }
         let slot = entry.placed.remove(&key);
-        let seat = entry.live.remove(&key).and_then(|live| live.seat);
+        let gone = entry.live.remove(&key);
+        gone.iter().for_each(|live| entry.lives.ended(&live.page));
+        let seat = gone.and_then(|live| live.seat);
         if let Some(seat) = seat {
             self.leave_seat(&name, slot, seat);
         } else if let Some(slot) = slot {

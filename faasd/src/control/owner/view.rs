@@ -5,6 +5,7 @@ use crate::api::egress::Egress;
 use crate::api::types::{Connections, Instance, Phase as Shown, Revision, State, TrafficShare};
 use crate::core::life::Outlook;
 use crate::runtime::egress::Counted;
+use crate::sys::readiness::queued;
 
 impl Owner {
     /// One that was never deployed with success is none.
@@ -27,6 +28,8 @@ impl Owner {
                 },
                 started_at: live.started_at,
                 in_flight: self.in_flight(live),
+                requests: live.page.requests(),
+                errors: live.page.errors(),
                 adopted: live.adopted,
                 relayed: live.relayed,
                 start: live.timings.view(),
@@ -59,6 +62,22 @@ impl Owner {
             connections: self.connections(entry),
             egress: self.egress(name),
         })
+    }
+
+    /// The same, for whoever measures.
+    pub(super) fn listed(&self, name: &FunctionName, entry: &Entry) -> Option<Listed> {
+        let stats: Vec<_> = entry.branches.values().map(|branch| Arc::clone(&branch.stats)).collect();
+        let branches = entry.branches.values().map(|branch| queued(&branch.listener)).sum::<u64>();
+        let seated = entry.live.values().filter_map(Live::listener).map(queued).sum::<u64>();
+        // Instances write one of the two numbers, and may write anything.
+        let undelivered = |live: &Live| live.page.sent().saturating_sub(live.page.received());
+        let handed = entry.live.values().filter(|live| live.seat.is_none()).map(undelivered);
+        let queues = Queues {
+            listener: branches + seated,
+            acceptor: stats.iter().map(|stats| stats.waiting()).sum(),
+            instance: handed.fold(0, u64::saturating_add),
+        };
+        Some(Listed { function: self.view(name, entry)?, stats, lives: entry.lives, queues })
     }
 
     fn egress(&self, name: &FunctionName) -> Egress {

@@ -199,7 +199,7 @@ impl AccessMaps {
     }
 }
 
-fn pinned<T: TryFrom<Map, Error = MapError>>(
+pub(super) fn pinned<T: TryFrom<Map, Error = MapError>>(
     dir: &Path,
     map: &'static str,
     kind: fn(MapData) -> Map,

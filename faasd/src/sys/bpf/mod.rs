@@ -6,6 +6,7 @@
 
 mod access;
 mod attach;
+mod flows;
 mod marks;
 mod split;
 
@@ -18,11 +19,12 @@ use std::path::{Path, PathBuf};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::{Ebpf, EbpfLoader};
 use faasd_common::{
-    BRANCHES_MAX, Config, Decision, LAYOUT, Live, POOL_SEATS_MAX, Pool, RouteKey, RuleKey, Split, maps,
+    BRANCHES_MAX, Config, Decision, Flow, LAYOUT, Live, POOL_SEATS_MAX, Pool, RouteKey, RuleKey, Split, maps,
 };
 pub use faasd_common::{GROUPS_MAX, Owner, Route, Subject, SubjectCounts};
 
 pub use self::access::{AccessMaps, Refusal, Rule};
+pub use self::flows::Flows;
 pub use self::marks::Marks;
 pub use self::split::Branch;
 
@@ -32,7 +34,7 @@ use crate::sys::netns::NetNs;
 /// Built from `faasd-ebpf/` by `cargo xtask ebpf`; CI rebuilds and compares.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("faasd-ebpf.o");
 
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 16] = [
     maps::CONFIG,
     maps::ROUTES,
     maps::LISTENERS,
@@ -48,6 +50,7 @@ const MAPS: [&str; 15] = [
     maps::RULES,
     maps::COUNTS,
     maps::REFUSALS,
+    maps::FLOWS,
 ];
 
 /// Why the kernel program is not in place.
@@ -100,7 +103,9 @@ struct Plain<T>(T);
 
 #[expect(unsafe_code, reason = "aya's promise that a type is plain bytes")]
 mod plain {
-    use super::{Config, Live, Owner, Plain, Pool, Route, RouteKey, RuleKey, Split, Subject, SubjectCounts};
+    use super::{
+        Config, Flow, Live, Owner, Plain, Pool, Route, RouteKey, RuleKey, Split, Subject, SubjectCounts,
+    };
 
     // SAFETY: `repr(C)` of integers alone, without padding (asserted where it is defined).
     unsafe impl aya::Pod for Plain<Config> {}
@@ -122,6 +127,8 @@ mod plain {
     unsafe impl aya::Pod for Plain<RuleKey> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Plain<SubjectCounts> {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Plain<Flow> {}
 }
 
 /// What the program is attached to.
