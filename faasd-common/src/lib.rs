@@ -13,7 +13,7 @@ pub use access::{
 pub use flow::{FLOWS_MAX, Flow, FlowKey, RTT_BOUNDS_US, RTT_BUCKETS};
 
 /// The layout of the pinned maps.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 5;
 
 /// The most revisions that serve, over all functions, and the most routes. One slot each in [`maps::LISTENERS`].
 pub const SLOTS_MAX: u32 = 65_536;
