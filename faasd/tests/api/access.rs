@@ -143,7 +143,7 @@ fn peers_get_two_routes_and_are_known_by_their_address() {
         raw(
             TcpStream::connect(daemon.tunnel).unwrap(),
             &format!(
-                "POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-type: {media_type}\r\nconnection: close\r\n\
+                "POST /v1/join HTTP/1.1\r\nhost: faasd\r\ncontent-type: {media_type}\r\nconnection: close\r\n\
                  content-length: 18\r\n\r\n{{\"public_key\":\"k\"}}"
             ),
         )
@@ -153,7 +153,7 @@ fn peers_get_two_routes_and_are_known_by_their_address() {
     assert!(daemon.fake.joined.lock().unwrap().is_empty());
     assert!(join("application/json").starts_with("HTTP/1.1 204"));
     assert_eq!(*daemon.fake.joined.lock().unwrap(), [(Ipv6Addr::LOCALHOST, "k".to_owned())]);
-    let metrics = || ask(&daemon, "GET /metrics", "host: node1\r\n");
+    let metrics = || ask(&daemon, "GET /metrics", "host: ns.faas\r\n");
     assert!(metrics().starts_with("HTTP/1.1 403"), "who is only invited sees no metrics");
     becomes(&daemon, Role::User);
     assert!(metrics().ends_with("faasd_up 1\n"));

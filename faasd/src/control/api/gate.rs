@@ -89,8 +89,9 @@ fn is_a_functions(host: &str) -> bool {
 pub(super) async fn check(State(gate): State<Gate>, request: Request<Body>, next: Next) -> Response {
     let peer = request.extensions().get::<Source>().and_then(|source| gate.service.role(source.0));
     let refused = match (request.uri().path(), peer) {
-        _ if gate.is_from_a_page(&request) => Some((&gate.refusals.page, ApiError::Page)),
-        (JOIN, _) | (METRICS | ROTATE, Some(_)) | (_, Some((_, Role::Admin))) => None,
+        (JOIN, _) | (METRICS | ROTATE, Some(_)) | (_, Some((_, Role::Admin))) => {
+            gate.is_from_a_page(&request).then_some((&gate.refusals.page, ApiError::Page))
+        }
         (_, peer) => Some((&gate.refusals.role, ApiError::NotAdmin { peer: peer.map(|(name, _)| name) })),
     };
     let Some((count, error)) = refused else { return next.run(request).await };
