@@ -248,10 +248,10 @@ fn a_connection_counts_where_it_was_made() {
     kernel.set_listener(4, 4, &waiting).unwrap();
     let leave = |listener: &OwnedFd| rustix::net::shutdown(listener, rustix::net::Shutdown::Read).unwrap();
 
-    // A listener without a seat counts nothing.
+    // A connection whose listener has no seat is counted in none.
     let client = bed.inside(|| dial().unwrap());
     let connection = accept(&waiting);
-    let not_counted = Owner { slot: 4, seat: Owner::NO_SEAT, counted: 0 };
+    let not_counted = Owner { slot: 4, seat: Owner::NO_SEAT, counted: Owner::OPENED };
     assert_eq!(kernel.owner_of(&connection).unwrap(), Some(not_counted));
     drop((client, connection));
 
