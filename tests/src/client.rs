@@ -132,7 +132,9 @@ pub fn get(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>)> {
 /// # Errors
 /// As [`get`].
 pub fn exchange(stream: &mut TcpStream, path: &str) -> io::Result<(u16, Vec<u8>, bool)> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", stream.peer_addr()?)?;
+    // At once: a function may answer when it has seen the first line, and close.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", stream.peer_addr()?);
+    stream.write_all(request.as_bytes())?;
     let invalid = || io::Error::from(io::ErrorKind::InvalidData);
     let mut head = Vec::new();
     let mut byte = [0];
