@@ -66,6 +66,14 @@ impl Bed {
         Ok(bed)
     }
 
+    /// A namespace.
+    ///
+    /// # Errors
+    /// Of `dup(2)`.
+    pub fn end(&self, end: usize) -> std::io::Result<File> {
+        self.ends[end].try_clone()
+    }
+
     /// Runs something in a namespace, on a thread of its own.
     pub fn within<T: Send>(
         &self,

@@ -5,7 +5,7 @@ mod bed;
 mod load;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::host::{self, Host};
-use bed::{Bed, Link};
+pub use bed::{Bed, Link};
 pub use load::Bulk;
 
 /// Measure tunnels.
@@ -86,7 +86,7 @@ impl Tunnel {
     /// If a subject cannot be started or stops, with what it said.
     pub fn run(&self) -> anyhow::Result<()> {
         if cfg!(debug_assertions) {
-            eprintln!("This is a debug build: its numbers mean little. Use `cargo xtask bench --tunnel`.");
+            eprintln!("This is a debug build: its numbers mean little. Use `cargo xtask bench tunnel`.");
         }
         let bed = Bed::new()?;
         let mut links = vec![bed.plain()];
@@ -125,14 +125,7 @@ impl Tunnel {
                     command
                 }),
             ),
-            (
-                "faasd",
-                Box::new(move |interface| {
-                    let mut command = Command::new(&faasd);
-                    command.args(["tunnel", interface]);
-                    command
-                }),
-            ),
+            ("faasd", Box::new(move |interface| faasd_tunnel(&faasd, interface))),
         ];
         if let Some(program) = self.boringtun.clone() {
             all.push((
@@ -235,6 +228,14 @@ fn table(rows: &[Row]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// Our own tunnel, by `faasd` or `faas`.
+#[must_use]
+pub fn faasd_tunnel(program: &Path, interface: &str) -> Command {
+    let mut command = Command::new(program);
+    command.args(["tunnel", interface]);
+    command
 }
 
 /// gotatun as it comes: its own TUN interface, UDP socket and configuration socket.

@@ -4,28 +4,27 @@
 //! the server the public half of a key of its own, which from then on is the peer's. The own key is on disk
 //! before the server hears of it, so that a crash at any point leaves a client that can connect.
 
+mod exchange;
+mod membership;
+
 use std::fs;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::unix::fs::DirBuilderExt;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use serde::{Deserialize, Serialize};
+use hyper::StatusCode;
 
 use super::dns::{self, Dns, DnsError, DnsMode};
-use super::keys::{KeyFormatError, PrivateKey, PublicKey, write_private};
-use super::{
-    AllowedIp, Choice, Error, Interface, InterfaceStatus, Kind, Launch, MTU_BYTES, PeerConfig, Setup,
-};
+use super::keys::{KeyFormatError, PrivateKey, PublicKey};
+use super::{Choice, Error, Interface, InterfaceStatus, Kind, Launch, MTU_BYTES, PeerConfig, Setup};
 use crate::core::address::Prefix;
 use crate::core::invitation::Invitation;
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
+use exchange::{JOIN, ROTATE, tell, wait_for_handshake, wait_until_alive, wait_until_heard};
+pub use membership::Membership;
+use membership::{Pending, parse_key};
 
 /// The interface's usual name.
 pub const INTERFACE: &str = "faas0";
@@ -39,22 +38,6 @@ pub const RUN: &str = "/run/faas";
 /// Keeps the path through a NAT open; common ones forget it after 30 s.
 const KEEPALIVE_S: u16 = 25;
 
-/// How long a handshake may take: it is repeated after 5 s, should its first packet be lost.
-const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(12);
-
-/// How long the server may take to answer, once the tunnel is up.
-const JOIN_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a first packet may take to the server and back before another is sent.
-const FIRST_PACKET_DEADLINE: Duration = Duration::from_millis(100);
-
-/// The server's routes for peers.
-const JOIN: &str = "/v1/join";
-const ROTATE: &str = "/v1/rotate";
-
-/// The longest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 16 << 10;
-
 /// How, and where, a client connects.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -65,29 +48,6 @@ pub struct Options {
     pub launch: Launch,
     pub choice: Choice,
     pub dns: DnsMode,
-}
-
-/// What a client knows of the server it joined. Kept on disk, for its owner alone.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Membership {
-    /// The name that the server knows the client by.
-    pub name: String,
-    private_key: String,
-    /// The key that is to replace it: the server may know it already.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    next_private_key: Option<String>,
-    pub address: Ipv6Addr,
-    pub server_public_key: String,
-    /// `HOST:PORT`, resolved anew at each connect.
-    pub endpoint: String,
-    pub server: Ipv6Addr,
-    pub vpn_prefix: Prefix,
-    pub function_prefix: Prefix,
-    /// Of the server's API.
-    #[serde(default = "default_http_port")]
-    http_port: u16,
-    /// Whether the server has been seen to know our key.
-    pub joined: bool,
 }
 
 /// A tunnel that has come up.
@@ -143,139 +103,176 @@ pub enum ClientError {
     Refused { status: StatusCode, said: String },
 }
 
-/// The body of `POST /v1/join`, as `api::types::Join` reads it.
-#[derive(Serialize)]
-struct Join {
-    public_key: String,
-}
-
-/// What is read of an error's body.
-#[derive(Deserialize)]
-struct Problem {
-    title: String,
-}
-
-impl std::fmt::Debug for Membership {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Membership")
-            .field("name", &self.name)
-            .field("address", &self.address)
-            .field("endpoint", &self.endpoint)
-            .field("joined", &self.joined)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Joins the server that the invitation is from and stays connected, in the calling thread's namespace.
+/// Joins the server that the invitation is from and stays connected, in the calling thread's namespace. A former membership
+/// is replaced once the server has agreed to the new one.
 ///
 /// # Errors
-/// If the invitation is not good any more, or the tunnel does not come up. What was begun is undone; the own key
-/// stays on disk, for a second try.
+/// If the invitation is not good any more, or the tunnel does not come up. What was begun is undone, and a former
+/// connection taken up again; the own key stays on disk for a second try, if the server may have it.
 pub fn join(invitation: &Invitation, options: &Options) -> Result<Connected, ClientError> {
-    let before = match load(options) {
-        Ok(before) => Some(before).filter(|before| {
-            before.server_public_key == invitation.server_public_key && before.address == invitation.address
-        }),
-        Err(ClientError::NeverJoined) => None,
-        Err(e) => return Err(e),
-    };
-    if before.as_ref().is_some_and(|before| before.joined) {
+    let former = membership::load(options)?;
+    let pending = membership::load_pending(options)?.filter(|pending| pending.membership.is_of(invitation));
+    if former.as_ref().is_some_and(|former| former.joined && former.is_of(invitation)) {
         return Err(ClientError::RedeemedHere);
     }
-    let second_try = before.is_some();
-    let private_key = before.map_or_else(|| PrivateKey::generate().to_base64(), |before| before.private_key);
-    let membership = Membership {
-        name: invitation.name.clone(),
-        private_key,
-        next_private_key: None,
-        address: invitation.address,
-        server_public_key: invitation.server_public_key.clone(),
-        endpoint: invitation.endpoint.clone(),
-        server: invitation.server,
-        vpn_prefix: invitation.vpn_prefix,
-        function_prefix: invitation.function_prefix,
-        http_port: invitation.http_port,
-        joined: false,
-    };
+    let second_try = pending.as_ref().is_some_and(|pending| pending.told);
     let temporary = parse_key("the invitation", &invitation.private_key)?;
+    let private_key =
+        pending.map_or_else(|| PrivateKey::generate().to_base64(), |pending| pending.membership.private_key);
+    let membership = Membership::new(invitation, private_key);
+    // All that can be known to be wrong, before anything is touched.
+    let own = membership.key()?;
+    let server = membership.server()?;
     let ns = here()?;
-    // A former server's tunnel makes room; its membership is replaced only once this one is certain to be ours.
+    let was_connected = match whose(&ns, options, &known(options)?)? {
+        There::Ours(Some(key)) => former.as_ref().is_some_and(|former| has_key(former, key)),
+        There::Absent | There::Ours(None) => false,
+    };
+    let mut pending =
+        Pending { membership, invitation_key: temporary.public().to_string(), told: second_try };
+    membership::save_pending(options, &pending)?;
+    // A former server's tunnel makes room.
     disconnect(options)?;
-    let joined = || {
-        let (interface, server) = bring_up(&ns, &membership, &temporary, options)?;
+    let mut agreed = false;
+    let mut joined = || {
+        let interface = bring_up(&ns, &pending.membership, &temporary, options)?;
+        interface.set_peer(server.clone())?;
         let met = wait_for_handshake(&*interface, server.public_key)?;
         let mut unheard = None;
         match met {
             Some(_) => {
-                save(options, &membership)?;
-                match tell(&membership, JOIN, &own_key(&membership)?) {
+                pending.told = true;
+                membership::save_pending(options, &pending)?;
+                match tell(&pending.membership, JOIN, &own) {
+                    Ok(()) => {}
                     // The server may have taken our key all the same: whether it answers to that tells.
                     Err(error @ ClientError::Exchange { .. }) => unheard = Some(error),
-                    told => told?,
+                    Err(error) => {
+                        // It has not; of a failure of its own that is not certain.
+                        pending.told = !matches!(&error, ClientError::Refused { status, .. } if status.is_client_error());
+                        return Err(error);
+                    }
                 }
             }
             // The server may have taken our key at the first try, and the answer was lost.
             None if second_try => {}
-            None => return Err(no_handshake(&server, &membership)),
+            None => return Err(no_handshake(&server, &pending.membership)),
         }
         // The session of the temporary key goes, and with it the last that the key is good for.
-        switch(&*interface, &server, &own_key(&membership)?)?;
+        switch(&*interface, &server, &own)?;
         let handshake = wait_for_handshake(&*interface, server.public_key)?;
         if handshake.is_none() {
-            return Err(unheard.unwrap_or_else(|| no_handshake(&server, &membership)));
+            return Err(unheard.unwrap_or_else(|| no_handshake(&server, &pending.membership)));
         }
+        let membership = Membership { joined: true, ..pending.membership.clone() };
+        membership::save(options, &membership)?;
+        agreed = true;
+        membership::drop_pending(options);
         wait_until_heard(&membership)?;
-        let membership = Membership { joined: true, ..membership.clone() };
-        save(options, &membership)?;
         finish(&*interface, membership, options, handshake)
     };
-    joined().inspect_err(|_| undo(options))
+    let joined = joined();
+    if joined.is_err() {
+        undo(options);
+        if !pending.told {
+            membership::drop_pending(options);
+        }
+        if was_connected
+            && !agreed
+            && let Err(error) = connect(options)
+        {
+            tracing::warn!(%error, "the former connection cannot be taken up again");
+        }
+    }
+    joined
 }
 
 /// Connects again to the server that was joined. A server that does not answer at the moment is no error: the
-/// tunnel comes to life when it does.
+/// tunnel comes to life when it does. A connection that is there, and works, is left as it is.
 ///
 /// # Errors
-/// If no server has been joined, or the tunnel does not come up.
+/// If no server has been joined, or the tunnel does not come up. What was there before the call is there after it.
 pub fn connect(options: &Options) -> Result<Connected, ClientError> {
-    let membership = load(options)?;
-    let connected = || {
-        let (interface, server) = bring_up(&here()?, &membership, &own_key(&membership)?, options)?;
-        let mut handshake = wait_for_handshake(&*interface, server.public_key)?;
-        let mut membership = membership.clone();
-        if let (None, Some(next)) = (handshake, membership.next_private_key.clone()) {
-            // The server has taken the new key, and we did not hear of it.
-            switch(&*interface, &server, &parse_key("this client", &next)?)?;
+    let membership = match membership::load(options)? {
+        Some(membership) => membership,
+        // The server may have agreed, and we were stopped before we could write it down.
+        None => {
+            membership::load_pending(options)?
+                .filter(|pending| pending.told)
+                .ok_or(ClientError::NeverJoined)?
+                .membership
+        }
+    };
+    // All that can be known to be wrong, before anything is touched.
+    let mut keys = membership.keys()?;
+    let server = membership.server()?;
+    let ns = here()?;
+    let there = whose(&ns, options, &known(options)?)?;
+    let (held, mut made) = match there {
+        There::Ours(held) => (held, false),
+        There::Absent => (None, true),
+    };
+    // The one that the interface has is the first to be tried.
+    keys.sort_by_key(|key| Some(key.public()) != held);
+    let mut connected = || {
+        if held.is_some_and(|held| !has_key(&membership, held)) {
+            // A join was cut short: nothing goes through it.
+            disconnect(options)?;
+            made = true;
+        }
+        let [first, others @ ..] = &keys[..] else { return Err(ClientError::NeverJoined) };
+        let interface = bring_up(&ns, &membership, first, options)?;
+        let met = interface.peer(server.public_key)?.is_some_and(|peer| peer.last_handshake.is_some());
+        let mut handshake = if met { wait_until_alive(&*interface, &membership)? } else { None };
+        if handshake.is_none() {
+            // From the beginning, and to where the server's name leads now.
+            switch(&*interface, &server, first)?;
             handshake = wait_for_handshake(&*interface, server.public_key)?;
-            if handshake.is_some() {
-                membership.private_key = next;
-                membership.next_private_key = None;
-                save(options, &membership)?;
+        }
+        let mut key = first;
+        if let (None, Some(other)) = (handshake, others.first()) {
+            // A rotation was cut short, and the server knows the other key.
+            switch(&*interface, &server, other)?;
+            handshake = wait_for_handshake(&*interface, server.public_key)?;
+            match handshake {
+                Some(_) => key = other,
+                None => switch(&*interface, &server, first)?,
             }
         }
-        let joined = membership.joined || handshake.is_some();
-        if joined != membership.joined {
-            membership.joined = joined;
-            save(options, &membership)?;
+        let mut settled = membership.clone();
+        if handshake.is_some() {
+            if key.public() != membership.key()?.public() {
+                settled = settled.promoted();
+            }
+            settled.joined = true;
+            if settled != membership {
+                membership::save(options, &settled)?;
+                membership::drop_pending(options);
+            }
         }
-        finish(&*interface, membership, options, handshake)
+        finish(&*interface, settled, options, handshake)
     };
-    connected().inspect_err(|_| undo(options))
+    let connected = connected();
+    if connected.is_err() && made {
+        undo(options);
+    }
+    connected
 }
 
 /// Replaces the client's key by a new one, in place, and returns how long the new key's handshake took. Connections go on:
 /// the addresses stay, and what is lost between two keys is sent again.
 ///
 /// # Errors
-/// If the client is not connected, or the server does not take the key; the former one then stays.
+/// If the client is not connected, or the server does not take the key. The former one then stays in use, and the new one
+/// on disk for the next try, since the server may know it.
 pub fn rotate(options: &Options) -> Result<Duration, ClientError> {
-    let membership = load(options)?;
-    let interface =
-        super::open(&here()?, &options.name, &options.launch)?.ok_or(ClientError::Disconnected)?;
-    let server: PublicKey = membership
-        .server_public_key
-        .parse()
-        .map_err(|source| ClientError::Key { whose: "the server", source })?;
+    let membership = membership::load(options)?.ok_or(ClientError::NeverJoined)?;
+    let ns = here()?;
+    let There::Ours(_) = whose(&ns, options, &known(options)?)? else {
+        return Err(ClientError::Disconnected);
+    };
+    let interface = super::open(&ns, &options.name, &options.launch)?.ok_or(ClientError::Disconnected)?;
+    let server = membership.server_key()?;
     let now = interface.peer(server)?.ok_or(ClientError::Disconnected)?;
     let server = PeerConfig {
         public_key: server,
@@ -290,18 +287,18 @@ pub fn rotate(options: &Options) -> Result<Duration, ClientError> {
     };
     // On disk before the server hears of it, so that a crash at any point leaves a client that can connect.
     let both = Membership { next_private_key: Some(next.to_base64()), ..membership.clone() };
-    save(options, &both)?;
+    membership::save(options, &both)?;
     let unheard = match tell(&membership, ROTATE, &next) {
         Err(error @ ClientError::Exchange { .. }) => Some(error),
         told => told.map(|()| None)?,
     };
     switch(&*interface, &server, &next)?;
     let Some(handshake) = wait_for_handshake(&*interface, server.public_key)? else {
-        switch(&*interface, &server, &own_key(&membership)?)?;
+        switch(&*interface, &server, &membership.key()?)?;
         return Err(unheard.unwrap_or_else(|| no_handshake(&server, &membership)));
     };
+    membership::save(options, &both.promoted())?;
     wait_until_heard(&membership)?;
-    save(options, &Membership { private_key: next.to_base64(), next_private_key: None, ..membership })?;
     Ok(handshake)
 }
 
@@ -315,13 +312,19 @@ fn switch(interface: &dyn Interface, server: &PeerConfig, key: &PrivateKey) -> R
 /// Takes the tunnel down and gives names back to whom they belonged. The membership stays.
 ///
 /// # Errors
-/// The first of what could not be undone; the rest is tried all the same.
+/// If the interface of that name is not this client's: nothing is touched then. Else the first of what could not be
+/// undone; the rest is tried all the same.
 pub fn disconnect(options: &Options) -> Result<(), ClientError> {
+    let ns = here()?;
+    let there = whose(&ns, options, &known(options)?)?;
     let names = dns::restore(&options.name, &options.state_dir);
     forget_server(Path::new(RUN), &options.name);
-    let tunnel = here().and_then(|ns| Ok(super::take_down(&ns, &options.name, &options.launch)?));
+    let tunnel = match there {
+        There::Absent => Ok(()),
+        There::Ours(_) => super::take_down(&ns, &options.name, &options.launch),
+    };
     names?;
-    tunnel
+    Ok(tunnel?)
 }
 
 /// Whom the client joined, and how the tunnel is.
@@ -329,8 +332,15 @@ pub fn disconnect(options: &Options) -> Result<(), ClientError> {
 /// # Errors
 /// If no server has been joined, or the interface does not answer.
 pub fn status(options: &Options) -> Result<ClientStatus, ClientError> {
-    let membership = load(options)?;
-    let interface = match super::open(&here()?, &options.name, &options.launch)? {
+    let membership = membership::load(options)?.ok_or(ClientError::NeverJoined)?;
+    let ns = here()?;
+    let interface = match whose(&ns, options, &known(options)?) {
+        Ok(There::Ours(_)) => super::open(&ns, &options.name, &options.launch)?,
+        // Somebody else's tells nothing of our connection.
+        Ok(There::Absent) | Err(ClientError::Tunnel(Error::Foreign { .. } | Error::Taken { .. })) => None,
+        Err(e) => return Err(e),
+    };
+    let interface = match interface {
         Some(interface) => Some((interface.kind(), interface.status()?)),
         None => None,
     };
@@ -358,25 +368,64 @@ fn undo(options: &Options) {
     }
 }
 
+/// How the interface of our name is to be known: by its key, or, where its process is gone, by its address.
+#[derive(Default)]
+struct Known {
+    keys: Vec<PublicKey>,
+    addresses: Vec<Ipv6Addr>,
+}
+
+/// An interface of our name.
+#[derive(Clone, Copy)]
+enum There {
+    Absent,
+    /// With this key; without one if nobody serves it any more.
+    Ours(Option<PublicKey>),
+}
+
+fn has_key(membership: &Membership, key: PublicKey) -> bool {
+    membership.keys().is_ok_and(|keys| keys.iter().any(|own| own.public() == key))
+}
+
+/// What this client may have left there.
+fn known(options: &Options) -> Result<Known, ClientError> {
+    let mut known = Known::default();
+    let mut add = |membership: &Membership| -> Result<(), ClientError> {
+        known.keys.extend(membership.keys()?.iter().map(PrivateKey::public));
+        known.addresses.push(membership.address);
+        Ok(())
+    };
+    if let Some(membership) = membership::load(options)? {
+        add(&membership)?;
+    }
+    if let Some(pending) = membership::load_pending(options)? {
+        add(&pending.membership)?;
+        known.keys.extend(pending.invitation_key.parse::<PublicKey>());
+    }
+    Ok(known)
+}
+
+/// Whether the interface of our name is ours: another's is not to be changed, and least of all removed.
+fn whose(ns: &NetNs, options: &Options, known: &Known) -> Result<There, ClientError> {
+    let name = options.name.as_str();
+    let Some(holder) = super::holder(ns, name, &options.launch)? else { return Ok(There::Absent) };
+    let is_ours = match holder {
+        Some(key) => known.keys.contains(&key),
+        None => {
+            let has = Netlink::new(ns).addresses(name).map_err(Error::from)?;
+            known.addresses.iter().any(|address| has.contains(address))
+        }
+    };
+    if is_ours { Ok(There::Ours(holder)) } else { Err(Error::Foreign { name: name.to_owned() }.into()) }
+}
+
+/// Brings the interface up, or finds it up, without its peer.
 fn bring_up(
     ns: &NetNs,
     membership: &Membership,
     key: &PrivateKey,
     options: &Options,
-) -> Result<(Box<dyn Interface>, PeerConfig), ClientError> {
-    let prefixes = [membership.vpn_prefix, membership.function_prefix];
-    let server = PeerConfig {
-        public_key: membership
-            .server_public_key
-            .parse()
-            .map_err(|source| ClientError::Key { whose: "the server", source })?,
-        allowed_ips: prefixes
-            .iter()
-            .filter_map(|prefix| AllowedIp::new(prefix.network(), Prefix::BITS))
-            .collect(),
-        endpoint: Some(resolve(&membership.endpoint)?),
-        keepalive_s: Some(KEEPALIVE_S),
-    };
+) -> Result<Box<dyn Interface>, ClientError> {
     let interface = super::bring_up(
         ns,
         &Setup {
@@ -391,11 +440,10 @@ fn bring_up(
         },
     )?;
     let netlink = Netlink::new(ns);
-    for prefix in prefixes {
+    for prefix in membership.prefixes() {
         netlink.add_route(prefix.network(), Prefix::BITS, &options.name).map_err(Error::from)?;
     }
-    interface.set_peer(server.clone())?;
-    Ok((interface, server))
+    Ok(interface)
 }
 
 fn finish(
@@ -414,10 +462,6 @@ fn finish(
         dns,
         handshake,
     })
-}
-
-const fn default_http_port() -> u16 {
-    9464
 }
 
 /// Leaves a note of where the server's API is, for everyone on this machine: whoever is no admin gets no further by it.
@@ -450,126 +494,4 @@ fn no_handshake(server: &PeerConfig, membership: &Membership) -> ClientError {
         Some(endpoint) => ClientError::NoHandshake { endpoint, name: membership.name.clone() },
         None => ClientError::NeverJoined,
     }
-}
-
-fn resolve(endpoint: &str) -> Result<SocketAddr, ClientError> {
-    let error = |source| ClientError::Endpoint { endpoint: endpoint.to_owned(), source };
-    let mut found = endpoint.to_socket_addrs().map_err(error)?;
-    found.next().ok_or_else(|| error(io::ErrorKind::NotFound.into()))
-}
-
-fn wait_for_handshake(interface: &dyn Interface, server: PublicKey) -> Result<Option<Duration>, Error> {
-    let start = Instant::now();
-    loop {
-        if interface.peer(server)?.is_some_and(|peer| peer.last_handshake.is_some()) {
-            return Ok(Some(start.elapsed()));
-        }
-        if start.elapsed() > HANDSHAKE_DEADLINE {
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Waits until packets reach the server under our own key: it shakes hands with the key at once, but gives it our
-/// address only once its answer to the join has had time to arrive. What is sent before that is lost.
-fn wait_until_heard(membership: &Membership) -> Result<(), ClientError> {
-    let (start, mut patience) = (Instant::now(), FIRST_PACKET_DEADLINE);
-    loop {
-        let error =
-            match TcpStream::connect_timeout(&(membership.server, membership.http_port).into(), patience) {
-                Ok(_) => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
-                Err(e) => e,
-            };
-        if start.elapsed() > JOIN_DEADLINE {
-            return Err(ClientError::Exchange { source: error });
-        }
-        // Sooner again than TCP itself would send, but no less patient in the end.
-        if error.kind() == io::ErrorKind::TimedOut {
-            patience *= 2;
-        } else {
-            std::thread::sleep(FIRST_PACKET_DEADLINE);
-        }
-    }
-}
-
-/// Tells the server a key of ours, on a thread of its own, since the caller may be a runtime's.
-fn tell(membership: &Membership, path: &'static str, key: &PrivateKey) -> Result<(), ClientError> {
-    let public_key = key.public().to_string();
-    let (server, port) = (membership.server, membership.http_port);
-    let exchange = |source| ClientError::Exchange { source };
-    let (status, body) = std::thread::scope(|scope| {
-        let post = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                tokio::time::timeout(JOIN_DEADLINE, post_key(server, port, path, public_key)).await?
-            })
-        };
-        scope.spawn(post).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-    .map_err(exchange)?;
-    if status.is_success() {
-        return Ok(());
-    }
-    let said = serde_json::from_slice(&body)
-        .map_or_else(|_| String::from_utf8_lossy(&body).trim().to_owned(), |problem: Problem| problem.title);
-    Err(ClientError::Refused { status, said })
-}
-
-async fn post_key(
-    server: Ipv6Addr,
-    port: u16,
-    path: &str,
-    public_key: String,
-) -> io::Result<(StatusCode, Bytes)> {
-    let body = serde_json::to_vec(&Join { public_key })?;
-    let request = Request::post(path)
-        .header(header::HOST, format!("[{server}]:{port}"))
-        .header(header::CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(body)))
-        .map_err(io::Error::other)?;
-    let stream = tokio::net::TcpStream::connect((server, port)).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    // Ends with the runtime.
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let status = response.status();
-    let body =
-        Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(io::Error::other)?;
-    Ok((status, body.to_bytes()))
-}
-
-fn parse_key(whose: &'static str, key: &str) -> Result<PrivateKey, ClientError> {
-    key.parse().map_err(|source| ClientError::Key { whose, source })
-}
-
-fn own_key(membership: &Membership) -> Result<PrivateKey, ClientError> {
-    parse_key("this client", &membership.private_key)
-}
-
-fn path(options: &Options) -> PathBuf {
-    options.state_dir.join(format!("{}.json", options.name))
-}
-
-fn load(options: &Options) -> Result<Membership, ClientError> {
-    let path = path(options);
-    match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|source| ClientError::Damaged { path, source }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(ClientError::NeverJoined),
-        Err(source) => Err(ClientError::State { operation: "read", path, source }),
-    }
-}
-
-fn save(options: &Options, membership: &Membership) -> Result<(), ClientError> {
-    let state = |operation, path: &Path| {
-        let path = path.to_owned();
-        move |source| ClientError::State { operation, path, source }
-    };
-    let dir = &options.state_dir;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(state("create", dir))?;
-    let path = path(options);
-    let text = serde_json::to_vec_pretty(membership).map_err(|e| state("write", &path)(e.into()))?;
-    write_private(&path, &text).map_err(state("write", &path))
 }

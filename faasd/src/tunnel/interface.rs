@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::SystemTime;
 
 use super::Error;
+use super::dropped::Dropped;
 use super::keys::{PrivateKey, PublicKey};
 
 /// Peers changed in one request. A thousand at once held up the packets of all others for more than a second.
@@ -195,6 +196,12 @@ pub trait Interface: Send + Sync + fmt::Debug {
     fn check(&self) -> Result<(), Error> {
         self.device().map(drop)
     }
+
+    /// How many packets went no further since the interface began, and why.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    fn dropped(&self) -> Result<Dropped, Error>;
 
     /// One peer, if it is there.
     ///

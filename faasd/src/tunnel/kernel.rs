@@ -5,6 +5,7 @@ use std::io;
 use wireguard_control::{Backend, Device, DeviceUpdate, InterfaceName, Key, KeyPair, PeerConfigBuilder};
 
 use super::Error;
+use super::dropped::{Dropped, Reason};
 use super::interface::{
     AllowedIp, DeviceStatus, Interface, InterfaceStatus, Kind, PEERS_PER_REQUEST_MAX, PeerChange, PeerStatus,
 };
@@ -114,6 +115,17 @@ impl Interface for KernelInterface {
     fn device(&self) -> Result<DeviceStatus, Error> {
         let InterfaceStatus { listen_port, public_key, .. } = self.status()?;
         Ok(DeviceStatus { listen_port, public_key })
+    }
+
+    /// The kernel counts in the link's statistics, and less finely: handshakes that it refuses are in none of them.
+    fn dropped(&self) -> Result<Dropped, Error> {
+        let statistics = crate::sys::netlink::Netlink::new(&self.ns).statistics(&self.name)?;
+        let mut dropped = Dropped::default();
+        dropped.add(Reason::Malformed, statistics.rx_length_errors);
+        dropped.add(Reason::Source, statistics.rx_frame_errors);
+        dropped.add(Reason::NoPeer, statistics.tx_errors);
+        dropped.add(Reason::Interface, statistics.rx_dropped);
+        Ok(dropped)
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -35,14 +35,15 @@ pub enum KeyFileError {
     #[error("cannot {operation} {}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
     #[error(
-        "{} is malformed; restore it from a backup, or remove it to make a new key (every peer must then be \
-         invited again)",
+        "{} is malformed; restore it from a backup, or remove it and the interface to make a new key (every peer \
+         must then be invited again: docs/VPN.md, \"The server's own key\")",
         path.display()
     )]
     Malformed { path: PathBuf, source: KeyFormatError },
     #[error(
         "{} can be read by others (mode {mode:04o}); whoever read it can pass for the server: \
-         `chmod 600` it if nobody did, else remove it to make a new key",
+         `chmod 600` it if nobody did, else remove it and the interface to make a new key (every peer must then be \
+         invited again: docs/VPN.md, \"The server's own key\")",
         path.display()
     )]
     Exposed { path: PathBuf, mode: u32 },

@@ -23,16 +23,15 @@ use crate::sys::netns::NetNs;
 
 pub mod client;
 pub mod dns;
+pub mod dropped;
+mod engine;
 pub mod interface;
 pub mod kernel;
 pub mod keys;
 pub mod offload;
-mod packets;
-mod peers;
 pub mod process;
 pub mod uapi;
 pub mod userspace;
-mod wire;
 
 pub use interface::{
     AllowedIp, DeviceStatus, Interface, InterfaceStatus, Kind, PeerChange, PeerConfig, PeerStatus,
@@ -101,8 +100,8 @@ pub enum Error {
     )]
     Taken { name: String, kind: String },
     #[error(
-        "the WireGuard interface {name} has another key; if nobody else uses it, remove it (`ip link del {name}`), \
-         else choose another name"
+        "the interface {name} is not ours: it has another key, or none that it tells; if nobody else uses it, remove it \
+         (`ip link del {name}`), else choose another name"
     )]
     Foreign { name: String },
     #[error("a tunnel process of the name {name} serves another network namespace; choose another name")]
@@ -139,7 +138,34 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
     }
     let netlink = Netlink::new(ns);
     let there = netlink.link(name)?;
-    let interface: Box<dyn Interface> = match (existing(name, there.as_ref())?, setup.choice) {
+    let kind = existing(name, there.as_ref())?;
+    // Before anything is done to it.
+    if key_of(ns, name, kind, setup.launch)?.is_some_and(|key| key != setup.private_key.public()) {
+        return Err(Error::Foreign { name: name.to_owned() });
+    }
+    let made = there.is_none();
+    let brought_up = find_or_make(ns, setup, kind).and_then(|interface| {
+        interface.configure(setup.private_key, setup.listen_port).map_err(|error| match error.errno() {
+            Some(libc::EADDRINUSE) => Error::Port { port: setup.listen_port, source: Box::new(error) },
+            _ => error,
+        })?;
+        netlink.set_mtu(name, setup.mtu_bytes)?;
+        netlink.add_address(name, setup.address, setup.bits)?;
+        netlink.set_up(name)?;
+        Ok(interface)
+    });
+    if brought_up.is_err() && made {
+        // Half of one would be in the way of the next try.
+        if let Err(error) = take_down(ns, name, setup.launch) {
+            tracing::warn!(%error, "cannot undo what was begun");
+        }
+    }
+    brought_up
+}
+
+fn find_or_make(ns: &NetNs, setup: &Setup<'_>, kind: Option<Kind>) -> Result<Box<dyn Interface>, Error> {
+    let name = setup.name;
+    Ok(match (kind, setup.choice) {
         (Some(Kind::Kernel), Choice::Auto | Choice::Kernel) => {
             Box::new(kernel::KernelInterface::new(ns, name)?)
         }
@@ -154,19 +180,31 @@ pub fn bring_up(ns: &NetNs, setup: &Setup<'_>) -> Result<Box<dyn Interface>, Err
             }
             make(ns, setup)?
         }
-    };
-    if there.is_some() && interface.device()?.public_key.is_some_and(|key| key != setup.private_key.public())
-    {
-        return Err(Error::Foreign { name: name.to_owned() });
+    })
+}
+
+/// The key of whoever serves the interface; none if it has none, or nobody serves it.
+fn key_of(ns: &NetNs, name: &str, kind: Option<Kind>, launch: &Launch) -> Result<Option<PublicKey>, Error> {
+    let key = |interface: &dyn Interface| Ok(interface.device()?.public_key);
+    match kind {
+        None => Ok(None),
+        Some(Kind::Kernel) => key(&kernel::KernelInterface::new(ns, name)?),
+        Some(Kind::Userspace) => match userspace::find(name, &launch.socket_dir)? {
+            Some(found) => key(&found),
+            None => Ok(None),
+        },
     }
-    interface.configure(setup.private_key, setup.listen_port).map_err(|error| match error.errno() {
-        Some(libc::EADDRINUSE) => Error::Port { port: setup.listen_port, source: Box::new(error) },
-        _ => error,
-    })?;
-    netlink.set_mtu(name, setup.mtu_bytes)?;
-    netlink.add_address(name, setup.address, setup.bits)?;
-    netlink.set_up(name)?;
-    Ok(interface)
+}
+
+/// Whose the interface is, if it is there: the key that it tells, or none.
+///
+/// # Errors
+/// If it is none that could be ours, or does not answer.
+pub fn holder(ns: &NetNs, name: &str, launch: &Launch) -> Result<Option<Option<PublicKey>>, Error> {
+    match existing(name, Netlink::new(ns).link(name)?.as_ref())? {
+        None => Ok(None),
+        kind => key_of(ns, name, kind, launch).map(Some),
+    }
 }
 
 /// A handle on the interface, if it is up.

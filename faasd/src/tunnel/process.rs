@@ -1,14 +1,12 @@
-//! The tunnel process: a TUN interface in one namespace, a UDP socket in another, gotatun between them, and the
+//! The tunnel process: a TUN interface in one namespace, a UDP socket in another, an engine between them, and the
 //! unix socket over which `wg` and the daemon configure it.
 //!
 //! It holds no state of its own: keys and peers come from the daemon, over the socket. It outlives the daemon, so
 //! that a crash or an upgrade of the daemon costs the tunnel nothing, and ends on SIGTERM, or when its interface
 //! is removed. If it is killed, the interface stays (with its addresses, routes and connections) for the next one
 //! to take over.
-//!
-//! The socket is served here rather than by gotatun's own server, which makes every peer that is mentioned anew
-//! and so loses its session, and which can only listen in one directory.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -16,23 +14,18 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use gotatun::device;
-use gotatun::x25519;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::MTU_BYTES;
-use super::interface::{AllowedIp, InterfaceStatus, PeerStatus};
-use super::keys::{PrivateKey, PublicKey};
-use super::packets::{Inbound, Outbound};
-use super::peers::{Gotatun, Peers, REFUSED};
-use super::uapi::{self, Request, Scope};
-use super::wire::OneSocket;
+use super::engine::driver::Driver;
+use super::interface::{InterfaceStatus, PEERS_PER_REQUEST_MAX};
+use super::uapi::{self, Request, Scope, Set, SetPeer};
 use crate::sys::netns::NetNs;
 use crate::sys::tun::Tun;
 
@@ -45,8 +38,11 @@ const CLIENTS_MAX: usize = 16;
 /// How long a client may keep the socket without finishing a request.
 const CLIENT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long to wait for first packets of handshakes to leave.
-const HANDSHAKE_SEND_DEADLINE: Duration = Duration::from_millis(20);
+/// The errno of a request that is refused, as in the protocol's other implementations.
+const REFUSED: i32 = -libc::EINVAL;
+
+/// Peers told of at a time: some 50 µs, for which packets wait.
+const PEERS_PER_PAGE: usize = 128;
 
 /// What a tunnel process is told at its start. Keys are not among it: others can read a command line.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
@@ -89,10 +85,8 @@ pub enum ProcessError {
     Running { name: String },
     #[error("cannot start the runtime")]
     Runtime { source: io::Error },
-    #[error("gotatun refused to start")]
-    Device { source: device::Error },
-    #[error("the interface {name} was removed, or its UDP socket failed")]
-    Fatal { name: String },
+    #[error("the interface {name} was removed")]
+    Gone { name: String, source: Option<io::Error> },
 }
 
 /// Runs a tunnel until it is told to end, or its interface is removed.
@@ -158,50 +152,34 @@ fn attach(args: &ProcessArgs) -> Result<Tun, ProcessError> {
 type Question = (String, oneshot::Sender<String>);
 
 async fn serve(args: &ProcessArgs, tun: &Arc<Tun>, socket: &Path) -> Result<(), ProcessError> {
-    let fatal = || ProcessError::Fatal { name: args.name.clone() };
     let runtime = |source| ProcessError::Runtime { source };
     if !tun.segments() {
         tracing::warn!(interface = args.name, "this kernel cuts packets itself: throughput is lower");
     }
-    let outbound = Outbound::new(Arc::clone(tun));
-    let tun = Arc::new(tun.register().map_err(runtime)?);
     let mtu_bytes = u16::try_from(args.mtu_bytes).unwrap_or(u16::MAX);
-    let mut device: Gotatun = device::build()
-        .with_udp(OneSocket::new())
-        .with_ip_pair(outbound, Inbound::new(Arc::clone(&tun), mtu_bytes))
-        .build()
-        .await
-        .map_err(|source| ProcessError::Device { source })?;
     let mut end = signal(SignalKind::terminate()).map_err(runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(runtime)?;
+    let (engine, mut gone) = Driver::start(Arc::clone(tun), mtu_bytes).map_err(runtime)?;
 
     let listener = bind(args, socket)?;
     let (questions, mut asked) = mpsc::channel(CLIENTS_MAX);
     tokio::spawn(listen(listener, questions));
     tracing::info!(interface = args.name, "the tunnel process is ready");
-    // gotatun 0.10.2 takes the end of its own tasks at a change of key or port for a fatal error, and keeps that
-    // for good: after a second configuration only the interface's own failure counts.
-    let mut configurations = 0_u32;
-    let mut peers = Peers::default();
     loop {
         tokio::select! {
-            // The removal of the interface, and nothing else, shows as an error condition.
-            _ = tun.ready(Interest::ERROR) => return Err(fatal()),
-            () = device.wait(), if configurations < 2 => return Err(fatal()),
-            Some((text, reply)) = asked.recv() => {
-                let answer = answer(&device, &mut peers, &text).await;
-                configurations = configurations.saturating_add(answer.configured.into());
-                // A client that went away needs no answer.
-                let _ = reply.send(answer.text);
-                greet(&device, answer.reached).await;
+            error = &mut gone => {
+                return Err(ProcessError::Gone { name: args.name.clone(), source: error.ok() });
             }
-            _ = end.recv() => break,
-            _ = interrupt.recv() => break,
+            Some((text, reply)) = asked.recv() => {
+                // An engine that has ended answers nothing, and is noticed in the next turn. A client that went away
+                // needs no answer.
+                let answer = answer(&engine, &text).await;
+                let _ = reply.send(answer.unwrap_or_else(|| uapi::write_errno(-libc::ENODEV)));
+            }
+            _ = end.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
         }
     }
-    // Its tasks end with the runtime at the latest.
-    let _ = timeout(Duration::from_secs(1), device.stop()).await;
-    Ok(())
 }
 
 fn bind(args: &ProcessArgs, socket: &Path) -> Result<UnixListener, ProcessError> {
@@ -252,7 +230,7 @@ async fn converse(mut stream: UnixStream, questions: &mpsc::Sender<Question>) ->
             }
             // The last byte may be the first of the two.
             seen = request.len().saturating_sub(1);
-            if request.len() > uapi::MESSAGE_BYTES_MAX {
+            if request.len() > uapi::REQUEST_BYTES_MAX {
                 return Err(io::ErrorKind::InvalidData.into());
             }
             match timeout(CLIENT_DEADLINE, stream.read_buf(&mut request)).await {
@@ -272,82 +250,80 @@ async fn converse(mut stream: UnixStream, questions: &mpsc::Sender<Question>) ->
     }
 }
 
-/// What a request led to.
-#[derive(Default)]
-struct Answer {
-    text: String,
-    /// The peers whose whereabouts it told.
-    reached: Vec<x25519::PublicKey>,
-    /// Whether it had the key, the port or the mark in it.
-    configured: bool,
-}
-
-impl Answer {
-    fn errno(errno: i32) -> Self {
-        Self { text: uapi::write_errno(errno), ..Self::default() }
-    }
-}
-
-async fn answer(device: &Gotatun, peers: &mut Peers, text: &str) -> Answer {
-    let set = match Request::parse(text) {
-        Ok(Request::Get(scope)) => return Answer { text: status(device, &scope).await, ..Answer::default() },
-        Ok(Request::Set(set)) => set,
+/// None if the engine has ended.
+async fn answer(engine: &Driver, text: &str) -> Option<String> {
+    match Request::parse(text) {
+        Ok(Request::Get(Scope::Dropped)) => {
+            Some(uapi::write_dropped(&engine.with(|engine, _| engine.dropped()).await?))
+        }
+        Ok(Request::Get(scope)) => status(engine, scope).await,
+        Ok(Request::Set(set)) => Some(uapi::write_errno(apply(engine, set).await?)),
         Err(error) => {
             tracing::warn!(%error, "refused a request");
-            return Answer::errno(REFUSED);
-        }
-    };
-    let configured = set.private_key.is_some() || set.listen_port.is_some() || set.fwmark.is_some();
-    match peers.apply(device, &set).await {
-        Ok(Ok(reached)) => Answer { reached, configured, ..Answer::errno(0) },
-        Ok(Err(errno)) => Answer { configured, ..Answer::errno(errno) },
-        Err(error) => {
-            tracing::error!(%error, "cannot apply a configuration");
-            let errno = match error {
-                device::Error::Bind(e, _) | device::Error::IoError(e) => e.raw_os_error().map(|e| -e),
-                _ => None,
-            };
-            Answer { configured, ..Answer::errno(errno.unwrap_or(REFUSED)) }
+            Some(uapi::write_errno(REFUSED))
         }
     }
 }
 
-/// Begins a handshake with peers that have just been told. Whoever knew us under an earlier process holds a
-/// session that we lost, and would notice only after 15 s of silence.
-async fn greet(device: &Gotatun, peers: Vec<x25519::PublicKey>) {
-    let begun = peers.iter().map(|key| device.force_handshake(key));
-    // The first packet leaves when the future is first polled; the rest is the protocol's timers' business.
-    let _ = timeout(HANDSHAKE_SEND_DEADLINE, futures_util::future::join_all(begun)).await;
+/// Applies changes, some peers at a time: packets pass between them.
+async fn apply(engine: &Driver, mut set: Set) -> Option<i32> {
+    let replace = set.replace_peers;
+    let named = std::mem::take(&mut set.peers);
+    let has_peers = !named.is_empty();
+    let configured = engine.with(move |engine, wires| {
+        if let Some(key) = &set.private_key {
+            engine.set_private_key(key);
+        }
+        let keyed = engine.private_key().is_some();
+        if !keyed && (set.listen_port.is_some() || has_peers) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        if let Some(mark) = set.fwmark {
+            wires.set_mark(mark)?;
+        }
+        if keyed { wires.listen(set.listen_port.unwrap_or(0)) } else { Ok(()) }
+    });
+    if let Err(error) = configured.await? {
+        tracing::error!(%error, "cannot apply a configuration");
+        return Some(error.raw_os_error().map_or(REFUSED, |errno| -errno));
+    }
+    let mut changes = named;
+    if replace {
+        let named: HashSet<_> = changes.iter().map(|peer| peer.public_key).collect();
+        let there = engine.with(|engine, _| engine.keys()).await?;
+        let gone = there.into_iter().filter(|key| !named.contains(key));
+        // First, so that their addresses are free.
+        changes.splice(0..0, gone.map(|key| SetPeer { remove: true, ..SetPeer::new(key) }));
+    }
+    while !changes.is_empty() {
+        let rest = changes.split_off(changes.len().min(PEERS_PER_REQUEST_MAX));
+        engine
+            .with(move |engine, wires| changes.iter().for_each(|peer| engine.change(peer, replace, wires)))
+            .await?;
+        changes = rest;
+    }
+    Some(0)
 }
 
-async fn status(device: &Gotatun, scope: &Scope) -> String {
-    let now = SystemTime::now();
-    device
-        .read(async |device| {
-            let all = if *scope == Scope::Device { Vec::new() } else { device.peers().await };
-            let peers = all.into_iter().filter_map(|peer| {
-                let public_key = PublicKey::from_bytes(peer.peer.public_key.to_bytes());
-                scope.has(public_key).then(|| PeerStatus {
-                    public_key,
-                    endpoint: peer.peer.endpoint,
-                    last_handshake: peer.stats.last_handshake.and_then(|ago| now.checked_sub(ago)),
-                    rx_bytes: peer.stats.rx_bytes as u64,
-                    tx_bytes: peer.stats.tx_bytes as u64,
-                    allowed_ips: peer
-                        .peer
-                        .allowed_ips
-                        .iter()
-                        .filter_map(|net| AllowedIp::new(net.network(), net.prefix()))
-                        .collect(),
-                    keepalive_s: peer.peer.keepalive,
-                })
-            });
-            let peers = peers.collect();
-            let key = device.private_key().map(|key| PrivateKey::from_bytes(key.to_bytes()));
-            let status = InterfaceStatus { listen_port: device.listen_port(), public_key: None, peers };
-            uapi::write_status(key.as_ref(), device.fwmark(), &status)
-        })
-        .await
+/// None if the engine has ended.
+async fn status(engine: &Driver, scope: Scope) -> Option<String> {
+    let device = engine.with(|engine, wires| (engine.private_key(), wires.port(), wires.mark()));
+    let (key, listen_port, mark) = device.await?;
+    let mut status = InterfaceStatus { listen_port, public_key: None, peers: Vec::new() };
+    match scope {
+        Scope::Device | Scope::Dropped => {}
+        Scope::Peer(key) => status.peers.extend(engine.with(move |engine, _| engine.peer(key)).await?),
+        Scope::All => {
+            let mut from = Some(0);
+            while let Some(first) = from {
+                let page = engine.with(move |engine, _| engine.page(first, PEERS_PER_PAGE));
+                let (peers, next) = page.await?;
+                status.peers.extend(peers);
+                from = next;
+            }
+        }
+    }
+    Some(uapi::write_status(key.as_ref(), Some(mark).filter(|mark| *mark != 0), &status))
 }
 
 #[cfg(test)]

@@ -5,11 +5,18 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::dropped::{Dropped, Reason};
 use super::interface::{AllowedIp, InterfaceStatus, PeerStatus};
 use super::keys::{PrivateKey, PublicKey};
 
-/// The longest request or answer, in bytes: room for more than 10,000 peers.
-pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+/// The longest request, in bytes: room for more than 10,000 peers, of which the daemon sends some at a time.
+pub const REQUEST_BYTES_MAX: usize = 8 << 20;
+
+/// The longest answer, in bytes: room for all the peers that there are addresses for, at some 330 bytes each.
+pub const ANSWER_BYTES_MAX: usize = 32 << 20;
+
+/// What the counts of dropped packets are called in an answer, before the reason.
+const DROPPED: &str = "dropped_";
 
 /// A text that is not the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +39,8 @@ pub enum Scope {
     Device,
     /// The interface, and this peer if it is there.
     Peer(PublicKey),
+    /// How many packets went no further, and why.
+    Dropped,
 }
 
 impl Scope {
@@ -42,16 +51,7 @@ impl Scope {
             Self::All => "get=1\n\n".to_owned(),
             Self::Device => "get=1\npeers=none\n\n".to_owned(),
             Self::Peer(peer) => format!("get=1\npublic_key={}\n\n", hex(peer.as_bytes())),
-        }
-    }
-
-    /// Whether the peer is part of it.
-    #[must_use]
-    pub fn has(&self, peer: PublicKey) -> bool {
-        match self {
-            Self::All => true,
-            Self::Device => false,
-            Self::Peer(wanted) => *wanted == peer,
+            Self::Dropped => "get=1\ndropped=true\n\n".to_owned(),
         }
     }
 
@@ -59,6 +59,7 @@ impl Scope {
         match line.map(|line| line.split_once('=')) {
             None => Some(Self::All),
             Some(Some(("peers", "none"))) => Some(Self::Device),
+            Some(Some(("dropped", "true"))) => Some(Self::Dropped),
             Some(Some(("public_key", value))) => Some(Self::Peer(PublicKey::from_bytes(key(value)?))),
             Some(_) => None,
         }
@@ -243,6 +244,36 @@ pub fn write_status(key: Option<&PrivateKey>, fwmark: Option<u32>, status: &Inte
     text
 }
 
+/// The answer to [`Scope::Dropped`].
+#[must_use]
+pub fn write_dropped(dropped: &Dropped) -> String {
+    let mut text = String::new();
+    for (reason, packets) in dropped.iter() {
+        line(&mut text, &format!("{DROPPED}{}", reason.as_str()), packets);
+    }
+    text.push_str(&write_errno(0));
+    text
+}
+
+/// Reads the answer to [`Scope::Dropped`]. Reasons that are not known are passed over: the process may be of a later
+/// version.
+///
+/// # Errors
+/// Names the first known reason whose count is not understood.
+pub fn read_dropped(text: &str) -> Result<Dropped, ProtocolError> {
+    let mut dropped = Dropped::default();
+    for line in text.lines() {
+        let Some((name, packets)) = line.strip_prefix(DROPPED).and_then(|rest| rest.split_once('=')) else {
+            continue;
+        };
+        if let Some(reason) = Reason::ALL.into_iter().find(|reason| reason.as_str() == name) {
+            let packets = packets.parse().map_err(|_| ProtocolError(name.to_owned()))?;
+            dropped.add(reason, packets);
+        }
+    }
+    Ok(dropped)
+}
+
 /// The end of every answer; to [`Request::Set`], all of it.
 #[must_use]
 pub fn write_errno(errno: i32) -> String {
@@ -380,7 +411,7 @@ mod tests {
     #[test]
     fn a_part_can_be_asked_for() {
         let key = PublicKey::from_bytes([0xab; 32]);
-        for scope in [Scope::All, Scope::Device, Scope::Peer(key)] {
+        for scope in [Scope::All, Scope::Device, Scope::Peer(key), Scope::Dropped] {
             let text = scope.write();
             let Request::Get(read) = Request::parse(text.trim_end()).unwrap() else { panic!("{text}") };
             assert_eq!(read, scope);
@@ -388,6 +419,18 @@ mod tests {
         for bad in ["get=1\npeers=some", "get=1\npublic_key=00", "get=1\npeers=none\npeers=none"] {
             assert!(Request::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn counts_of_what_was_dropped_survive_writing_and_reading() {
+        let mut dropped = Dropped::default();
+        for (n, reason) in (1..).zip(Reason::ALL) {
+            dropped.add(reason, n);
+        }
+        let text = write_dropped(&dropped);
+        assert_eq!(read_errno(&text), Ok(0));
+        assert_eq!(read_dropped(&format!("dropped_of_late=3\n{text}")).unwrap(), dropped);
+        assert!(read_dropped("dropped_source=many\n").is_err());
     }
 
     #[test]

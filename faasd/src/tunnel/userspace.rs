@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::dropped::Dropped;
 use super::interface::{
     DeviceStatus, Interface, InterfaceStatus, Kind, PEERS_PER_REQUEST_MAX, PeerChange, PeerStatus,
 };
@@ -20,6 +21,7 @@ use super::keys::{PrivateKey, PublicKey};
 use super::process::{ProcessArgs, SOCKET_DIR};
 use super::uapi::{self, Scope, Set, SetPeer};
 use super::{Error, PROCESS_DEADLINE, Setup};
+use crate::sys::cgroup;
 use crate::sys::netns::NetNs;
 
 /// How long one request may take.
@@ -37,13 +39,15 @@ pub struct Launch {
     pub socket_dir: PathBuf,
     /// Where its output goes; nowhere without. It is appended to.
     pub log: Option<PathBuf>,
+    /// The control group that it is put into; its starter's without.
+    pub cgroup: Option<String>,
 }
 
 impl Launch {
     /// With the defaults.
     #[must_use]
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), socket_dir: SOCKET_DIR.into(), log: None }
+        Self { program: program.into(), socket_dir: SOCKET_DIR.into(), log: None, cgroup: None }
     }
 }
 
@@ -99,6 +103,9 @@ pub fn start(ns: &NetNs, setup: &Setup<'_>) -> Result<UserspaceInterface, Error>
     };
     let (mut child, log) = spawn(launch, &args.to_args())
         .map_err(|source| Error::Start { program: launch.program.clone(), source })?;
+    if let Some(group) = &launch.cgroup {
+        cgroup::set_apart(group, child.id());
+    }
     let deadline = Instant::now() + PROCESS_DEADLINE;
     loop {
         if let Some(found) = find(name, &launch.socket_dir)? {
@@ -240,7 +247,7 @@ fn exchange(mut stream: UnixStream, request: &str) -> io::Result<String> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
-        if answer.len() > uapi::MESSAGE_BYTES_MAX {
+        if answer.len() > uapi::ANSWER_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is too long"));
         }
     }
@@ -312,6 +319,11 @@ impl Interface for UserspaceInterface {
     fn device(&self) -> Result<DeviceStatus, Error> {
         let InterfaceStatus { listen_port, public_key, .. } = self.read(&Scope::Device)?;
         Ok(DeviceStatus { listen_port, public_key })
+    }
+
+    fn dropped(&self) -> Result<Dropped, Error> {
+        let answer = self.request("read", &Scope::Dropped.write())?;
+        uapi::read_dropped(&answer).map_err(|source| Error::Protocol { name: self.name.clone(), source })
     }
 
     fn peer(&self, key: PublicKey) -> Result<Option<PeerStatus>, Error> {

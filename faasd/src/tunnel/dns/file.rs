@@ -77,10 +77,17 @@ fn strip(text: &str, name: &str) -> Stripped {
 
 fn read(path: &Path) -> Result<String, DnsError> {
     let mut text = String::new();
-    match fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_string(&mut text)) {
+    let read = fs::File::open(path).and_then(|file| {
+        // Of a longer one the rest would be lost when it is written back.
+        match file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64 {
+            ..=FILE_BYTES_MAX => Ok(()),
+            _ => Err(io::ErrorKind::FileTooLarge.into()),
+        }
+    });
+    match read {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(source) => Err(DnsError::File { operation: "read", path: path.to_owned(), source }),
-        Ok(_) => Ok(text),
+        Ok(()) => Ok(text),
     }
 }
 
@@ -121,6 +128,19 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
         assert!(!saved.exists());
         restore(&path, &saved, "faas0").unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, saved) = (dir.path().join("resolv.conf"), dir.path().join("saved"));
+        let line = "# as long as it takes\n";
+        let old = line.repeat(FILE_BYTES_MAX as usize / line.len() + 1);
+        fs::write(&path, &old).unwrap();
+        point(&path, &saved, "faas0", SERVER).unwrap_err();
+        assert_eq!(fs::read_to_string(&path).unwrap(), old);
+        fs::write(&path, &old[..FILE_BYTES_MAX as usize]).unwrap();
+        point(&path, &saved, "faas0", SERVER).unwrap();
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Cutting what the kernel has not.
 
+use bytes::BytesMut;
+
 use super::{
     CWR, FIN, GSO_NONE, GSO_TCP6, HEADER_BYTES, Header, IPV6_BYTES, NEEDS_CHECKSUM, PSH, TCP_BYTES_MIN,
     TCP_CHECKSUM, TCP_FLAGS, fold, pseudo_header, sum,
@@ -49,33 +51,31 @@ impl<'a> Segments<'a> {
         }
     }
 
-    /// The length of the longest packet.
+    /// The packet whose header all of them share.
     #[must_use]
-    pub fn bytes_max(&self) -> usize {
-        self.cut.map_or(self.packet.len(), |cut| self.packet.len().min(cut.header_bytes + cut.segment_bytes))
+    pub fn packet(&self) -> &[u8] {
+        self.packet
     }
 
-    /// Writes the next packet and returns its length; `None` when there are no more, or `out` is shorter than
-    /// [`Segments::bytes_max`].
-    pub fn next_into(&mut self, out: &mut [u8]) -> Option<usize> {
+    /// Appends the next packet and returns its length; `None` when there are no more.
+    pub fn next_onto(&mut self, out: &mut BytesMut) -> Option<usize> {
         let Some(Cut { header_bytes, segment_bytes }) = self.cut else {
             if self.at >= self.packet.len() {
                 return None;
             }
             self.at = self.packet.len();
-            out.get_mut(..self.packet.len())?.copy_from_slice(self.packet);
+            out.extend_from_slice(self.packet);
             return Some(self.packet.len());
         };
         let (header, payload) = self.packet.split_at_checked(header_bytes)?;
         let begin = self.at - header_bytes;
         let end = (begin + segment_bytes).min(payload.len());
         let part = payload.get(begin..end).filter(|part| !part.is_empty())?;
-        let out = out.get_mut(..header_bytes + part.len())?;
-        let (head, body) = out.split_at_mut(header_bytes);
-        head.copy_from_slice(header);
-        body.copy_from_slice(part);
+        let from = out.len();
+        out.extend_from_slice(header);
+        out.extend_from_slice(part);
 
-        let (ipv6, tcp) = head.split_first_chunk_mut::<IPV6_BYTES>()?;
+        let (ipv6, tcp) = out.get_mut(from..from + header_bytes)?.split_first_chunk_mut::<IPV6_BYTES>()?;
         let tcp_bytes = tcp.len() + part.len();
         ipv6.get_mut(4..6)?.copy_from_slice(&(tcp_bytes as u16).to_be_bytes());
         let seq: &mut [u8; 4] = tcp.get_mut(4..8)?.try_into().ok()?;
@@ -146,9 +146,9 @@ mod tests {
             Header { flags: NEEDS_CHECKSUM, checksum_start: 40, checksum_offset: 16, ..Header::default() };
         let mut frame = frame(header, &lacking);
         let mut segments = Segments::of(&mut frame).unwrap();
-        let mut out = vec![0; segments.bytes_max()];
-        assert_eq!(segments.next_into(&mut out), Some(whole.len()));
-        assert_eq!(segments.next_into(&mut out), None);
+        let mut out = BytesMut::new();
+        assert_eq!(segments.next_onto(&mut out), Some(whole.len()));
+        assert_eq!(segments.next_onto(&mut out), None);
         assert_eq!(out, whole);
         assert_eq!(sum_of(&out), 0xffff);
     }
@@ -165,10 +165,11 @@ mod tests {
         };
         let mut frame = frame(header, &packet(7, CWR | FIN | PSH | 0x10, &[9; 25]));
         let mut segments = Segments::of(&mut frame).unwrap();
-        let mut out = vec![0; segments.bytes_max()];
+        let mut out = BytesMut::new();
         let mut seen = Vec::new();
-        while let Some(bytes) = segments.next_into(&mut out) {
-            assert_eq!(sum_of(&out[..bytes]), 0xffff);
+        while let Some(bytes) = segments.next_onto(&mut out) {
+            let out = out.split();
+            assert_eq!((out.len(), sum_of(&out)), (bytes, 0xffff));
             seen.push((bytes - 72, out[IPV6_BYTES + 7], out[IPV6_BYTES + TCP_FLAGS]));
         }
         assert_eq!(seen, [(10, 7, CWR | 0x10), (10, 17, 0x10), (5, 27, FIN | PSH | 0x10)]);
