@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 /// How long processes that were told to end may take to leave their group.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The cgroup (v2) that this process is in; out of the root, where everything else may be, it moves itself first.
+/// The cgroup (v2) that the guards are attached to: the one that this process is in. Out of the root, where everything else may
+/// be, it moves itself first. A unit's group is removed when the unit stops, and what is attached with it, while sockets that
+/// were made in it live on: where the containers' group is beside it, it is the slice around both.
 ///
 /// # Errors
 /// If there is no cgroup2 file system, or no right to make a group.
-pub fn own(instance: &str) -> io::Result<PathBuf> {
+pub fn own(instance: &str, delegated: Option<&str>) -> io::Result<PathBuf> {
     let mount = mount_point(&fs::read_to_string("/proc/self/mountinfo")?).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
@@ -23,7 +25,8 @@ pub fn own(instance: &str) -> io::Result<PathBuf> {
     let own = fs::read_to_string("/proc/self/cgroup")?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
     if !path.is_empty() {
-        return Ok(mount.join(path));
+        let around = delegated.and_then(|group| common(path, group.trim_start_matches('/')));
+        return Ok(mount.join(around.as_deref().unwrap_or(Path::new(path))));
     }
     let group = mount.join(format!("{instance}-daemon"));
     match fs::create_dir(&group) {
@@ -34,17 +37,25 @@ pub fn own(instance: &str) -> io::Result<PathBuf> {
     Ok(group)
 }
 
-/// Removes the group that [`own`] made, and the group of the containers, wherever they are empty.
+/// The innermost group that two are in, if it is not the root.
+fn common(one: &str, other: &str) -> Option<PathBuf> {
+    let (one, other) = (Path::new(one).components(), Path::new(other).components());
+    let path: PathBuf = one.zip(other).take_while(|(a, b)| a == b).map(|(a, _)| a).collect();
+    (!path.as_os_str().is_empty()).then_some(path)
+}
+
+/// Removes the group that [`own`] made, and others, such as the containers', wherever they are empty.
 ///
 /// # Errors
 /// Those of `rmdir(2)`; groups that are not there are none.
-pub fn remove(instance: &str) -> io::Result<()> {
+pub fn remove(instance: &str, others: &[String]) -> io::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     leave(instance, &mounts)?;
     let mut result = Ok(());
     for mount in cgroup_mounts(&mounts) {
-        for group in [format!("{instance}-daemon"), instance.to_owned()] {
-            match remove_soon(&mount.join(group)) {
+        let own = format!("{instance}-daemon");
+        for group in others.iter().chain([&own]) {
+            match remove_soon(&mount.join(group.trim_start_matches('/'))) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => result = Err(e),
                 _ => {}
             }
@@ -96,6 +107,14 @@ fn mount_of(line: &str, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn guards_are_around_the_daemon_and_its_containers() {
+        let units = ("faasd.slice/faasd.service", "faasd.slice/faasd-functions.service");
+        assert_eq!(common(units.0, units.1), Some(PathBuf::from("faasd.slice")));
+        assert_eq!(common("faasd.slice/faasd.service", "faasd.slice2/x"), None);
+        assert_eq!(common("system.slice/faasd.service", "faasd"), None);
+    }
 
     #[test]
     fn the_mount_point_is_found() {

@@ -22,7 +22,7 @@ use rustix::net::{
     socket_with, sockopt,
 };
 
-use crate::sys::scm;
+use crate::sys::{cgroup, scm};
 
 /// The longest name of an entry, in bytes.
 const NAME_BYTES_MAX: usize = 255;
@@ -60,6 +60,8 @@ pub enum FdStoreError {
 pub struct FdStore {
     path: PathBuf,
     program: PathBuf,
+    /// Where a store's process is put.
+    cgroup: Option<String>,
     connection: Connection,
     kept: BTreeMap<String, Vec<OwnedFd>>,
 }
@@ -75,10 +77,10 @@ impl FdStore {
     ///
     /// # Errors
     /// [`FdStoreError`].
-    pub fn open(path: &Path, program: &Path) -> Result<Self, FdStoreError> {
-        let connection = Connection::open(path, program)?;
+    pub fn open(path: &Path, program: &Path, cgroup: Option<String>) -> Result<Self, FdStoreError> {
+        let connection = Connection::open(path, program, cgroup.as_deref())?;
         let kept = connection.list()?;
-        Ok(Self { path: path.to_owned(), program: program.to_owned(), connection, kept })
+        Ok(Self { path: path.to_owned(), program: program.to_owned(), cgroup, connection, kept })
     }
 
     /// Keeps duplicates of descriptors under a name, in place of what was kept there before.
@@ -133,7 +135,7 @@ impl FdStore {
     /// [`FdStoreError`].
     pub fn replace(&mut self) -> Result<(), FdStoreError> {
         tracing::warn!("the descriptor store died; another takes its place");
-        self.connection = Connection::open(&self.path, &self.program)?;
+        self.connection = Connection::open(&self.path, &self.program, self.cgroup.as_deref())?;
         for (name, kept) in &self.kept {
             let kept: Vec<_> = kept.iter().map(AsFd::as_fd).collect();
             self.connection.put(name, &kept)?;
@@ -176,7 +178,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`FdStoreError`].
-    fn open(path: &Path, program: &Path) -> Result<Self, FdStoreError> {
+    pub fn open(path: &Path, program: &Path, cgroup: Option<&str>) -> Result<Self, FdStoreError> {
         let error = |source| FdStoreError::Connect { path: path.to_owned(), source };
         if let Some(store) = Self::find(path).map_err(error)? {
             return Ok(store);
@@ -191,6 +193,9 @@ impl Connection {
             .process_group(0)
             .spawn()
             .map_err(|source| FdStoreError::Start { program: program.to_owned(), source })?;
+        if let Some(group) = cgroup {
+            cgroup::set_apart(group, child.id());
+        }
         let deadline = Instant::now() + START_DEADLINE;
         loop {
             if let Some(store) = Self::find(path).map_err(error)? {

@@ -25,6 +25,7 @@ use super::metrics::{self, Snapshot};
 use super::network::Network;
 use super::owner::{Listed, Message, Wanted, images};
 use super::secrets::Secrets;
+use super::steering::Steering;
 use super::used::{self, Consumption, UsedBy};
 use crate::api::condition::Condition;
 use crate::api::types::{
@@ -48,6 +49,7 @@ pub struct Daemon {
     pub access: Arc<Access>,
     /// What the API has turned away in the tunnel.
     pub refusals: Arc<Refusals>,
+    pub steering: Arc<Steering>,
     pub ingress: Arc<Ingress>,
     pub images: image::Store,
     pub logs: Logs,
@@ -135,12 +137,14 @@ impl Daemon {
         let functions = Arc::new(self.listed("").await?);
         let (used, flows) = self.used("", &functions).await?;
         let network = Arc::clone(&self.network);
+        let (wireguard, tunnel_dropped) = blocking(move || Ok((network.kind(), network.dropped()))).await?;
         Ok(Snapshot {
             began,
             functions,
             used,
             flows,
-            wireguard: blocking(move || Ok(network.kind())).await?,
+            wireguard,
+            tunnel_dropped,
             unroutable_packets: blocking(unroutable).await?,
             decisions: self.ask(|reply| Message::Decisions { reply }).await??,
             dns: self.dns.counts(),
@@ -148,6 +152,7 @@ impl Daemon {
             peers: self.peers().await?,
             access: self.counts().await?,
             api_refused: self.refusals.counts(),
+            following: [("policy", self.access.following()), ("steering", self.steering.following())],
         })
     }
 }

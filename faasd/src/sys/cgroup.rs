@@ -132,6 +132,23 @@ impl Cgroups {
         groups.try_for_each(|dir| fs::write(dir.join("cgroup.procs"), pid.to_string()))
     }
 
+    /// Makes a group in every hierarchy that has the one above it, and puts a process into it.
+    ///
+    /// # Errors
+    /// `NotFound` if no hierarchy has the group above, and those of `mkdir(2)` and of writing `cgroup.procs`.
+    pub fn add_below(&self, group: &str, pid: u32) -> io::Result<()> {
+        let is_below = |dir: &PathBuf| dir.parent().is_some_and(Path::exists);
+        let mut found = false;
+        for dir in self.directories(group).filter(is_below) {
+            found = true;
+            match fs::create_dir(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
+        }
+        if found { self.add(group, pid) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
     /// The names of the groups within a group, in any hierarchy.
     #[must_use]
     pub fn children(&self, group: &str) -> Vec<String> {
@@ -229,6 +246,14 @@ impl Cgroups {
         // An empty name would be the hierarchy's root.
         let some = !group.is_empty();
         self.hierarchies.iter().filter(move |_| some).map(move |h| h.mount.join(&group))
+    }
+}
+
+/// Puts a process that serves without us where our end does not reach it, making the group if need be. Where that fails it
+/// stays beside us, which is said.
+pub fn set_apart(group: &str, pid: u32) {
+    if let Err(error) = Cgroups::discover().and_then(|all| all.add_below(group, pid)) {
+        tracing::warn!(group, pid, %error, "a process stays in the daemon's control group, and may end with it");
     }
 }
 
