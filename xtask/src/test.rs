@@ -44,7 +44,7 @@ pub fn main(args: &Args) -> Result<()> {
         // Asked now, so that nobody waits minutes to hear it.
         root::command("true", &[])?;
     }
-    let programs = build("test")?;
+    let programs = build("test", &["--workspace"], &["--workspace"])?;
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     let mut all = Tally::default();
 
@@ -90,15 +90,13 @@ pub fn main(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the daemon, the client and all test programs, and says where these are.
-pub fn build(task: &str) -> Result<Vec<Program>> {
+/// Builds the programs and the test programs of these crates and targets, and says where the latter are.
+pub fn build(task: &str, programs_of: &[&str], tests_of: &[&str]) -> Result<Vec<Program>> {
     println!("{task}: building …");
     let start = Instant::now();
-    run::run(repo::cargo().args(["build", "--workspace", "--bins", "--locked", "--quiet"]))?;
+    run::run(repo::cargo().arg("build").args(programs_of).args(["--bins", "--locked", "--quiet"]))?;
     let mut cargo = repo::cargo();
-    cargo.args([
-        "test",
-        "--workspace",
+    cargo.arg("test").args(tests_of).args([
         "--no-run",
         "--locked",
         "--message-format=json-render-diagnostics",

@@ -34,12 +34,35 @@ pub const CARGO_DENY: Tool = Tool {
 pub const BORINGTUN: Tool =
     Tool { name: "boringtun-cli", version: "0.7.1", why: "is a tunnel to compare with", measured: true };
 
+pub const CARGO_AUDITABLE: Tool = Tool {
+    name: "cargo-auditable",
+    version: "0.7.7",
+    why: "writes into programs what they are made of",
+    measured: false,
+};
+
+pub const CARGO_CYCLONEDX: Tool = Tool {
+    name: "cargo-cyclonedx",
+    version: "0.5.9",
+    why: "writes the bill of materials of a release",
+    measured: false,
+};
+
 impl Tool {
     /// Where this version is: in the PATH, or installed earlier by us.
     pub fn find(&self) -> Option<PathBuf> {
         let ours = directory().join("bin").join(self.name);
+        if ours.is_file() && self.is_listed() {
+            return Some(ours);
+        }
         let theirs = run::which(self.name);
         [Some(ours), theirs].into_iter().flatten().find(|program| self.is_right(program))
+    }
+
+    /// cargo's own list of what it has installed: subcommands of cargo need not say their version.
+    fn is_listed(&self) -> bool {
+        let list = std::fs::read_to_string(directory().join(".crates.toml")).unwrap_or_default();
+        list.contains(&format!("\"{} {} (", self.name, self.version))
     }
 
     fn is_right(&self, program: &PathBuf) -> bool {

@@ -1,15 +1,15 @@
-//! `cargo xtask bench --cold`: what a connection to a function that does not run waits for, beside the same program by
+//! `cargo xtask bench cold`: what a connection to a function that does not run waits for, beside the same program by
 //! `runc run` and by namespaces and `execve` alone.
 
-use std::ffi::OsString;
 use std::fs;
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::measure::{NICE, Server};
-use super::{Args, built, platform};
+use super::measure::{Server, harness};
+use super::platform::{Place, Platform};
+use super::{Job, built};
 use crate::run;
 
 /// What is started.
@@ -36,30 +36,34 @@ const PROGRAMS: [Program; 3] = [
 ];
 
 /// Rounds of a quick run.
-const QUICK: &str = "10";
+const QUICK: &str = "6";
 
 /// Deploys each program twice, with nothing prepared and with one instance, and measures.
-pub fn run(server: &Server<'_>, args: &Args) -> Result<()> {
-    let mut command = Command::new("nice");
-    command.args(["-n", NICE]).arg(built("faasd-bench")).arg("cold");
-    command.arg("--faas").arg(built("faas")).arg("--socket").arg(server.run.join("faasd.sock"));
-    command.arg("--bundles").arg(platform::bundles());
+pub fn run(job: &Job) -> Result<()> {
+    let place = Place::here();
+    let (bundles, faas) = (place.bundles(), place.program("faas"));
+    let platform = Platform::start(place)?;
+    let measured = measure(job, &platform.server(), &bundles, &faas);
+    measured.and(platform.end())
+}
+
+fn measure(job: &Job, server: &Server<'_>, bundles: &Path, faas: &Path) -> Result<()> {
+    let mut command = harness("cold");
+    command.arg("--faas").arg(faas).arg("--socket").arg(server.run.join("faasd.sock"));
+    command.arg("--bundles").arg(bundles).arg("--out").arg(&job.out);
     for Program { name: program, code, head } in PROGRAMS {
         for (prepared, suffix) in [(0, ""), (1, "-prepared")] {
             let name = format!("{program}{suffix}");
             let scale = format!("\n[scale]\nmin = 0\nprepared = {prepared}\nidle = \"1s\"\n");
             let address = deploy(server, &name, code, &format!("{head}{scale}"))?;
-            let netns = server.run.join("ingress");
-            command.arg("--target").arg(format!("{name}=[{address}]:80,netns={}", netns.display()));
+            let netns = server.from.display();
+            command.arg("--target").arg(format!("{name}=[{address}]:80,netns={netns}"));
         }
     }
-    if args.quick {
+    if job.quick {
         command.args(["--rounds", QUICK]);
     }
-    if let Some(file) = &args.out {
-        command.args([OsString::from("--out"), file.into()]);
-    }
-    run::run(command.args(&args.rest))
+    run::run(command.args(&job.rest))
 }
 
 fn deploy(server: &Server<'_>, name: &str, code: Option<(&str, &str)>, file: &str) -> Result<String> {

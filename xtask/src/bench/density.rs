@@ -1,4 +1,4 @@
-//! `cargo xtask bench --density`: what a thousand functions cost against one, in one run on one machine.
+//! `cargo xtask bench density`: what a thousand functions cost against one, in one run on one machine.
 //!
 //! First with one function, then with all of them: how long a deploy, a look-up, a page of the list and a DNS query
 //! take, and what a new connection to the first function costs against a bare server. Then what the daemon and its
@@ -12,13 +12,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::measure::{self, Server};
-use super::{Args, built};
+use super::Job;
+use super::measure::{self, Server, Target};
+use super::platform::{Place, Platform};
 use crate::{interrupt, run};
 
 /// Functions that are declared, and those of them that keep an instance.
 const DECLARED: usize = 1000;
 const WARM: usize = 200;
+/// The same of a quick run, in which they are deployed in half a minute.
+const QUICK: (usize, usize) = (200, 50);
 
 /// How often each thing is timed.
 const SAMPLES: usize = 21;
@@ -36,47 +39,50 @@ struct Costs {
 }
 
 /// Measures, and prints what it found.
-pub fn run(server: &Server<'_>, args: &Args) -> Result<()> {
+pub fn run(job: &Job) -> Result<()> {
+    let platform = Platform::start(Place::here())?;
+    let measured = measure(job, &platform.server());
+    measured.and(platform.end())
+}
+
+fn measure(job: &Job, server: &Server<'_>) -> Result<()> {
+    let (declared, warm) = if job.quick { QUICK } else { (DECLARED, WARM) };
     let target = measure::deploy(server)?.swap_remove(0);
     println!("density: one function");
     let one = costs(server, &target, "few")?;
-    println!("density: {DECLARED} functions, {WARM} of them with an instance");
+    println!("density: {declared} functions, {warm} of them with an instance");
     let began = Instant::now();
-    fill(server)?;
+    fill(server, declared, warm)?;
     let filled = began.elapsed();
     let all = costs(server, &target, "many")?;
     let instances = instances(server)?;
-    report(args, &one, &all, &instances, filled)
+    report(job, &one, &all, &instances, (declared, filled))
 }
 
-fn fill(server: &Server<'_>) -> Result<()> {
-    for number in 0..DECLARED {
+fn fill(server: &Server<'_>, declared: usize, warm: usize) -> Result<()> {
+    for number in 0..declared {
         interrupt::check()?;
-        let scale = if number < WARM { "min = 1" } else { "min = 0\nprepared = 0\nidle = \"1s\"" };
+        let scale = if number < warm { "min = 1" } else { "min = 0\nprepared = 0\nidle = \"1s\"" };
         deploy(server, &format!("f{number}"), scale)?;
     }
     // What only showed that it can is put to sleep before anything is measured.
     run::wait_for("the others to sleep", Duration::from_secs(60), || {
         let running =
             list(server)?.iter().filter(|f| f["instances"].as_array().is_some_and(|i| !i.is_empty())).count();
-        Ok((running <= WARM + 2).then_some(()))
+        Ok((running <= warm + 2).then_some(()))
     })
 }
 
 fn deploy(server: &Server<'_>, name: &str, scale: &str) -> Result<Duration> {
-    let directory = server.work.join("density");
-    fs::create_dir_all(&directory)?;
-    fs::copy(built("examples/hello"), directory.join("hello"))?;
     let file = format!(
         "contract = \"fd\"\ncommand = [\"./hello\"]\n[scale]\n{scale}\n[limits]\nmemory = \"16MiB\"\ntmp = \"1MiB\"\n"
     );
-    fs::write(directory.join("faas.toml"), file)?;
     let began = Instant::now();
-    (server.faas)(&["deploy", name, &directory.to_string_lossy()])?;
+    measure::deploy_one(server, name, &file)?;
     Ok(began.elapsed())
 }
 
-fn costs(server: &Server<'_>, target: &str, label: &str) -> Result<Costs> {
+fn costs(server: &Server<'_>, target: &Target, label: &str) -> Result<Costs> {
     let timed = |arguments: &[&str]| {
         let sample = |_| {
             let began = Instant::now();
@@ -118,12 +124,12 @@ fn dns(server: &Server<'_>) -> Result<Duration> {
 }
 
 /// What a new connection to the first function costs against a bare server, interleaved.
-fn connection(server: &Server<'_>, target: &str) -> Result<f64> {
+fn connection(server: &Server<'_>, target: &Target) -> Result<f64> {
     let out = server.work.join("connection.json");
     let arguments = ["--quick", "--scenarios", "new", "--clients", "1", "--subjects", "control", "--out"];
     let mut arguments: Vec<_> = arguments.map(Into::into).to_vec();
     arguments.push(out.clone().into_os_string());
-    run::quiet(&mut measure::command(&[target.to_owned()], &arguments))?;
+    run::quiet(&mut measure::command(std::slice::from_ref(target), &arguments))?;
     let results: Value = serde_json::from_str(&fs::read_to_string(&out)?)?;
     find_ratio(&results).with_context(|| format!("{} has no ratio of p50 for handoff", out.display()))
 }
@@ -160,17 +166,23 @@ fn median<T: Ord + Copy>(mut all: Vec<T>) -> T {
     all[all.len() / 2]
 }
 
-fn report(args: &Args, one: &Costs, all: &Costs, instances: &[u64], filled: Duration) -> Result<()> {
+fn report(
+    job: &Job,
+    one: &Costs,
+    all: &Costs,
+    instances: &[u64],
+    (declared, filled): (usize, Duration),
+) -> Result<()> {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let rows = [
         ("deploy, ms", ms(one.deploy), ms(all.deploy)),
-        ("describe, ms", ms(one.look_up), ms(all.look_up)),
-        ("ls with a prefix, ms", ms(one.page), ms(all.page)),
+        ("`faas describe`, ms", ms(one.look_up), ms(all.look_up)),
+        ("`faas ls PREFIX`, ms", ms(one.page), ms(all.page)),
         ("DNS query, ms", ms(one.dns), ms(all.dns)),
         ("new connection, p50 against bare", one.connection, all.connection),
-        ("daemon, MiB", one.daemon_kib as f64 / 1024.0, all.daemon_kib as f64 / 1024.0),
+        ("the daemon (PSS), MiB", one.daemon_kib as f64 / 1024.0, all.daemon_kib as f64 / 1024.0),
     ];
-    println!("\n{:<34} {:>9} {:>9} {:>7}", "", "one", DECLARED, "ratio");
+    println!("\n{:<34} {:>9} {:>9} {:>7}", "", "one", declared, "ratio");
     for (what, one, all) in rows {
         println!("{what:<34} {one:>9.2} {all:>9.2} {:>7.2}", all / one);
     }
@@ -180,14 +192,9 @@ fn report(args: &Args, one: &Costs, all: &Costs, instances: &[u64], filled: Dura
         instances.len(),
         filled.as_secs_f64()
     );
-    if let Some(file) = &args.out {
-        let table: Vec<_> =
-            rows.iter().map(|(what, one, all)| json!({"what": what, "one": one, "all": all})).collect();
-        let result = json!({
-            "declared": DECLARED, "warm": WARM, "rows": table, "instances": instances.len(), "instance_kib": kib,
-            "declared_in_s": filled.as_secs_f64(),
-        });
-        fs::write(file, serde_json::to_vec_pretty(&result)?)?;
-    }
-    Ok(())
+    let row = |(what, one, all): &(&str, f64, f64)| json!({"what": what, "one": one, "all": all, "ratio": all / one});
+    job.write(&json!({
+        "declared": declared, "rows": rows.iter().map(row).collect::<Vec<_>>(), "instances": instances.len(),
+        "instance_kib": kib, "declared_in_s": filled.as_secs_f64(),
+    }))
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench --dns`: our name server beside Knot and NSD, with the same zone, interleaved in one run.
+//! `cargo xtask bench dns`: our name server beside Knot and NSD, with the same zone, interleaved in one run.
 //!
 //! Each server has one worker on one core, and `dnsperf` another core. What counts is what a second of the server's CPU
 //! answers: whether the load can fill the server does not matter then. Where it runs does matter: beside the load, on
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::{Args, built};
+use super::{Job, built};
 use crate::{interrupt, run};
 
 /// How many functions the zone has.
@@ -54,14 +54,14 @@ impl Drop for Server {
 }
 
 /// Measures, and prints what it found.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(job: &Job) -> Result<()> {
     interrupt::catch()?;
-    let (rounds, seconds) = if args.quick { QUICK } else { (ROUNDS, SECONDS) };
+    let (rounds, seconds) = if job.quick { QUICK } else { (ROUNDS, SECONDS) };
     let mut rows = Vec::new();
     for functions in SIZES {
         rows.extend(measure(functions, rounds, seconds)?);
     }
-    report(args, &rows)
+    report(job, &rows)
 }
 
 fn measure(functions: usize, rounds: usize, seconds: u32) -> Result<Vec<Value>> {
@@ -273,7 +273,7 @@ fn median(all: &[f64]) -> f64 {
     all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn report(args: &Args, rows: &[Value]) -> Result<()> {
+fn report(job: &Job, rows: &[Value]) -> Result<()> {
     let number = |row: &Value, key: &str| row[key].as_f64().unwrap_or(f64::NAN);
     println!(
         "\n{:<8} {:>9} {:>14} {:>9} {:>9} {:>6}",
@@ -300,8 +300,5 @@ fn report(args: &Args, rows: &[Value]) -> Result<()> {
             row["functions"], took["p50_us"], took["p99_us"]
         );
     }
-    if let Some(file) = &args.out {
-        fs::write(file, serde_json::to_vec_pretty(&json!({ "rows": rows }))?)?;
-    }
-    Ok(())
+    job.write(&json!({ "rows": rows }))
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask bench --egress`: what a function's `connect` to another function costs, beside one that no agent is asked
+//! `cargo xtask bench egress`: what a function's `connect` to another function costs, beside one that no agent is asked
 //! about. Both are timed by the same program in a container, in turns.
 
 use std::fs;
@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::measure::Server;
-use super::{Args, built};
+use super::platform::{Place, Platform};
+use super::{Job, built};
 
 /// Times connections, some at a time, with pauses: an instance's calls are served at a limited rate.
 const TIMER: &str = r#"
@@ -42,7 +43,13 @@ const TIMERS: [(&str, &str); 2] = [
     ("granted", "allow = [\"egress-target.faas\"]\n[env]\nPLACE = \"egress-target.faas\"\n"),
 ];
 
-pub fn run(server: &Server<'_>, args: &Args) -> Result<()> {
+pub fn run(job: &Job) -> Result<()> {
+    let platform = Platform::start(Place::here())?;
+    let measured = measure(job, &platform.server());
+    measured.and(platform.end())
+}
+
+fn measure(job: &Job, server: &Server<'_>) -> Result<()> {
     let target = server.work.join("egress-target");
     fs::create_dir_all(&target)?;
     fs::copy(built("examples/hello"), target.join("hello"))?;
@@ -56,7 +63,7 @@ pub fn run(server: &Server<'_>, args: &Args) -> Result<()> {
         (server.faas)(&["deploy", name, &directory.to_string_lossy()])?;
     }
     let mut times = [Vec::new(), Vec::new()];
-    let rounds = if args.quick { ROUNDS_QUICK } else { ROUNDS };
+    let rounds = if job.quick { ROUNDS_QUICK } else { ROUNDS };
     // The first round finds nothing prepared, and is not counted.
     for round in 0..=rounds {
         for ((name, _), times) in TIMERS.iter().zip(&mut times) {
@@ -79,11 +86,7 @@ pub fn run(server: &Server<'_>, args: &Args) -> Result<()> {
             number("p99_us")
         );
     }
-    if let Some(file) = &args.out {
-        let text = serde_json::to_string_pretty(&json!({ "egress": rows }))?;
-        fs::write(file, text).with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
+    job.write(&json!({ "egress": rows }))
 }
 
 fn row(name: &str, times: &mut [u64]) -> Value {

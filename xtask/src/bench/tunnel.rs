@@ -1,15 +1,18 @@
-//! `cargo xtask bench --tunnel`: needs no platform, only the tunnel processes and two network namespaces.
+//! `cargo xtask bench tunnel`: needs no platform, only the tunnel processes and two network namespaces.
 
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Args, built};
+use super::{Job, built};
 use crate::tools::BORINGTUN;
 use crate::{repo, run};
 
-/// About two minutes.
-pub fn run(args: &Args) -> Result<()> {
+/// Rounds of a quick run.
+const QUICK: &str = "3";
+
+/// About a minute.
+pub fn run(job: &Job) -> Result<()> {
     let wireguard_go =
         run::which("wireguard-go").context("wireguard-go is missing: run `cargo xtask setup`")?;
     let mut command = Command::new(built("faasd-bench"));
@@ -18,9 +21,9 @@ pub fn run(args: &Args) -> Result<()> {
     command.arg("--faasd").arg(built("faasd"));
     command.arg("--boringtun").arg(BORINGTUN.require()?);
     command.arg("--wireguard-go").arg(wireguard_go);
-    if let Some(file) = &args.out {
-        let whole = std::path::absolute(file).with_context(|| format!("finding {}", file.display()))?;
-        command.arg("--out").arg(whole);
+    command.arg("--out").arg(&job.out);
+    if job.quick {
+        command.args(["--rounds", QUICK]);
     }
-    run::run(command.args(&args.rest))
+    run::run(command.args(&job.rest))
 }

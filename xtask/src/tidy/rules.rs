@@ -14,7 +14,6 @@ const LONG: &[(&str, &str)] = &[
         "faasd/src/runtime/runners/python.py",
         "every cold start compiles it anew, and each further module of it would be looked for and opened as well",
     ),
-    ("faasd/tests/tunnel.rs", "one pair of namespaces, and everything that is tried in it"),
     ("tests/tests/escape.rs", "one list of ways out, read from top to bottom"),
 ];
 

@@ -50,8 +50,19 @@ pub struct Machine {
 impl Machine {
     /// Boots it and waits until it takes commands.
     pub fn boot(image: &Image, payload: &Path, console: &Path) -> Result<Self> {
-        let start = Instant::now();
+        Self::start(qemu(image, payload, console, ""), console)
+    }
+
+    /// The same, of one that may be rebooted: its disk keeps what is written for as long.
+    pub fn boot_to_reboot(image: &Image, payload: &Path, console: &Path) -> Result<Self> {
         let mut command = qemu(image, payload, console, "");
+        // The last word counts.
+        command.args(["-action", "reboot=reset"]);
+        Self::start(command, console)
+    }
+
+    fn start(mut command: Command, console: &Path) -> Result<Self> {
+        let start = Instant::now();
         command.args(["-chardev", "stdio,id=agent,signal=off", "-device", "virtio-serial"]);
         command.args(["-device", "virtserialport,chardev=agent,name=faasd.agent"]);
         // A group of its own: Ctrl-C is for the task, which then ends the machine.
@@ -101,6 +112,20 @@ impl Machine {
             bail!("in the machine, `{command}` failed with {status}:\n{said}");
         }
         Ok(said)
+    }
+
+    /// Shuts it down in order, and waits until it is up again and takes commands.
+    pub fn reboot(&mut self) -> Result<()> {
+        let start = Instant::now();
+        // The agent's end is the machine's, unless told otherwise; what is told so is gone with the reboot.
+        let stay = "mkdir -p /run/systemd/system/faasd-agent.service.d && printf '[Unit]\\nSuccessAction=none\\nFailureAction=none\\n' > /run/systemd/system/faasd-agent.service.d/stay.conf && systemctl daemon-reload && sync";
+        self.succeed(stay, GRACE)?;
+        let asked = self.asked.as_mut().context("the machine is off")?;
+        let sent = writeln!(asked, "60 systemctl reboot").and_then(|()| asked.flush());
+        sent.context("the machine is gone")?;
+        // Exit statuses, as long as the first agent still says something.
+        while self.until_marked(start + BOOT_MAX, &mut |_| {}).context("it does not come back")? != "ready" {}
+        Ok(())
     }
 
     /// Passes lines on up to the agent's own.

@@ -3,17 +3,18 @@
 
 mod image;
 mod machine;
+mod package;
 mod payload;
 mod suite;
 
 use std::fs::{self, File, TryLockError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::setup::{self, Scope};
-use crate::{interrupt, repo, root, test};
+use crate::{interrupt, repo, root, run, test};
 use image::Image;
 use machine::Machine;
 use payload::Payload;
@@ -35,6 +36,9 @@ pub struct Args {
     /// A command in the machine instead of the tests: its output and its exit status are this task's
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["quick", "filter"])]
     run: Option<String>,
+    /// The life of a package instead of the tests: faasd_VERSION_amd64.deb, or the release directory that has it
+    #[arg(long, value_name = "DEB", conflicts_with_all = ["quick", "filter", "run", "shell"])]
+    package: Option<PathBuf>,
     /// Make the machine's system anew, from the packages of today
     #[arg(long)]
     rebuild: bool,
@@ -58,7 +62,12 @@ pub fn main(args: &Args) -> Result<()> {
         // Asked now, so that nobody waits to hear it.
         root::command("true", &[])?;
     }
-    let programs = suite::programs(test::build("vm")?);
+    if let Some(package) = &args.package {
+        let done = life_of(package, args.rebuild);
+        println!("vm: finished after {:.0} s", start.elapsed().as_secs_f64());
+        return done;
+    }
+    let programs = build()?;
     let image = Image::ready(args.rebuild)?;
     let tests: Vec<PathBuf> = programs.iter().map(|program| program.path.clone()).collect();
     let payload = Payload::make(&tests)?;
@@ -82,6 +91,30 @@ pub fn main(args: &Args) -> Result<()> {
     };
     println!("vm: finished after {:.0} s", start.elapsed().as_secs_f64());
     done
+}
+
+fn life_of(package: &Path, rebuild: bool) -> Result<()> {
+    let deb = package::find(package)?;
+    let name = deb.file_name().context("a package has a name")?.to_string_lossy().into_owned();
+    let image = Image::ready(rebuild)?;
+    let disk = payload::of_file(&deb)?;
+    let console = directory().join("console.log");
+    interrupt::catch()?;
+    println!("vm: booting; the console is in {} …", console.display());
+    let mut machine = Machine::boot_to_reboot(&image, &disk, &console)?;
+    println!("vm: up after {:.1} s", machine.boot_time.as_secs_f64());
+    package::run(&mut machine, &name)
+}
+
+/// The programs that a machine needs, and no others: to build all takes longer than what is done with them.
+fn build() -> Result<Vec<test::Program>> {
+    let crates = ["-p", "faasd", "-p", "faasd-tests"];
+    run::run(repo::cargo().args(["build", "-p", "faasd-sdk", "--example", "hello", "--locked", "--quiet"]))?;
+    let tests: Vec<&str> = crates
+        .into_iter()
+        .chain(suite::targets().iter().flat_map(|(_, target)| ["--test", target]))
+        .collect();
+    test::build("vm", &crates, &tests)
 }
 
 /// Images, disks and logs.

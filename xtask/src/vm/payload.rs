@@ -20,7 +20,7 @@ const SIZE: &str = "3G";
 const PROGRAMS: [&str; 4] = ["faasd", "faas", "escape-function", "examples/hello"];
 
 /// Where the machine mounts it.
-const MOUNT: &str = "/run/payload";
+pub const MOUNT: &str = "/run/payload";
 
 #[derive(Debug)]
 pub struct Payload {
@@ -41,6 +41,10 @@ impl Payload {
                 PROGRAMS.iter().map(|name| build.join(name)).chain(tests.iter().cloned()).collect();
             copy_programs(&build, &programs, &tree.join("build"))?;
             copy_checkout(&tree.join("checkout"))?;
+            // The place to mount the build at, where that is within the checkout: the disk is only read.
+            if let Ok(within) = build.strip_prefix(repo::root()) {
+                fs::create_dir_all(tree.join("checkout").join(within))?;
+            }
             let mke2fs = run::which("mke2fs").context("there is no mke2fs: `cargo xtask setup --for vm`")?;
             image::disk(Command::new(mke2fs), &tree, &disk, SIZE)
         })?;
@@ -60,6 +64,21 @@ impl Payload {
         ]
         .join(" && ")
     }
+}
+
+/// A disk with one file.
+pub fn of_file(file: &Path) -> Result<PathBuf> {
+    let tree = super::directory().join("package");
+    let disk = super::directory().join("package.img");
+    if tree.exists() {
+        fs::remove_dir_all(&tree)?;
+    }
+    fs::create_dir_all(&tree)?;
+    let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;
+    fs::copy(file, tree.join(name)).with_context(|| format!("copying {}", file.display()))?;
+    let mke2fs = run::which("mke2fs").context("there is no mke2fs: `cargo xtask setup --for vm`")?;
+    image::disk(Command::new(mke2fs), &tree, &disk, SIZE)?;
+    Ok(disk)
 }
 
 fn copy_programs(build: &Path, programs: &[PathBuf], to: &Path) -> Result<()> {
