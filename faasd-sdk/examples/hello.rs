@@ -1,11 +1,16 @@
-//! A function with something of everything: a short answer, a long one, a stream, a failure.
+//! A function with something of everything: a short answer, a long one, a stream, a WebSocket, a failure.
 
 use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
 
 use faasd_sdk::http::{self, BodyExt, Bytes, Full, Incoming, Method, Request, Response, StatusCode};
+use futures_util::{SinkExt, StreamExt};
 use http_body_util::Either;
+use hyper_util::rt::TokioIo;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
 /// The longest answer of `/big`.
 const BIG_BYTES_MAX: usize = 64 << 20;
@@ -39,6 +44,7 @@ async fn answer(request: Request<Incoming>) -> Answer {
             }
             _ => status(StatusCode::BAD_REQUEST, "write /sleep?ms=N, up to 60000\n"),
         },
+        (&Method::GET, "/ws") => websocket(request),
         (&Method::POST, "/echo") => Response::new(Either::Right(request.into_body())),
         (&Method::POST, "/count") => match count(request.into_body()).await {
             Ok(bytes) => text(format!("{bytes}\n")),
@@ -48,7 +54,7 @@ async fn answer(request: Request<Incoming>) -> Answer {
         (_, "/panic") => panic!("as it was asked to"),
         _ => status(
             StatusCode::NOT_FOUND,
-            "there is /, /big, /count, /crash, /echo, /env, /panic and /sleep\n",
+            "there is /, /big, /count, /crash, /echo, /env, /panic, /sleep and /ws\n",
         ),
     }
 }
@@ -61,6 +67,32 @@ fn status(status: StatusCode, body: &'static str) -> Answer {
     let mut answer = text(body);
     *answer.status_mut() = status;
     answer
+}
+
+/// Says each message back.
+fn websocket(mut request: Request<Incoming>) -> Answer {
+    let upgrade = http::upgrade::on(&mut request);
+    // The handshake looks at no body.
+    let request = request.map(drop);
+    let Ok(response) = create_response_with_body(&request, || Either::Left(Full::default())) else {
+        return status(StatusCode::BAD_REQUEST, "not the handshake of a WebSocket\n");
+    };
+    tokio::spawn(async move {
+        let Ok(upgraded) = upgrade.await else { return };
+        let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+        // An error is the client's: it hung up, or spoke something else.
+        while let Some(Ok(message)) = socket.next().await {
+            let said = if message.is_text() || message.is_binary() {
+                socket.send(message).await
+            } else {
+                socket.flush().await
+            };
+            if said.is_err() {
+                return;
+            }
+        }
+    });
+    response
 }
 
 /// The number that the query has for `key`.

@@ -9,9 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use faasd_sdk::http::{Full, Incoming, Request, Response, Server, StatusCode};
+use faasd_sdk::http::{Full, Incoming, Request, Response, Server, StatusCode, upgrade};
 use faasd_sdk::wire::{self, Kind, Record};
 use faasd_sdk::{Error, Receiver, StatusPage};
+use hyper_util::rt::TokioIo;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
@@ -24,9 +25,23 @@ struct Daemon {
     listener: TcpListener,
 }
 
-async fn service(request: Request<Incoming>) -> Result<Response<Full<faasd_sdk::http::Bytes>>, Infallible> {
+async fn service(
+    mut request: Request<Incoming>,
+) -> Result<Response<Full<faasd_sdk::http::Bytes>>, Infallible> {
     let mut response = Response::new(Full::from(format!("at {}\n", request.uri().path())));
     match request.uri().path() {
+        "/upgrade" => {
+            let upgrade = upgrade::on(&mut request);
+            tokio::spawn(async {
+                let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+            });
+            response = Response::default();
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            for (name, value) in [("connection", "upgrade"), ("upgrade", "echo")] {
+                response.headers_mut().insert(name, value.parse().unwrap());
+            }
+        }
         "/panic" => panic!("as it was asked to"),
         "/503" => *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE,
         "/slow" => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -120,6 +135,39 @@ fn keep_alive_and_pipelined_requests_are_answered_in_order() {
     daemon.drain().unwrap();
     assert_eq!(daemon.heard(), Kind::Drained);
     assert_eq!((daemon.status.received(), daemon.status.finished()), (1, 1));
+}
+
+#[test]
+fn an_upgraded_connection_is_open_until_the_service_drops_it() {
+    let mut daemon = Daemon::start();
+    let mut client =
+        daemon.dial("GET /upgrade HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\nearly");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        client.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    let mut said = [0; 5];
+    client.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"early");
+    let mut idle = daemon.dial(&get("/"));
+    answer(&mut idle);
+    rustix::net::send(&daemon.socket, &wire::header(Kind::Drain, 0), SendFlags::empty()).unwrap();
+    // The drain has begun with the first answer that says that it is the last.
+    while {
+        idle.write_all(get("/").as_bytes()).unwrap();
+        !answer(&mut idle).contains("connection: close")
+    } {}
+    client.write_all(b"still").unwrap();
+    client.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"still");
+    assert!(daemon.status.in_flight() >= 1);
+    drop(client);
+    daemon.instance.take().unwrap().join().unwrap().unwrap();
+    assert_eq!(daemon.heard(), Kind::Drained);
+    assert_eq!(daemon.status.in_flight(), 0);
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! The daemon's name server alone, on the loopback interface, with as many functions as are wanted: for
-//! `cargo xtask bench --dns`, which measures it beside other servers with the same zone.
+//! `cargo xtask bench dns`, which measures it beside other servers with the same zone.
 
 use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, UdpSocket};
 use std::path::PathBuf;

@@ -33,6 +33,13 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
+/// What is put before every daemon: `FAASD_TEST_WRAPPER`, words with spaces between them. So all that is tested is tried with
+/// fewer rights, or under a debugger.
+fn wrapper() -> Vec<String> {
+    let words = std::env::var("FAASD_TEST_WRAPPER").unwrap_or_default();
+    words.split_whitespace().map(str::to_owned).collect()
+}
+
 /// A program of this build: `faasd`, `faas`, `escape-function`, `examples/hello`.
 ///
 /// # Panics
@@ -125,7 +132,7 @@ impl Bed {
             dir,
             daemon: None,
             config: String::new(),
-            wrapper: Vec::new(),
+            wrapper: wrapper(),
             clients: 0,
             joined: BTreeSet::new(),
         };

@@ -207,7 +207,7 @@ where
     let Connection { caller, stream, guard, .. } = connection;
     let addresses = if shared.addresses { Addresses::of(&stream, &caller) } else { None };
     let activity = Arc::new(Activity { addresses, ..Activity::default() });
-    let mut stream = Stream::new(stream, Arc::clone(&activity));
+    let mut stream = Stream::new(stream, Arc::clone(&activity), guard);
     loop {
         // Boxed, so that a parked connection's task is small.
         match Box::pin(talk(&shared, stream, &activity)).await {
@@ -229,7 +229,6 @@ where
             }
         }
     }
-    drop(guard);
 }
 
 /// Lets hyper serve the connection: to its end, or until it is quiet, when its socket is given back.
@@ -247,7 +246,8 @@ where
     let mut unfinished_at = None;
     loop {
         let service = service_fn(|request| answer(shared, activity, request));
-        let mut talk = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let talk = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let mut talk = talk.with_upgrades();
         let mut seen = activity.requests();
         let ticked;
         loop {
@@ -290,7 +290,8 @@ where
             }
             seen = activity.requests();
         }
-        let parts = talk.into_parts();
+        // Upgraded, and the service's from then on.
+        let parts = talk.into_parts()?;
         stream = parts.io.into_inner();
         if parts.read_buf.is_empty() {
             return Some(stream);

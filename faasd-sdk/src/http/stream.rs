@@ -16,6 +16,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::connection::Activity;
+use crate::Guard;
 
 #[derive(Debug)]
 enum Socket {
@@ -35,12 +36,15 @@ pub(crate) struct Stream {
     socket: Socket,
     prefix: Bytes,
     activity: Arc<Activity>,
+    /// Here, because an upgraded connection is the service's own as long as it lives. The last field: a connection is
+    /// closed before it counts as finished.
+    _guard: Guard,
 }
 
 impl Stream {
-    pub(crate) fn new(socket: OwnedFd, activity: Arc<Activity>) -> Self {
+    pub(crate) fn new(socket: OwnedFd, activity: Arc<Activity>, guard: Guard) -> Self {
         let socket = Socket::Direct { socket: socket.into(), written: false };
-        Self { socket, prefix: Bytes::new(), activity }
+        Self { socket, prefix: Bytes::new(), activity, _guard: guard }
     }
 
     /// Puts bytes back, to be read again.

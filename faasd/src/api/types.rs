@@ -44,7 +44,7 @@
 //! | `DELETE /v1/groups/NAME?keep=true` | | [`Changed`] |
 //!
 //! On the server's own address in the tunnel there are `GET /metrics` for every peer, `POST /v1/join` ([`Join`], 204) for who
-//! is invited, and all of the above for admins.
+//! is invited, `POST /v1/rotate` (the same) for who has joined, and all of the above for admins.
 //!
 //! `TIME` is a time, or how long ago: `10m`. What is followed ends when the client hangs up; blank lines in it only show
 //! whether it has.

@@ -20,6 +20,7 @@ mod image;
 mod invoke;
 mod logs;
 mod ls;
+mod man;
 mod new;
 mod pack;
 mod policy;
@@ -46,6 +47,7 @@ use clap::error::ErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use exit::{Exit, Failure};
+pub use man::write_pages;
 pub use ui::Ui;
 
 use crate::api::client::{Client, SOCKET, Server};
@@ -152,6 +154,7 @@ enum Command {
     Version(version::Version),
     Schema(schema::Schema),
     Completions(completions::Completions),
+    Man(man::Man),
     Tunnel(tunnel::Tunnel),
     /// Serves a script; `faas dev`'s program for them
     #[command(hide = true)]
@@ -172,7 +175,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Access", &["allow", "deny", "policy", "group"]),
     ("Revisions", &["revisions", "promote", "rollback", "traffic", "alias"]),
     ("Network", &["vpn"]),
-    ("Machine", &["doctor", "version", "schema", "completions"]),
+    ("Machine", &["doctor", "version", "schema", "completions", "man"]),
 ];
 
 /// What a verb works with.
@@ -242,6 +245,7 @@ fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Doctor(verb) => block_on(verb.run(context)),
         Command::Version(verb) => block_on(verb.run(context)),
         Command::Completions(verb) => verb.run(context),
+        Command::Man(verb) => verb.run(context),
         Command::Tunnel(verb) => verb.run(),
         Command::RunScript { file } => script::run(&file).map_err(|e| Failure::chain(Exit::Failed, &e)),
     }

@@ -1,5 +1,7 @@
 //! `faas top`
 
+mod fit;
+
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -12,7 +14,7 @@ use crossterm::terminal::{self, Clear, ClearType, EnterAlternateScreen, LeaveAlt
 use crossterm::{execute, queue};
 use serde::Serialize;
 
-use super::ui::{size, state_cell, took};
+use super::ui::{printable, size, state_cell, took};
 use super::{Context, Failure, Format, Output};
 use crate::api::types::{FunctionUsage, Usage};
 use crate::core::name::FunctionName;
@@ -127,18 +129,27 @@ impl Top {
 
     async fn watch(&mut self, context: &Context, mut before: Usage) -> Result<(), Failure> {
         let screen = Screen::open()?;
-        let mut shown = Report { taken_at: before.taken_at, seconds: 0.0, functions: Vec::new() };
+        let mut shown = report(&before, before.clone(), self.sort);
+        let mut failure = None;
         let mut next = tokio::time::Instant::now();
         loop {
             if tokio::time::Instant::now() >= next {
-                let now = context.client.usage(&self.prefix).await?;
-                shown = report(&before, now.clone(), self.sort);
-                // The first look shows what there is; its rates are those of a very short time.
-                if shown.seconds >= INTERVAL_MIN {
-                    before = now;
+                match context.client.usage(&self.prefix).await {
+                    Ok(now) => {
+                        failure = None;
+                        shown = report(&before, now.clone(), self.sort);
+                        if shown.seconds < INTERVAL_MIN / 2.0 {
+                            // The first look shows what there is; its rates would be those of a very short time.
+                            shown = report(&now, now.clone(), self.sort);
+                        } else {
+                            before = now;
+                        }
+                    }
+                    // A daemon that is started anew is back in a moment.
+                    Err(error) => failure = Some(error.to_string()),
                 }
                 next = tokio::time::Instant::now() + self.pause();
-                self.draw(context, &shown)?;
+                self.draw(context, &shown, failure.as_deref())?;
             }
             // No call that waits for a key is ever left behind: what is typed at the shell afterwards is the shell's.
             if !event::poll(Duration::ZERO)? {
@@ -154,9 +165,9 @@ impl Top {
                     }
                     self.sort = sort_of(key.code).unwrap_or(self.sort);
                     sort(&mut shown.functions, self.sort);
-                    self.draw(context, &shown)?;
+                    self.draw(context, &shown, failure.as_deref())?;
                 }
-                Event::Resize(..) => self.draw(context, &shown)?,
+                Event::Resize(..) => self.draw(context, &shown, failure.as_deref())?,
                 _ => {}
             }
         }
@@ -164,29 +175,46 @@ impl Top {
         Ok(())
     }
 
-    fn draw(&self, context: &Context, report: &Report) -> Result<(), Failure> {
-        let (_, height) = terminal::size()?;
+    fn draw(&self, context: &Context, report: &Report, failure: Option<&str>) -> Result<(), Failure> {
+        let (width, height) = terminal::size()?;
+        let (width, height) = (usize::from(width), usize::from(height));
         let sum = |of: fn(&Row) -> f64| report.functions.iter().map(of).sum::<f64>();
+        let sorted = self.sort.to_possible_value().map(|value| value.get_name().to_owned());
+        let count = report.functions.len();
         let head = format!(
-            "{}   {} functions, {:.0} new connections/s, {:.0}% CPU, {} in, {} out   sorted by {} (c o u m t n), q ends",
+            "{}   {count} function{}   {:.0} new connections/s   {:.0}% CPU   {} in   {} out",
             report.taken_at.strftime("%H:%M:%SZ"),
-            report.functions.len(),
+            if count == 1 { "" } else { "s" },
             sum(|row| row.new_per_second),
             sum(|row| row.cpu_percent),
             rate(sum(|row| row.received_per_second)),
             rate(sum(|row| row.sent_per_second)),
-            self.sort.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default(),
         );
-        let room = usize::from(height).saturating_sub(4);
-        let table = context.ui.table_text(HEADER, report.functions.iter().take(room).map(cells));
+        let keys = match failure {
+            Some(why) => format!("q ends   trying again: {}", printable(why).replace('\n', " ")),
+            None => {
+                format!("q ends   sorted by {}   c o u m t n: by something else", sorted.unwrap_or_default())
+            }
+        };
+        // Two lines of head, an empty one, the titles, and one for what is below.
+        let room = height.saturating_sub(5);
+        let rows = report.functions.iter().take(room).map(cells).collect();
+        let (titles, rows) = fit::fit(&HEADER, rows, width);
+        let table = context.ui.table_text(titles.iter().map(String::as_str), rows);
+        let below = match count.saturating_sub(room) {
+            0 => String::new(),
+            more => format!("{more} more"),
+        };
         let mut out = io::stdout().lock();
         queue!(out, MoveTo(0, 0))?;
         // In raw mode a line's end alone does not go back to its beginning.
-        for line in [&*head, ""].into_iter().chain(table.lines()) {
+        for line in [&*fit::cut(&head, width), &*fit::cut(&keys, width), ""].into_iter().chain(table.lines())
+        {
             write!(out, "{line}")?;
             queue!(out, Clear(ClearType::UntilNewLine))?;
             write!(out, "\r\n")?;
         }
+        write!(out, "{}", fit::cut(&below, width))?;
         queue!(out, Clear(ClearType::FromCursorDown))?;
         Ok(out.flush()?)
     }

@@ -8,6 +8,7 @@
 //! and reads them from here.
 
 mod change;
+mod follow;
 mod kernel;
 mod load;
 mod show;
@@ -20,9 +21,11 @@ use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use change::RULES_MAX;
+use follow::Behind;
+pub use follow::Carried;
 pub use kernel::KernelEnforcer;
 pub use show::{NamedCounts, Names};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::api::{ApiError, nearest};
 use super::callers::Callers;
@@ -53,6 +56,12 @@ pub trait Enforcer: Send + Sync + fmt::Debug {
     /// # Errors
     /// Those of `sock_diag(7)`.
     fn cut(&self, is_refused: &dyn Fn(Ipv6Addr, SocketAddrV6) -> bool) -> anyhow::Result<u64>;
+
+    /// Forgets what it has counted of numbers that nobody has, so that whoever is given one of them begins at zero.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    fn forget_counts(&self, known: &HashSet<u32>) -> anyhow::Result<()>;
 
     /// What it has counted.
     ///
@@ -90,20 +99,29 @@ pub struct Access {
     /// The ports at which functions were reached under this daemon: where one function has a connection with another,
     /// they tell which of them has called.
     ports: Mutex<HashMap<FunctionName, HashSet<u16>>>,
+    /// What the kernel has not taken.
+    behind: Mutex<Behind>,
+    /// Told of it.
+    late: Arc<Notify>,
+    /// Held as well by what is [`Going`].
+    leaving: Arc<()>,
     attached: OnceLock<Attached>,
 }
 
 /// A subject that is on record no more, and still in the kernel's maps.
 #[derive(Debug)]
 #[must_use = "it is in the maps until it is finished"]
-pub struct Going(Vec<Effect>);
+pub struct Going {
+    effects: Vec<Effect>,
+    _leaving: Arc<()>,
+}
 
 impl Access {
     /// From here on changes are made in the kernel, whose maps are brought in line first, and whose address is whose is
     /// published. Blocks.
     ///
     /// # Errors
-    /// Those of the maps, and of the published names.
+    /// Those of reading the maps, and of the published names.
     pub fn attach(
         &self,
         enforcer: Arc<dyn Enforcer>,
@@ -120,10 +138,22 @@ impl Access {
         if !steps.is_empty() {
             tracing::info!(steps = steps.len(), "bringing the kernel's policy in line");
         }
-        steps.iter().try_for_each(|step| enforcer.take(step))?;
         // Only ever called once.
         let _ = self.attached.set(Attached { enforcer, callers, owner });
+        // What it does not take is tried again: there would be less of a policy without a daemon.
+        let Carried { .. } = self.carry_out(steps);
+        // Numbers rise while a daemon runs. The next one begins after the highest that is on record, and knows of no others.
+        let known = self.policy().callers().map(|(_, number)| number).collect();
+        if let Some(Attached { enforcer, .. }) = self.attached.get() {
+            enforcer.forget_counts(&known)?;
+        }
         Ok(())
+    }
+
+    /// Notified when the kernel has not taken something.
+    #[must_use]
+    pub const fn late(&self) -> &Arc<Notify> {
+        &self.late
     }
 
     /// A number for somebody who is about to be on record.
@@ -136,6 +166,13 @@ impl Access {
     #[must_use]
     pub fn guard(&self, function: &FunctionName) -> Guard {
         self.policy().guard(function)
+    }
+
+    /// Whether what comes from an address may reach a function, as the kernel program decides it of what is dialled.
+    #[must_use]
+    pub fn lets_in(&self, from: Ipv6Addr, function: &FunctionName) -> bool {
+        let policy = self.policy();
+        policy.caller(from).is_some_and(|subject| policy.decide(subject, function).allowed)
     }
 
     /// The groups that somebody is in.
@@ -164,7 +201,8 @@ impl Access {
         // What is computed first is written first.
         let _writer = self.writer();
         let effects = self.policy_mut().apply(edit);
-        self.carry_out(effects);
+        // Nobody waits for it: what is late is tried again.
+        let Carried { .. } = self.carry_out(effects);
     }
 
     /// Deletes everything on record that speaks of a subject, together with `more`. Blocks.
@@ -184,12 +222,13 @@ impl Access {
         if let Subject::Function(name) = subject {
             self.ports().remove(name);
         }
-        Ok(Going(effects))
+        Ok(Going { effects, _leaving: Arc::clone(&self.leaving) })
     }
 
-    /// Takes such a subject out of the maps. Returns the functions whose routes' flags are to be set.
-    pub fn finish(&self, going: Going) -> Vec<FunctionName> {
-        self.carry_out(going.0)
+    /// Takes such a subject out of the maps. What others have changed since stays as they have it.
+    pub fn finish(&self, going: Going) -> Carried {
+        let _writer = self.writer();
+        self.carry_out(going.effects)
     }
 
     /// Cuts everything that comes from an address. Blocks.
@@ -199,55 +238,6 @@ impl Access {
     pub fn cut_all(&self, from: Ipv6Addr) -> Result<u64, ApiError> {
         let Some(Attached { enforcer, .. }) = self.attached.get() else { return Ok(0) };
         enforcer.cut(&|remote, _| remote == from).map_err(|e| ApiError::failed(e.as_ref()))
-    }
-
-    /// Takes the steps in the kernel, each of them whatever becomes of the others. Returns the functions whose routes'
-    /// flags are to be set.
-    fn carry_out(&self, effects: Vec<Effect>) -> Vec<FunctionName> {
-        let mut guards = Vec::new();
-        for effect in effects {
-            if let Effect::Guard { function } = effect {
-                guards.push(function);
-                continue;
-            }
-            let Some(Attached { enforcer, callers, .. }) = self.attached.get() else { continue };
-            match &effect {
-                // Before it is let in, and with the name that goes with the address now.
-                Effect::SetSubject { address, .. } => {
-                    let name = self.policy().caller(*address).map(ToString::to_string);
-                    name.into_iter().for_each(|name| callers.set(*address, &name));
-                }
-                Effect::ClearSubject { address } => callers.clear(*address),
-                _ => {}
-            }
-            let taken = enforcer.take(&effect);
-            if let Err(error) = taken {
-                tracing::error!(
-                    ?effect,
-                    error = format!("{error:#}"),
-                    "the kernel does not follow the policy"
-                );
-            }
-        }
-        guards
-    }
-
-    /// Has the owner set the flags of these functions' routes, and waits until they are. Blocks.
-    ///
-    /// # Errors
-    /// [`ApiError`], if a route could not be set.
-    pub fn settle(&self, functions: Vec<FunctionName>) -> Result<(), ApiError> {
-        let Some(Attached { owner, .. }) = self.attached.get() else { return Ok(()) };
-        if functions.is_empty() {
-            return Ok(());
-        }
-        let stopping = || ApiError::Unavailable {
-            title: "faasd is stopping".to_owned(),
-            detail: Some("the change is on record, and in effect when it is back".to_owned()),
-        };
-        let (reply, done) = oneshot::channel();
-        owner.blocking_send(Message::Guard { functions, reply }).map_err(|_| stopping())?;
-        done.blocking_recv().map_err(|_| stopping())?
     }
 
     fn ports(&self) -> MutexGuard<'_, HashMap<FunctionName, HashSet<u16>>> {

@@ -1,18 +1,22 @@
 //! Taking over from wg-quick: a server that has served peers by `/etc/wireguard/wg0.conf` goes on to serve them, under
 //! the same key, port and addresses, and the file is never written to.
 //!
-//! Peers are taken over once, when there is no key of ours yet: after that they are on record, and one that was revoked
-//! stays away. The port is the file's as long as the key is, unless the settings name another than the usual one.
+//! That happens once, when there is no key of ours yet, and is put on record: a key that is removed later is replaced by a
+//! new one, and neither the file's key nor a peer that was revoked comes back. The port is the file's as long as the key
+//! is, unless the settings name another than the usual one.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::net::Ipv6Addr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
 use super::config::Config;
-use super::records::{PEERS, PeerRecord};
-use super::store::{Expect, Store, StoreError, list_json, put_json};
+use super::records::{AdoptionRecord, PEERS, PeerRecord};
+use super::store::{Expect, Store, StoreError, get_json, list_json, put_json};
 use crate::core::access::Role;
 use crate::core::name::FunctionName;
 use crate::sys::netlink::{Netlink, NetlinkError};
@@ -36,6 +40,12 @@ pub enum AdoptError {
          wg-quick@{name}` first: faasd then takes over its key, port and peers"
     )]
     Up { name: String },
+    #[error(
+        "{} can be read by others (mode {mode:04o}); whoever read it can pass for the server: `chmod 600` it if nobody \
+         did, else move the file away to start with a new key",
+        path.display()
+    )]
+    Exposed { path: PathBuf, mode: u32 },
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -72,14 +82,19 @@ struct WgQuickPeer {
 /// If the file cannot be taken over as a whole: nothing is, then.
 pub fn adopt(config: &mut Config, dir: &Path, store: &dyn Store, host: &NetNs) -> Result<(), AdoptError> {
     let path = dir.join(format!("{}.conf", config.interface));
-    let text = match fs::metadata(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Ok(about) if about.len() > FILE_BYTES_MAX => Err(io::ErrorKind::FileTooLarge.into()),
-        Ok(_) => fs::read_to_string(&path),
-        Err(e) => Err(e),
+    let read_error = |source| AdoptError::Read { path: path.clone(), source };
+    let Some((text, mode)) = read(&path).map_err(read_error)? else { return Ok(()) };
+    let has_key = dir.join(PRIVATE_KEY_FILE).exists();
+    let adopted = get_json::<AdoptionRecord>(store, AdoptionRecord::KEY)?.map(|stored| stored.record);
+    if let (Some(adopted), false) = (&adopted, has_key) {
+        tracing::warn!(
+            file = %path.display(), at = %adopted.at,
+            "was taken over already, and our key was removed since: a new one is made, and the peers on record are to be \
+             invited again"
+        );
+        return Ok(());
     }
-    .map_err(|source| AdoptError::Read { path: path.clone(), source })?;
-    let is_first = !dir.join(PRIVATE_KEY_FILE).exists();
+    let is_first = !has_key;
     let found = match WgQuick::parse(&text) {
         Ok(found) => found,
         Err((line, what)) if is_first => return Err(AdoptError::Syntax { path, line, what }),
@@ -102,18 +117,21 @@ pub fn adopt(config: &mut Config, dir: &Path, store: &dyn Store, host: &NetNs) -
         return Ok(());
     }
     if is_first {
+        if mode & 0o077 != 0 {
+            return Err(AdoptError::Exposed { path, mode });
+        }
         if Netlink::new(host)
             .link(&config.interface)?
             .is_some_and(|link| link.kind.as_deref() == Some("wireguard"))
         {
             return Err(AdoptError::Up { name: config.interface.clone() });
         }
-        let records = records(&found, config, store, &refused)?;
+        let records = records(&found, &key, config, store, &refused)?;
         for record in &records {
             put_json(store, &PeerRecord::key(&record.name), record, Expect::Absent)?;
             tracing::info!(peer = %record.name, address = %record.address, "taken over from wg-quick");
         }
-        // Last: with the key there, the file's peers are not looked at again.
+        // After the peers: with the key there, the file's are not looked at again.
         let target = dir.join(PRIVATE_KEY_FILE);
         write_private(&target, format!("{}\n", key.to_base64()).as_bytes())
             .map_err(|source| AdoptError::Write { path: target, source })?;
@@ -125,17 +143,39 @@ pub fn adopt(config: &mut Config, dir: &Path, store: &dyn Store, host: &NetNs) -
             "took over from wg-quick; the file stays as it is, and is not used by wg-quick any more"
         );
     }
+    // Last, and made up for where the start that took over was cut short here.
+    if adopted.is_none() {
+        let record = AdoptionRecord { public_key: key.public().to_string(), at: Timestamp::now() };
+        put_json(store, AdoptionRecord::KEY, &record, Expect::Any)?;
+    }
     if config.listen_port == Config::default().listen_port
-        && let Some(port) = found.listen_port
+        // 0 is any, which no client could be told of.
+        && let Some(port) = found.listen_port.filter(|port| *port != 0)
     {
         config.listen_port = port;
     }
     Ok(())
 }
 
+/// The file and its mode, if it is there.
+fn read(path: &Path) -> io::Result<Option<(String, u32)>> {
+    let file = match fs::File::open(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let about = file.metadata()?;
+    if about.len() > FILE_BYTES_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(Some((text, about.mode() & 0o7777)))
+}
+
 /// The peers as we keep them, without those that an interrupted start has taken over already.
 fn records(
     found: &WgQuick,
+    own: &PrivateKey,
     config: &Config,
     store: &dyn Store,
     refused: &dyn Fn(String, &str) -> AdoptError,
@@ -154,10 +194,15 @@ fn records(
     let known = list_json::<PeerRecord>(store, PEERS)?;
     let mut names: BTreeSet<String> = known.iter().map(|(_, peer)| peer.record.name.to_string()).collect();
     let mut addresses: BTreeSet<Ipv6Addr> = known.iter().map(|(_, peer)| peer.record.address).collect();
+    let mut keys = BTreeSet::from([own.public()]);
     let mut records = Vec::new();
     for (number, peer) in found.peers.iter().enumerate() {
         let who = format!("the peer at line {}", peer.line);
         let key = peer.public_key.ok_or_else(|| refused(format!("{who} has no PublicKey"), "give it one"))?;
+        if !keys.insert(key) {
+            let remedy = "a key is one machine's alone: give it one of its own, or take it out";
+            return Err(refused(format!("{who} has the PublicKey of another"), remedy));
+        }
         if known.iter().any(|(_, known)| known.record.public_key == key.to_string()) {
             continue;
         }
@@ -288,6 +333,8 @@ impl WgQuick {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::control::store::Embedded;
 
@@ -322,7 +369,7 @@ Endpoint = 192.0.2.7:51820
     impl Place {
         fn new(file: &str) -> Self {
             let dir = tempfile::tempdir().unwrap();
-            fs::write(dir.path().join("wg0.conf"), file).unwrap();
+            write_private(&dir.path().join("wg0.conf"), file.as_bytes()).unwrap();
             let store = Embedded::open(&dir.path().join("store")).unwrap();
             Self { dir, store, host: NetNs::current().unwrap() }
         }
@@ -364,9 +411,44 @@ Endpoint = 192.0.2.7:51820
     fn a_start_that_was_interrupted_is_taken_up_again() {
         let place = Place::new(FILE);
         place.adopt(&mut Config::default()).unwrap();
+        // Before the key was written, and then between the key and the record.
         fs::remove_file(place.dir.path().join(PRIVATE_KEY_FILE)).unwrap();
+        place.store.delete(AdoptionRecord::KEY, Expect::Any).unwrap();
         place.adopt(&mut Config::default()).unwrap();
         assert_eq!(place.peers().len(), 2);
+        place.store.delete(AdoptionRecord::KEY, Expect::Any).unwrap();
+        place.adopt(&mut Config::default()).unwrap();
+        fs::remove_file(place.dir.path().join(PRIVATE_KEY_FILE)).unwrap();
+        place.adopt(&mut Config::default()).unwrap();
+        assert!(!place.dir.path().join(PRIVATE_KEY_FILE).exists());
+    }
+
+    #[test]
+    fn a_key_that_was_removed_does_not_come_back_and_nor_does_who_was_revoked() {
+        let place = Place::new(FILE);
+        place.adopt(&mut Config::default()).unwrap();
+        let old = keys::load_or_create(place.dir.path()).unwrap().public();
+        place.store.delete("peers/peer-2", Expect::Any).unwrap();
+        fs::remove_file(place.dir.path().join(PRIVATE_KEY_FILE)).unwrap();
+        for _ in 0..2 {
+            let mut config = Config::default();
+            place.adopt(&mut config).unwrap();
+            assert_ne!(keys::load_or_create(place.dir.path()).unwrap().public(), old);
+            assert_eq!((config.listen_port, place.peers().len()), (51820, 1));
+        }
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_not_trusted() {
+        let place = Place::new(FILE);
+        let path = place.dir.path().join("wg0.conf");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = place.adopt(&mut Config::default()).unwrap_err().to_string();
+        assert!(error.contains("0644") && error.contains("chmod 600"), "{error}");
+        assert!(place.peers().is_empty() && !place.dir.path().join(PRIVATE_KEY_FILE).exists());
+        // With a key of ours it is nobody's business.
+        keys::load_or_create(place.dir.path()).unwrap();
+        place.adopt(&mut Config::default()).unwrap();
     }
 
     #[test]
@@ -388,6 +470,12 @@ Endpoint = 192.0.2.7:51820
             ("fd00:faa5:0:100::9/128", "fd99::9/128", "fd99::9/128, which is no peer's", "vpn_prefix"),
             ("fd00:faa5:0:100::9/128", "fd00:faa5:0:100::7/128", "as another has", "one of its own"),
             ("fd00:faa5:0:100::1/64", "10.0.0.1/24", "its address is 10.0.0.1/24", "vpn_prefix"),
+            (
+                "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=",
+                "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+                "PublicKey of another",
+                "take it out",
+            ),
             ("Endpoint = 192.0.2.7:51820", "PresharedKey = x", "PresharedKey", "both ends"),
             ("PrivateKey = oLOpXje", "PrivateKey = oL", "line 4", "correct it"),
             ("ListenPort = 51899", "ListenPort", "line 3: neither", "correct it"),

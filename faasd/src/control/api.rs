@@ -2,7 +2,8 @@
 //!
 //! There are two routers. [`local`] is for whoever may open the unix socket, and can do everything. [`tunnel`] is for
 //! peers, and takes the source address of a connection, which WireGuard has bound to a key, for the caller's identity:
-//! `/metrics` is for all of them, `/v1/join` for who is invited, and everything else for admins ([`gate`]).
+//! `/metrics` is for all of them, `/v1/join` for who is invited, `/v1/rotate` for who has joined, and everything else for
+//! admins ([`gate`]).
 
 mod access;
 mod answer;
@@ -18,6 +19,7 @@ mod list;
 mod logs;
 mod secrets;
 mod serve;
+mod share;
 mod traffic;
 
 use std::io;
@@ -38,13 +40,16 @@ use axum::response::Response;
 use axum::routing::any;
 use futures_util::stream::BoxStream;
 use tokio::sync::Semaphore;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 use tracing::debug;
 
 pub use document::document;
 pub use error::{ApiError, nearest};
 pub use gate::Refusals;
 pub use limit::WRITES_PER_SECOND;
-pub use serve::{CONNECTIONS_MAX, GROUP, bind_unix, serve_tunnel, serve_unix};
+pub use serve::{
+    CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, GROUP, bind_unix, inherit_unix, serve_tunnel, serve_unix,
+};
 
 use super::events::Filter;
 use crate::api::condition::Condition;
@@ -389,13 +394,18 @@ fn traffic_routes() -> ApiRouter<Api> {
         )
 }
 
+/// How long a peer may leave a body that it has begun to send without a further piece.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// The routes of the tunnel's own address: those of [`local`] as well, for admins. `port` is where it listens; what is
 /// refused at the gate is counted in `refusals`.
 pub fn tunnel(api: &Api, server: Ipv6Addr, port: u16, refusals: Arc<Refusals>) -> Router {
     let gate = gate::Gate::new(Arc::clone(&api.service), server, port, refusals);
     let routes = Router::from(tunnel_routes().merge(local_routes()));
     // Outermost: nothing is parsed of what somebody sends who has no business here.
-    finish(routes, api).layer(middleware::from_fn_with_state(gate, gate::check))
+    finish(routes, api)
+        .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
+        .layer(middleware::from_fn_with_state(gate, gate::check))
 }
 
 fn tunnel_routes() -> ApiRouter<Api> {

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::dns::SECONDARIES_MAX;
+use super::dns::{SECONDARIES_MAX, UPSTREAMS_MAX};
 use crate::core::access::Access;
 use crate::core::address::{FUNCTION_PREFIX, Prefix, VPN_PREFIX};
+use crate::core::endpoint;
 use crate::core::spec::explain;
 use crate::tunnel::Choice;
 
@@ -36,7 +37,7 @@ pub struct Config {
     pub vpn_prefix: Prefix,
     /// The functions' addresses.
     pub function_prefix: Prefix,
-    /// The port of the API, `/metrics` and `/v1/join` on the server's address in the tunnel.
+    /// The port of the API, `/metrics`, `/v1/join` and `/v1/rotate` on the server's address in the tunnel.
     pub http_port: u16,
     /// Who may call a function that no rule speaks of: `open`, every peer, or `closed`, nobody.
     pub access: Access,
@@ -128,6 +129,39 @@ impl Config {
         Self::parse(&text, path)
     }
 
+    /// The keys whose values differ.
+    #[must_use]
+    pub fn changed(&self, other: &Self) -> Vec<&'static str> {
+        macro_rules! changed {
+            ($($key:ident),* $(,)?) => {{
+                // No key is forgotten.
+                let Self { $($key),* } = self;
+                let all = [$((stringify!($key), *$key != other.$key)),*];
+                all.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+            }};
+        }
+        changed!(
+            endpoint,
+            wireguard,
+            interface,
+            listen_port,
+            mtu_bytes,
+            vpn_prefix,
+            function_prefix,
+            http_port,
+            access,
+            dns_upstreams,
+            dns_negative_ttl_seconds,
+            dns_secondaries,
+            dns_rate_limit,
+            dns_query_log,
+            acceptors,
+            backlog,
+            api_writes_per_second,
+            prepared_max,
+        )
+    }
+
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text)
             .map_err(|e| ConfigError::Syntax { path: path.to_owned(), text: explain(&e) })?;
@@ -146,6 +180,18 @@ impl Config {
         }
         if config.dns_secondaries.len() > SECONDARIES_MAX {
             return value("dns_secondaries", &config.dns_secondaries.len(), "name 8 at most");
+        }
+        let upstreams = config.dns_upstreams.as_ref().map_or(0, Vec::len);
+        if upstreams > UPSTREAMS_MAX {
+            return value("dns_upstreams", &upstreams, "name 8 at most");
+        }
+        if config.listen_port == 0 {
+            return value("listen_port", &config.listen_port, "use 1 to 65535");
+        }
+        if let Some(given) = &config.endpoint
+            && let Err(error) = endpoint::normalize(given, config.listen_port)
+        {
+            return Err(ConfigError::Syntax { path: path.to_owned(), text: format!("`endpoint`: {error}") });
         }
         let is_peer = |secondary: &&Secondary| config.vpn_prefix.contains(*secondary.address.ip());
         if let Some(other) = config.dns_secondaries.iter().find(|secondary| !is_peer(secondary)) {
@@ -194,6 +240,28 @@ mod tests {
     }
 
     #[test]
+    fn the_installed_file_changes_nothing_and_names_every_setting() {
+        let keys = |text: &str| {
+            let is_setting = |line: &&str| !line.starts_with("# ") && line.contains(" = ");
+            let key = |line: &str| line.trim_start_matches('#').split(' ').next().unwrap().to_owned();
+            text.lines().filter(is_setting).map(key).collect::<std::collections::BTreeSet<_>>()
+        };
+        let installed = include_str!("../../../packaging/faasd.toml");
+        assert_eq!(Config::parse(installed, Path::new("faasd.toml")).unwrap(), Config::default());
+        let manual = include_str!("../../../docs/CONFIGURATION.md");
+        assert_eq!(
+            keys(installed),
+            keys(manual.split("```toml").nth(2).unwrap().split("```").next().unwrap())
+        );
+
+        let shown: String =
+            installed.lines().filter(|line| !line.starts_with("# ")).collect::<Vec<_>>().join("\n");
+        let shown = Config::parse(&shown.replace('#', ""), Path::new("faasd.toml")).unwrap();
+        let hidden = Config { endpoint: shown.endpoint.clone(), dns_upstreams: None, ..shown };
+        assert_eq!(hidden, Config { endpoint: Some("vpn.example.org".to_owned()), ..Config::default() });
+    }
+
+    #[test]
     fn settings_are_read_and_mistakes_are_named() {
         let parse = |text| Config::parse(text, Path::new("faasd.toml"));
         assert_eq!(parse("").unwrap().listen_port, 51820);
@@ -213,6 +281,12 @@ mod tests {
             ("dns_secondaries = ['192.0.2.1']", "no IPv6 address"),
             ("dns_secondaries = ['2001:db8::1']", "is a peer"),
             ("dns_negative_ttl_seconds = 86400", "0 to 3600"),
+            ("dns_upstreams = [\"::1\"]", "dns_upstreams"),
+            (&format!("dns_upstreams = [{}]", "'[::1]:53',".repeat(9)), "8 at most"),
+            ("listen_port = 0", "1 to 65535"),
+            ("endpoint = 'vpn.example.org:99999'", "a port is"),
+            ("endpoint = ''", "empty"),
+            ("endpoint = 'fe80::1%eth0'", "zone"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(why) && error.starts_with("faasd.toml"), "{text}: {error}");

@@ -4,6 +4,7 @@
 //! without it: instances, the tunnel, the kernel program, the descriptor store. [`teardown`] removes those as well.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,11 +31,15 @@ use super::ingress::Ingress;
 use super::instances::Instances;
 use super::network::{self, Network};
 use super::owner::{self, Message, Owner};
+use super::reconcile;
+use super::reload::Reload;
 use super::secrets::Secrets;
 use super::service::Daemon;
+use super::steering::{KernelMaps, Steering};
 use super::store::{Embedded, Store};
 use super::used::Consumption;
 use crate::api::types::EventKind;
+use crate::core::endpoint;
 use crate::core::paths::Paths;
 use crate::core::zone::{Zone, ZoneSettings};
 use crate::dataplane::Acceptors;
@@ -47,6 +52,7 @@ use crate::runtime::secrets as secret_files;
 use crate::sys::bpf::{self, AccessMaps, Attachment, Kernel};
 use crate::sys::netlink::Netlink;
 use crate::sys::netns::NetNs;
+use crate::sys::systemd::{Manager, State};
 use crate::tunnel::userspace::Launch;
 use crate::tunnel::{self, keys};
 
@@ -67,9 +73,13 @@ impl Options {
             launch.socket_dir = self.paths.run.join("wireguard");
         }
         launch.log = Some(self.paths.run.join("tunnel.log"));
+        launch.cgroup = self.paths.helpers();
         Ok(launch)
     }
 }
+
+/// What `faasd.socket` calls the API's.
+const API_LISTENER: &str = "api";
 
 /// The name of the one daemon that most machines have.
 pub const DEFAULT_INSTANCE: &str = "faasd";
@@ -86,15 +96,19 @@ fn program() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// What is missing or in the way, with the remedy. Nothing of this daemon's is left then but what an earlier one had
 /// left.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+pub async fn run(options: Options, manager: Manager) -> anyhow::Result<()> {
     let config = Config::load(&options.config)?;
+    if let Some(given) = &options.endpoint {
+        endpoint::normalize(given, config.listen_port).context("FAAS_VPN_ENDPOINT or --endpoint")?;
+    }
     prepare(&options.paths)?;
     // Before anything is looked at or touched: what another daemon has is not ours to take over or to clear away.
     let _alone = alone(&options.paths.run)?;
     let store: Arc<dyn Store> = Arc::new(Embedded::open(&options.paths.store())?);
-    let is_first = fdstore::Connection::find(&options.paths.fdstore())?.is_none();
+    let kept = fdstore::Connection::find(&options.paths.fdstore())?.map(|store| store.list()).transpose()?;
+    let is_first = kept.is_none_or(|kept| kept.is_empty());
     let mut serving = false;
-    let done = serve(&options, config, store, &mut serving).await;
+    let done = serve(&options, config, store, manager, &mut serving).await;
     if done.is_err() && is_first && !serving {
         // Nobody served by it before us: what we had set up would only be in the way.
         if let Err(error) = clear(&options).await {
@@ -108,16 +122,19 @@ async fn serve(
     options: &Options,
     mut config: Config,
     store: Arc<dyn Store>,
+    mut manager: Manager,
     serving: &mut bool,
 ) -> anyhow::Result<()> {
     let Options { paths, .. } = options;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let as_read = config.clone();
 
     let program = program()?;
-    let fdstore = Arc::new(Mutex::new(FdStore::open(&paths.fdstore(), &program)?));
-    let cgroup =
-        cgroup::own(&paths.instance).context("cannot make a cgroup for the guards on passed sockets")?;
+    let fdstore = Arc::new(Mutex::new(FdStore::open(&paths.fdstore(), &program, paths.helpers())?));
+    let cgroup = cgroup::own(&paths.instance, paths.cgroup.as_deref())
+        .context("cannot make a cgroup for the guards on passed sockets")?;
     let runtime = Arc::new(Runtime::new(paths.clone()).await?);
 
     let host = NetNs::current().context("cannot open this network namespace")?;
@@ -151,7 +168,7 @@ async fn serve(
         .index(&config.interface)?
         .with_context(|| format!("the interface {} is gone again", config.interface))?;
 
-    let mut kernel = Kernel::load(&Attachment {
+    let kernel = Kernel::load(&Attachment {
         dir: &paths.bpf(),
         ingress: ingress.ns(),
         cgroup: &cgroup,
@@ -170,11 +187,16 @@ async fn serve(
     let (writes_per_second, http_port) = (config.api_writes_per_second, config.http_port);
     let sockets = dns_sockets(&ingress, &config)?;
     let http = ingress.listen_service(server, config.http_port)?;
+    let steering = Steering::new(Box::new(KernelMaps::open(&paths.bpf())?), Arc::clone(access.late()))?;
+    let steering = Arc::new(steering);
     for port in [DNS_PORT, config.http_port] {
-        kernel.set_route(server, port, Route::SERVICE)?;
+        steering.set_route(server, port, Route::SERVICE)?;
     }
-    let api_socket = api::bind_unix(&paths.socket())
-        .with_context(|| format!("cannot listen on {}", paths.socket().display()))?;
+    let api_socket = match manager.take_listener(API_LISTENER) {
+        Some(listener) => api::inherit_unix(listener).context("the API's socket from systemd is none")?,
+        None => api::bind_unix(&paths.socket())
+            .with_context(|| format!("cannot listen on {}", paths.socket().display()))?,
+    };
 
     let (to_owner, acceptor_events) = mpsc::channel(faasd_common::SLOTS_MAX as usize);
     let (messages, inbox) = mpsc::channel(owner::MESSAGES_MAX);
@@ -201,6 +223,7 @@ async fn serve(
         fdstore: Arc::clone(&fdstore),
         ingress: Arc::clone(&ingress),
         kernel,
+        steering: Arc::clone(&steering),
         acceptors: Acceptors::start(config.acceptors, &to_owner, callers.table())?,
         instances,
         images: images.clone(),
@@ -211,17 +234,33 @@ async fn serve(
         config: config.clone(),
     })
     .await?;
+    names.settle();
     let owner = tokio::spawn(owner.run(inbox, acceptor_events));
 
     let (written, told) = watch::channel(names.load().serial());
     let dns = Dns::start(sockets, &dns_config(&config), &names, &told)?;
-    let watching = [tokio::spawn(Arc::clone(&network).watch()), tokio::spawn(fdstore::watch(fdstore))];
+    let mut reload = Reload {
+        path: options.config.clone(),
+        config: as_read,
+        endpoint_is_given: options.endpoint.is_some(),
+        network: Arc::clone(&network),
+    };
+    let manager = Arc::new(manager);
+    let (wireguard, runc) = (network.kind(), format!("runc {}", runtime.version()));
+    let watching = [
+        tokio::spawn(Arc::clone(&network).watch()),
+        tokio::spawn(fdstore::watch(fdstore)),
+        tokio::spawn(watchdog(Arc::clone(&manager), messages.clone())),
+        // Not before the owner has taken over what there was.
+        tokio::spawn(reconcile::watch(Arc::clone(&access), Arc::clone(&steering))),
+    ];
     let refusals = Arc::<Refusals>::default();
     let flows = Flows::new(bpf::Flows::open(&paths.bpf())?, Arc::clone(&ingress), Arc::clone(&access));
     let daemon = Arc::new(Daemon {
         owner: messages.clone(),
         network,
         access,
+        steering,
         flows: Arc::new(flows),
         consumption: Arc::new(Consumption::new(Arc::clone(&runtime))),
         refusals: Arc::clone(&refusals),
@@ -232,7 +271,7 @@ async fn serve(
         secrets,
         dns: Arc::clone(dns.metrics()),
         names: Arc::clone(&names),
-        runtime_version: format!("runc {}", runtime.version()),
+        runtime_version: runc.clone(),
         started_at: Timestamp::now(),
     });
     let (stop, stopped) = watch::channel(());
@@ -248,20 +287,32 @@ async fn serve(
     let spool = Spool::open(paths.state.join("uploads"))?;
     let routes = Api::new(daemon, spool, writes_per_second);
     let local = tokio::spawn(api::serve_unix(api_socket, api::local(&routes), until_stopped()));
-    let routes = api::tunnel(&routes, server, http_port, refusals);
-    let peers = tokio::spawn(api::serve_tunnel(http, routes, until_stopped()));
+    let routes = api::tunnel(&routes, server, http_port, Arc::clone(&refusals));
+    let peers = tokio::spawn(api::serve_tunnel(http, routes, refusals, until_stopped()));
     tracing::info!(
         socket = %paths.socket().display(),
         version = env!("CARGO_PKG_VERSION"),
         "faasd serves"
     );
     *serving = true;
+    let status = format!("serves; WireGuard: {wireguard}; {runc}");
+    manager.tell(&[State::Ready, State::Status(&status)]);
 
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                // systemd from 253 on wants to know since when.
+                let since = State::monotonic_usec_now().ok();
+                manager.tell(&[State::Reloading].into_iter().chain(since).collect::<Vec<_>>());
+                let status = reload.again(&dns);
+                manager.tell(&[State::Ready, State::Status(&status)]);
+            }
+        }
     }
     tracing::info!("stopping; instances and the tunnel stay");
+    manager.tell(&[State::Stopping, State::Status("stopping; instances and the tunnel stay")]);
     let _ = stop.send(());
     for served in [local.await, peers.await] {
         served?.context("the API ended with an error")?;
@@ -279,16 +330,37 @@ async fn serve(
     Ok(())
 }
 
+/// Tells the service manager that the owner still answers, for as long as it does.
+async fn watchdog(manager: Arc<Manager>, owner: mpsc::Sender<Message>) {
+    let Some(deadline) = manager.watchdog else { return };
+    let mut interval = tokio::time::interval(deadline / 3);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let (reply, answer) = oneshot::channel();
+        // Without an owner nothing here has a use: another daemon is to take its place.
+        if owner.send(Message::Decisions { reply }).await.is_ok() && answer.await.is_ok() {
+            manager.tell(&[State::Watchdog]);
+        }
+    }
+}
+
 /// Directories, and as many descriptors as the system lets us have: each instance takes a handful.
-fn prepare(paths: &Paths) -> anyhow::Result<()> {
+pub(super) fn prepare(paths: &Paths) -> anyhow::Result<()> {
     anyhow::ensure!(
         rustix::process::geteuid().is_root(),
         "faasd needs root, for namespaces, eBPF and containers: `sudo faasd serve`"
     );
-    for dir in [&paths.state, &paths.run, &paths.wireguard, &paths.images(), &paths.bundles(), &paths.logs()]
-    {
+    for dir in [&paths.state, &paths.run, &paths.images(), &paths.bundles(), &paths.logs()] {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
+    // Made by us it is for nobody else's eyes, as wireguard-tools makes it; one that is there stays as it is.
+    let wireguard = &paths.wireguard;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(wireguard)
+        .with_context(|| format!("cannot make {}", wireguard.display()))?;
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
@@ -297,17 +369,24 @@ fn prepare(paths: &Paths) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A lock on the run directory, for as long as the descriptor is open. It takes no file that could be left behind.
 fn alone(run: &Path) -> anyhow::Result<OwnedFd> {
+    lock(run)?.with_context(|| {
+        format!(
+            "another faasd runs with {}; stop it first (`systemctl stop faasd`), or give this one places of its own",
+            run.display()
+        )
+    })
+}
+
+/// A lock on the run directory, for as long as the descriptor is open; none where another daemon has it. It takes no file
+/// that could be left behind.
+pub(super) fn lock(run: &Path) -> anyhow::Result<Option<OwnedFd>> {
     let what = || format!("cannot lock {}", run.display());
     let dir = rustix::fs::open(run, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(what)?;
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(dir),
-        Err(rustix::io::Errno::WOULDBLOCK) => anyhow::bail!(
-            "another faasd runs with {}; stop it first (`systemctl stop faasd`), or give this one places of its own",
-            run.display()
-        ),
+        Ok(()) => Ok(Some(dir)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error).with_context(what),
     }
 }
@@ -340,7 +419,7 @@ fn dns_sockets(ingress: &Ingress, config: &Config) -> anyhow::Result<DnsSockets>
 }
 
 /// The zones, with nobody in them yet, and the files that they are kept in.
-fn names(config: &Config, dir: &Path) -> anyhow::Result<(Arc<Names>, ZoneFiles)> {
+pub(super) fn names(config: &Config, dir: &Path) -> anyhow::Result<(Arc<Names>, ZoneFiles)> {
     let now_s = u64::try_from(Timestamp::now().as_second()).unwrap_or(0);
     let (files, serial) = ZoneFiles::open(dir, now_s)?;
     let settings = ZoneSettings {
@@ -348,6 +427,17 @@ fn names(config: &Config, dir: &Path) -> anyhow::Result<(Arc<Names>, ZoneFiles)>
         ..ZoneSettings::new(config.vpn_prefix, config.function_prefix)
     };
     Ok((Arc::new(Names::new(Zone::new(settings, serial))), files))
+}
+
+/// Starts what holds descriptors for the daemons to come, unless it runs: the first that is there of what outlives them.
+///
+/// # Errors
+/// If it cannot be started.
+pub fn keep(options: &Options) -> anyhow::Result<()> {
+    let Options { paths, .. } = options;
+    std::fs::create_dir_all(&paths.run).with_context(|| format!("cannot make {}", paths.run.display()))?;
+    fdstore::Connection::open(&paths.fdstore(), &program()?, paths.helpers().as_deref())?;
+    Ok(())
 }
 
 /// Removes what a daemon leaves behind to serve without it: instances, the kernel program, the tunnel, the ingress,
@@ -389,7 +479,8 @@ async fn clear(options: &Options) -> anyhow::Result<()> {
     tried("the root images' mounts", mounts::unmount_all(&paths.roots()).map_err(Into::into));
     tried("the secrets' file system", secret_files::unmount_all(&paths.secrets()).map_err(Into::into));
     tried("the run directory", remove_dir(&paths.run));
-    tried("the cgroups", cgroup::remove(&paths.instance).map_err(Into::into));
+    let groups: Vec<String> = [paths.containers()].into_iter().chain(paths.helpers()).collect();
+    tried("the cgroups", cgroup::remove(&paths.instance, &groups).map_err(Into::into));
     anyhow::ensure!(errors.is_empty(), "could not remove {}", errors.join("; "));
     Ok(())
 }

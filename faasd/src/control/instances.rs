@@ -203,7 +203,9 @@ impl Instances {
         let id = new_id(&record.name, record.revision);
         let descriptors = match (record.spec.contract, &listener) {
             // A runner that accepts by itself; it says when it is ready.
-            (Contract::Handler, Some(listener)) => vec![listener.try_clone()?, theirs.try_clone()?],
+            (Contract::Handler, Some(listener)) => {
+                vec![listener.try_clone()?, theirs.try_clone()?, page_fd.try_clone()?]
+            }
             (Contract::Handler | Contract::Fd, _) => vec![theirs.try_clone()?, page_fd.try_clone()?],
             (Contract::ListenFds, Some(listener)) => vec![listener.try_clone()?],
             (Contract::Port | Contract::ListenFds, _) => Vec::new(),

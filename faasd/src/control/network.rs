@@ -1,7 +1,11 @@
 //! The tunnel as the control plane sees it: who is in it, who is invited, and that it stays up.
 
-use std::collections::{HashMap, HashSet};
-use std::net::{Ipv6Addr, SocketAddr};
+mod keys;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -17,25 +21,20 @@ use super::peers::Peers;
 use super::records::{PEERS, PeerRecord};
 use super::seen::Seen;
 use super::store::{Expect, Store, StoreError, Stored, Write, list_json, put_json};
-use crate::api::types::{Invitation, Invite, Invited, Join, Peer};
+use crate::api::types::{Invitation, Invite, Invited, Peer};
 use crate::core::access::{GroupName, Role, Subject};
-use crate::core::invitation;
 use crate::core::name::FunctionName;
+use crate::core::{endpoint, invitation};
 use crate::sys::netns::NetNs;
+use crate::tunnel::dropped::Dropped;
 use crate::tunnel::interface::{AllowedIp, Interface, PeerChange, PeerConfig, PeerStatus};
 use crate::tunnel::keys::{PrivateKey, PublicKey};
 use crate::tunnel::userspace::Launch;
 use crate::tunnel::{self, Setup};
+use keys::Switches;
 
 /// How often the tunnel is looked after.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a peer that joined may take to come back with its own key: as long as it waits for the answer, and more.
-const JOIN_DEADLINE: Duration = Duration::from_secs(15);
-
-/// How often it is looked for: at first, and at least. To look at one peer is to look at all.
-const JOIN_INTERVAL: Duration = Duration::from_millis(5);
-const JOIN_INTERVAL_MAX: Duration = Duration::from_millis(200);
 
 /// The longest time an invitation may be open: 30 days.
 const INVITATION_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
@@ -50,7 +49,7 @@ const ASKED_SHARE: u32 = 5;
 #[derive(Debug)]
 pub struct Network {
     config: Config,
-    endpoint: Option<String>,
+    endpoint: RwLock<Option<String>>,
     key: PrivateKey,
     launch: Launch,
     host: NetNs,
@@ -60,9 +59,8 @@ pub struct Network {
     /// Held over a change of a peer, from looking at what is there to its being in effect.
     writer: Mutex<()>,
     peers: RwLock<Peers>,
-    /// Peers that have joined, and whose invitation's key still has the address: whoever has read the invitation may be
-    /// behind it, so that it opens nothing.
-    joining: Mutex<HashSet<Ipv6Addr>>,
+    /// Keys that give way to others.
+    switches: Mutex<Switches>,
     names: Arc<Names>,
     up: Mutex<Up>,
     files: PeerFiles,
@@ -115,7 +113,7 @@ impl Network {
         let interface = bring_up(&config, &key, &launch, &host, &ingress)?;
         let network = Self {
             config,
-            endpoint,
+            endpoint: RwLock::new(endpoint),
             key,
             launch,
             host,
@@ -124,7 +122,7 @@ impl Network {
             access,
             writer: Mutex::new(()),
             peers,
-            joining: Mutex::default(),
+            switches: Mutex::default(),
             names,
             up: Mutex::new(Up { interface, seen: Seen::default() }),
             files,
@@ -141,6 +139,13 @@ impl Network {
     #[must_use]
     pub fn kind(&self) -> String {
         self.lock().interface.kind().to_string()
+    }
+
+    /// What the tunnel dropped, unless it is gone at the moment, or of a version that does not tell. Blocks.
+    #[must_use]
+    pub fn dropped(&self) -> Option<Dropped> {
+        let dropped = self.lock().interface.dropped();
+        dropped.inspect_err(|error| tracing::debug!(%error, "the tunnel does not tell what it dropped")).ok()
     }
 
     /// All peers, with what the tunnel knows of them. Blocks.
@@ -163,7 +168,7 @@ impl Network {
     pub fn role_of(&self, address: Ipv6Addr) -> Option<(FunctionName, Role)> {
         let peers = self.known();
         let record = &peers.at(address)?.record;
-        let has_joined = record.invited_until.is_none() && !self.joining().contains(&address);
+        let has_joined = record.invited_until.is_none() && !self.switches().is_joining(address);
         has_joined.then(|| (record.name.clone(), record.role))
     }
 
@@ -267,131 +272,14 @@ impl Network {
         let unguarded = self.access.finish(gone);
         self.names.remove_peer(name);
         // Each of these whatever becomes of the others: on record the peer is gone, and a second call finds nobody.
-        let removed = record.public_key.parse().ok().map(|key| self.lock().interface.remove_peer(key));
+        let former = self.switches().end(record.address).map(|switch| switch.former);
+        let keys = record.public_key.parse().ok().into_iter().chain(former);
+        let removed = self.lock().interface.update(&keys.map(PeerChange::Remove).collect::<Vec<_>>());
         let cut = self.access.cut_all(record.address);
         let settled = self.access.settle(unguarded);
-        removed.transpose().map_err(|e| ApiError::failed(&e))?;
+        removed.map_err(|e| ApiError::failed(&e))?;
         settled?;
         cut
-    }
-
-    /// Replaces an invitation's key by the client's own. The sender's address, which WireGuard ties to the
-    /// invitation's key, says whose it is, which is returned. Blocks.
-    ///
-    /// # Errors
-    /// If nobody with this address is invited, or not any more.
-    pub fn join(self: &Arc<Self>, source: Ipv6Addr, join: &Join) -> Result<FunctionName, ApiError> {
-        let new = public_key(join)?;
-        let _writer = self.writer();
-        let known = self.known().at(source).cloned();
-        let Stored { mut record, version } =
-            known.ok_or_else(|| ApiError::Forbidden(format!("{source} is no peer's address")))?;
-        match record.invited_until {
-            None => return Err(ApiError::Forbidden(format!("'{}' has joined already", record.name))),
-            Some(until) if until < Timestamp::now() => {
-                return Err(ApiError::Forbidden(format!("the invitation for '{}' expired", record.name)));
-            }
-            Some(_) => {}
-        }
-        record.invited_until = None;
-        self.joining().insert(source);
-        let name = self.replace_key(record, version, new).inspect_err(|_| {
-            self.joining().remove(&source);
-        })?;
-        tracing::info!(peer = %name, %source, "joined");
-        Ok(name)
-    }
-
-    /// Gives a peer that has joined another key, which it has made. WireGuard has tied its address to the key that it has:
-    /// whoever holds that may replace it. Returns whose it is. Blocks.
-    ///
-    /// # Errors
-    /// If nobody with this address has joined, or another key of the peer's is on its way.
-    pub fn rotate(self: &Arc<Self>, source: Ipv6Addr, join: &Join) -> Result<FunctionName, ApiError> {
-        let new = public_key(join)?;
-        let _writer = self.writer();
-        let known = self.known().at(source).filter(|peer| peer.record.invited_until.is_none()).cloned();
-        let Stored { record, version } =
-            known.ok_or_else(|| ApiError::Forbidden(format!("no peer has joined from {source}")))?;
-        // An invitation's key has the address for a moment after it was redeemed. It is good for nothing more.
-        let current = record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
-        let status = self.lock().interface.peer(current).map_err(|e| ApiError::failed(&e))?;
-        let own = AllowedIp::host(source);
-        if !status.is_some_and(|status| status.allowed_ips.contains(&own)) {
-            return Err(ApiError::conflict("the last change of this peer's key is not done yet; try again"));
-        }
-        let name = self.replace_key(record, version, new)?;
-        tracing::info!(peer = %name, %source, "has another key");
-        Ok(name)
-    }
-
-    /// Puts another key of a peer's on record, and has it take over the address.
-    fn replace_key(
-        self: &Arc<Self>,
-        mut record: PeerRecord,
-        version: u64,
-        new: PublicKey,
-    ) -> Result<FunctionName, ApiError> {
-        let former: PublicKey =
-            record.public_key.parse().map_err(|_| ApiError::invalid("the record is damaged"))?;
-        let is_taken = |known: &PeerRecord| known.public_key == new.to_string();
-        if new == self.key.public() || self.known().iter().any(is_taken) {
-            return Err(ApiError::invalid("`public_key` is somebody's already; make another"));
-        }
-        record.public_key = new.to_string();
-        self.put(record.clone(), Expect::Version(version)).map_err(|e| match e {
-            StoreError::Conflict { .. } => ApiError::Forbidden("the key was just replaced".to_owned()),
-            e => ApiError::failed(&e),
-        })?;
-        self.names.publish_peer(&record.name, record.address);
-        // The answer travels through the session of the former key, which therefore keeps the address for a
-        // moment longer. The new key is known meanwhile, so that the client's first handshake finds it.
-        let known_only =
-            PeerConfig { public_key: new, allowed_ips: Vec::new(), endpoint: None, keepalive_s: None };
-        self.lock().interface.set_peer(known_only).map_err(|e| ApiError::failed(&e))?;
-        let (network, name) = (Arc::clone(self), record.name.clone());
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = network.switch(former, new, &record) {
-                tracing::warn!(%error, "a peer's new key waits for the tunnel to be looked after");
-            }
-        });
-        Ok(name)
-    }
-
-    /// Gives a peer's address to its new key, once the new key has shown itself: then the peer has had its answer.
-    fn switch(&self, temporary: PublicKey, new: PublicKey, record: &PeerRecord) -> Result<(), tunnel::Error> {
-        let deadline = Instant::now() + JOIN_DEADLINE;
-        let met = |peer: PeerStatus| peer.last_handshake.is_some();
-        let mut pause = JOIN_INTERVAL;
-        while Instant::now() < deadline && !self.lock().interface.peer(new)?.is_some_and(met) {
-            std::thread::sleep(pause);
-            pause = JOIN_INTERVAL_MAX.min(pause * 2);
-        }
-        let _writer = self.writer();
-        let is_still = |peer: &Stored<PeerRecord>| peer.record.public_key == record.public_key;
-        if !self.known().get(&record.name).is_some_and(is_still) {
-            // Revoked meanwhile.
-            self.joining().remove(&record.address);
-            return self.lock().interface.update(&[PeerChange::Remove(temporary), PeerChange::Remove(new)]);
-        }
-        let changes = [PeerChange::Remove(temporary), PeerChange::Set(config(record, new))];
-        let mut up = self.lock();
-        // Where the new key's packets come from, should the tunnel have to be brought up before it is next looked at:
-        // without an endpoint only the client could begin, and it would wait for 15 s of silence.
-        if let Some(peer) = up.interface.peer(new)? {
-            up.seen.note(peer);
-        }
-        up.interface.update(&changes)?;
-        drop(up);
-        self.let_in(record);
-        Ok(())
-    }
-
-    /// A peer's address is its own key's alone by now.
-    fn let_in(&self, record: &PeerRecord) {
-        if self.joining().remove(&record.address) {
-            self.access.show_peer(record);
-        }
     }
 
     /// Looks after the tunnel: brings it up again if its process is gone, ends invitations that have expired.
@@ -410,26 +298,29 @@ impl Network {
     }
 
     fn look_after(&self) -> anyhow::Result<()> {
-        let mut up = self.lock();
-        let looked = match up.seen.is_due(LOOK_SHARE) {
-            true => up.look().map(drop),
-            false => up.interface.check(),
-        };
-        match looked {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(%error, "bringing the tunnel up again");
-                up.interface = bring_up(&self.config, &self.key, &self.launch, &self.host, &self.ingress)?;
-                return self.reconcile(&mut up);
+        let looked = {
+            let mut up = self.lock();
+            match up.seen.is_due(LOOK_SHARE) {
+                true => up.look().map(drop),
+                false => up.interface.check(),
             }
+        };
+        if let Err(error) = looked {
+            tracing::warn!(%error, "bringing the tunnel up again");
+            // Whoever changes a peer does it before or after, and not in between.
+            let _writer = self.writer();
+            let mut up = self.lock();
+            up.interface = bring_up(&self.config, &self.key, &self.launch, &self.host, &self.ingress)?;
+            return self.reconcile(&mut up);
         }
+        self.finish_overdue(Instant::now());
         let now = Timestamp::now();
         let keys = |peers: &Peers| -> Vec<PublicKey> {
             peers.expired(now).filter_map(|record| record.public_key.parse().ok()).collect()
         };
         let expired: Vec<_> = keys(&self.known()).into_iter().map(PeerChange::Remove).collect();
         if !expired.is_empty() {
-            up.interface.update(&expired)?;
+            self.lock().interface.update(&expired)?;
             self.known_mut().settle_expired(now);
         }
         Ok(())
@@ -480,17 +371,23 @@ impl Network {
         self.peers.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn joining(&self) -> MutexGuard<'_, HashSet<Ipv6Addr>> {
-        self.joining.lock().unwrap_or_else(PoisonError::into_inner)
+    fn switches(&self) -> MutexGuard<'_, Switches> {
+        self.switches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn writer(&self) -> MutexGuard<'_, ()> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Another place for clients to dial, in invitations from now on.
+    pub fn set_endpoint(&self, endpoint: Option<String>) {
+        *self.endpoint.write().unwrap_or_else(PoisonError::into_inner) = endpoint;
+    }
+
     /// Where clients dial: what is asked for, else what is set, with the tunnel's port if none is given.
     fn endpoint(&self, asked: Option<&str>) -> Result<String, ApiError> {
-        let endpoint = asked.or(self.endpoint.as_deref()).ok_or_else(|| ApiError::Invalid {
+        let set = self.endpoint.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let endpoint = asked.or(set.as_deref()).ok_or_else(|| ApiError::Invalid {
             title: "nothing says where clients are to dial".to_owned(),
             detail: Some(
                 "give `--endpoint HOST:PORT`, or set FAAS_VPN_ENDPOINT or `endpoint` in faasd.toml to this \
@@ -498,14 +395,7 @@ impl Network {
                     .to_owned(),
             ),
         })?;
-        let bare_v6 = endpoint.parse::<Ipv6Addr>().is_ok();
-        let has_port = endpoint.parse::<SocketAddr>().is_ok()
-            || (!bare_v6 && endpoint.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()));
-        Ok(match (has_port, bare_v6) {
-            (true, _) => endpoint.to_owned(),
-            (false, true) => format!("[{endpoint}]:{}", self.config.listen_port),
-            (false, false) => format!("{endpoint}:{}", self.config.listen_port),
-        })
+        endpoint::normalize(endpoint, self.config.listen_port).map_err(|e| ApiError::invalid(e.to_string()))
     }
 
     fn lock(&self) -> MutexGuard<'_, Up> {
@@ -533,11 +423,6 @@ fn bring_up(
     };
     let interface = host.run(|| Ok(tunnel::bring_up(ingress, &setup)))??;
     Ok(interface)
-}
-
-fn public_key(join: &Join) -> Result<PublicKey, ApiError> {
-    let invalid = |_| ApiError::invalid("`public_key` is no WireGuard key: 32 bytes in base64");
-    join.public_key.parse().map_err(invalid)
 }
 
 fn config(record: &PeerRecord, public_key: PublicKey) -> PeerConfig {

@@ -139,6 +139,18 @@ impl PeerRecord {
     }
 }
 
+/// What was taken over from wg-quick, and that it was: it is done once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptionRecord {
+    /// The server's, base64.
+    pub public_key: String,
+    pub at: Timestamp,
+}
+
+impl AdoptionRecord {
+    pub const KEY: &'static str = "adopted/wg-quick";
+}
+
 /// A group, under `groups/NAME`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {

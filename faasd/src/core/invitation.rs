@@ -7,7 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::address::Prefix;
+use super::address::{OUTSIDE_PREFIX, Prefix};
+use super::endpoint;
+use super::name::FunctionName;
 
 /// What every invitation begins with. The number is that of the text form, not of what it carries.
 pub const MARK: &str = "faas1-";
@@ -35,7 +37,7 @@ pub struct Invitation {
     pub server: Ipv6Addr,
     pub vpn_prefix: Prefix,
     pub function_prefix: Prefix,
-    /// The port of `/v1/join` and `/metrics` on the server's address.
+    /// The port of `/v1/join`, `/v1/rotate` and `/metrics` on the server's address.
     pub http_port: u16,
     pub expires_at: Timestamp,
 }
@@ -49,6 +51,8 @@ pub enum InvitationError {
     Foreign,
     #[error("the invitation is damaged ({0}); copy it again, as one line")]
     Damaged(String),
+    #[error("the invitation is none that a server writes: {0}; ask for a new one (`faas vpn invite NAME`)")]
+    Wrong(String),
     #[error("the invitation has version {0}, from a newer faasd; this one reads {VERSION}: upgrade it")]
     Newer(u32),
     #[error("the invitation for '{name}' expired at {at}; ask for a new one (`faas vpn invite {name}`)")]
@@ -89,10 +93,41 @@ impl Invitation {
             return Err(InvitationError::Newer(v));
         }
         let invitation: Self = serde_json::from_slice(&json).map_err(damaged)?;
+        invitation.check().map_err(InvitationError::Wrong)?;
         if invitation.expires_at <= now {
             return Err(InvitationError::Expired { name: invitation.name, at: invitation.expires_at });
         }
         Ok(invitation)
+    }
+
+    /// What root on the client is about to do by it: addresses, routes, a name in files.
+    fn check(&self) -> Result<(), String> {
+        self.name.parse::<FunctionName>().map_err(|e| format!("its name: {e}"))?;
+        let (vpn, functions) = (self.vpn_prefix, self.function_prefix);
+        for prefix in [vpn, functions] {
+            let first = prefix.network();
+            let is_special = first.is_unspecified() || first.is_unicast_link_local() || first.is_multicast();
+            if is_special || prefix == OUTSIDE_PREFIX {
+                return Err(format!("{prefix} is set aside for something else"));
+            }
+        }
+        if vpn == functions {
+            return Err(format!("{vpn} is the prefix of both peers and functions"));
+        }
+        if self.server != vpn.server() {
+            return Err(format!("the server {} is not the first address of {vpn}", self.server));
+        }
+        if !vpn.contains(self.address) || [vpn.network(), self.server].contains(&self.address) {
+            return Err(format!("{} is no peer's address in {vpn}", self.address));
+        }
+        if self.http_port == 0 {
+            return Err("it has no port for the API".to_owned());
+        }
+        let endpoint = endpoint::normalize(&self.endpoint, 0).map_err(|e| e.to_string())?;
+        if endpoint != self.endpoint {
+            return Err(format!("its endpoint '{}' is not HOST:PORT", self.endpoint));
+        }
+        Ok(())
     }
 }
 
@@ -153,6 +188,29 @@ mod tests {
         }
         let long = format!("{text}{}", "A".repeat(TEXT_BYTES_MAX));
         assert!(matches!(Invitation::decode(&long, now()), Err(InvitationError::Damaged(_))));
+    }
+
+    #[test]
+    fn what_no_server_writes_is_not_acted_upon() {
+        let change = |change: &dyn Fn(&mut Invitation), why: &str| {
+            let mut invitation = sample();
+            change(&mut invitation);
+            let error = Invitation::decode(&invitation.encode().unwrap(), now()).unwrap_err();
+            assert!(matches!(error, InvitationError::Wrong(_)), "{error}");
+            assert!(error.to_string().contains(why), "{error}");
+        };
+        change(&|i| i.name = "../../etc/x".into(), "name");
+        change(&|i| i.vpn_prefix = "fe80::/64".parse().unwrap(), "set aside");
+        change(&|i| i.function_prefix = "::/64".parse().unwrap(), "set aside");
+        change(&|i| i.function_prefix = "ff02::/64".parse().unwrap(), "set aside");
+        change(&|i| i.function_prefix = i.vpn_prefix, "both");
+        change(&|i| i.server = i.vpn_prefix.host(7), "first address");
+        change(&|i| i.address = i.server, "no peer's address");
+        change(&|i| i.address = i.function_prefix.host(2), "no peer's address");
+        change(&|i| i.http_port = 0, "no port");
+        change(&|i| i.endpoint = "host".into(), "not HOST:PORT");
+        change(&|i| i.endpoint = "host:99999".into(), "1 to 65535");
+        change(&|i| i.endpoint = "[fe80::1%eth0]:51820".into(), "zone");
     }
 
     #[test]

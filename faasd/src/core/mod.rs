@@ -4,6 +4,7 @@ pub mod access;
 pub mod address;
 pub mod balance;
 pub mod egress;
+pub mod endpoint;
 pub mod image;
 pub mod invitation;
 pub mod life;

@@ -16,6 +16,9 @@ pub struct Paths {
     pub wireguard: PathBuf,
     /// The daemon's name on this machine, for what lives in kernel-wide name spaces: cgroups, bpffs.
     pub instance: String,
+    /// The control group that outlives the daemon, absolute within each hierarchy, where whoever starts the daemon has made
+    /// one: a unit of systemd's, delegated to us. Without it there is one of ours, called like the instance.
+    pub cgroup: Option<String>,
 }
 
 impl Paths {
@@ -125,8 +128,18 @@ impl Paths {
 
     /// The cgroup above all containers, absolute within each hierarchy.
     #[must_use]
-    pub fn cgroup(&self) -> String {
-        format!("/{}", self.instance)
+    pub fn containers(&self) -> String {
+        match &self.cgroup {
+            // Who is in a group of v2 is in its leaves.
+            Some(delegated) => format!("{delegated}/instances"),
+            None => format!("/{}", self.instance),
+        }
+    }
+
+    /// The cgroup of the processes that serve without the daemon. None: they stay in the daemon's own.
+    #[must_use]
+    pub fn helpers(&self) -> Option<String> {
+        self.cgroup.as_ref().map(|delegated| format!("{delegated}/helpers"))
     }
 
     /// Where programs, links and maps are pinned. No dot in it: bpffs refuses those.

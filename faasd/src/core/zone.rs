@@ -168,6 +168,12 @@ impl Zone {
         }
     }
 
+    /// The same names under another serial.
+    #[must_use]
+    pub fn numbered(&self, serial: u32) -> Self {
+        Self { serial, ..self.clone() }
+    }
+
     /// The zone with this function's names in place of those that it had, under the next serial; `None` if it has them
     /// already.
     #[must_use]

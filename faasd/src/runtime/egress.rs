@@ -10,6 +10,7 @@
 
 mod counts;
 mod dial;
+mod names;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -20,14 +21,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::counts::{Counted, Counts};
+use self::names::Names;
 use crate::core::address::Prefix;
 use crate::core::egress::{Grants, Verdict, may_resolve_to};
 use crate::core::name::FunctionName;
@@ -63,7 +62,7 @@ pub struct Egress {
     spare: Mutex<Vec<OwnedFd>>,
     refilling: AtomicBool,
     pending: Arc<Semaphore>,
-    resolver: Option<TokioResolver>,
+    names: Names,
     counts: Mutex<HashMap<FunctionName, Arc<Counts>>>,
 }
 
@@ -83,9 +82,6 @@ impl Egress {
     /// # Errors
     /// If the map of marks is not there.
     pub fn new(parts: Parts<'_>) -> Result<Self, BpfError> {
-        let resolver = resolver(parts.upstreams)
-            .inspect_err(|error| tracing::warn!(%error, "functions reach nobody outside by name"))
-            .ok();
         Ok(Self {
             ingress: parts.ingress,
             ours: [parts.vpn_prefix, parts.function_prefix],
@@ -94,7 +90,7 @@ impl Egress {
             spare: Mutex::default(),
             refilling: AtomicBool::new(false),
             pending: Arc::new(Semaphore::new(PENDING_IN_ALL_MAX)),
-            resolver,
+            names: Names::new(parts.upstreams),
             counts: Mutex::default(),
         })
     }
@@ -181,10 +177,7 @@ impl Egress {
 
     /// What a name of the outside stands for, of what may be reached.
     async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        let resolver = self.resolver.as_ref().ok_or_else(|| io::Error::other("there is no resolver"))?;
-        // With the closing dot: no search list is gone through.
-        let found = resolver.lookup_ip(format!("{name}.")).await.map_err(io::Error::other)?;
-        let found: Vec<IpAddr> = found.iter().collect();
+        let found = self.names.resolve(name).await?;
         let may = |address: &IpAddr| may_resolve_to(*address, &self.ours, is_own);
         let usable: Vec<IpAddr> = found.iter().copied().filter(may).collect();
         match (usable.is_empty(), found.first()) {
@@ -200,22 +193,6 @@ impl Egress {
 /// Whether an address is the host's own.
 fn is_own(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
-}
-
-fn resolver(upstreams: Option<&[SocketAddr]>) -> io::Result<TokioResolver> {
-    let builder = match upstreams {
-        None => TokioResolver::builder_tokio().map_err(io::Error::other)?,
-        Some(upstreams) => {
-            let servers = upstreams.iter().map(|upstream| {
-                let mut server = NameServerConfig::udp_and_tcp(upstream.ip());
-                server.connections.iter_mut().for_each(|connection| connection.port = upstream.port());
-                server
-            });
-            let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        }
-    };
-    builder.build().map_err(io::Error::other)
 }
 
 /// Serves the `connect` calls of one instance.

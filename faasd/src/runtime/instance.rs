@@ -367,7 +367,7 @@ impl Runtime {
         let bundles = fs::read_dir(self.paths.bundles()).into_iter().flatten().flatten();
         let mut ids: BTreeSet<String> = bundles.filter_map(|e| e.file_name().into_string().ok()).collect();
         ids.extend(self.runc.directories().unwrap_or_default());
-        ids.extend(self.cgroups.children(&self.paths.cgroup()));
+        ids.extend(self.cgroups.children(&self.paths.containers()));
         ids
     }
 
@@ -415,7 +415,7 @@ impl Runtime {
     }
 
     fn cgroup(&self, id: &str) -> String {
-        format!("{}/{id}", self.paths.cgroup())
+        format!("{}/{id}", self.paths.containers())
     }
 }
 

@@ -151,7 +151,6 @@ const ALLOWED: &[&[&str]] = &[
         "recvmsg",
         "setsockopt",
         "shutdown",
-        "socketpair",
     ],
     // Memory. JIT compilers need executable mappings.
     &[
@@ -330,7 +329,8 @@ const IOCTL_MASK: u64 = 0xffff_ff00;
 const IOCTL_PLAIN: u64 = 0x5400;
 
 /// Unix, IPv4 and IPv6. Netlink, packet, vsock, alg and the rest are the kernel's less trodden paths.
-const SOCKET_DOMAINS: [u64; 3] = [1, 2, 10];
+const SOCKET_DOMAINS: [u64; 3] = [AF_UNIX, 2, 10];
+const AF_UNIX: u64 = 1;
 
 /// `PER_LINUX`, and the question which one it is.
 const PERSONALITIES: [u64; 2] = [0, 0xffff_ffff];
@@ -384,6 +384,7 @@ pub fn profile(agent: Option<Agent<'_>>) -> Result<LinuxSeccomp, OciSpecError> {
     for domain in SOCKET_DOMAINS {
         calls.push(allow("socket", equal(0, domain)?)?);
     }
+    calls.push(allow("socketpair", equal(0, AF_UNIX)?)?);
     for personality in PERSONALITIES {
         calls.push(allow("personality", equal(0, personality)?)?);
     }
@@ -485,6 +486,7 @@ mod tests {
             "clone3",
             "ioctl",
             "socket",
+            "socketpair",
             "personality",
         ] {
             assert!(!set.contains(refused), "{refused}");
@@ -528,7 +530,7 @@ mod tests {
     fn the_conditional_calls_have_their_conditions() {
         let profile = profile(None).unwrap();
         assert_eq!(profile.default_action(), LinuxSeccompAction::ScmpActErrno);
-        for name in ["clone", "ioctl", "socket", "personality", "mknod", "mknodat"] {
+        for name in ["clone", "ioctl", "socket", "socketpair", "personality", "mknod", "mknodat"] {
             let rules: Vec<_> = profile
                 .syscalls()
                 .iter()

@@ -12,6 +12,7 @@ pub mod sched;
 pub mod scm;
 pub mod shared;
 pub mod sock_diag;
+pub mod systemd;
 pub mod tcp;
 pub mod timer;
 pub mod tun;

@@ -6,10 +6,10 @@
 mod rules;
 
 use std::io;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteHeader, RouteScope, RouteType};
@@ -49,6 +49,15 @@ pub struct Link {
     pub up: bool,
 }
 
+/// What a link counts of packets that it did not carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    pub rx_dropped: u64,
+    pub rx_length_errors: u64,
+    pub rx_frame_errors: u64,
+    pub tx_errors: u64,
+}
+
 /// Changes to one network namespace.
 #[derive(Debug)]
 pub struct Netlink<'ns> {
@@ -75,6 +84,29 @@ impl<'ns> Netlink<'ns> {
     /// Those of the netlink request.
     pub fn index(&self, name: &str) -> Result<Option<u32>, NetlinkError> {
         Ok(self.link(name)?.map(|link| link.index))
+    }
+
+    /// The link's counters.
+    ///
+    /// # Errors
+    /// `ENODEV` without such a link, and those of the netlink request.
+    pub fn statistics(&self, name: &str) -> Result<Statistics, NetlinkError> {
+        self.run(
+            || format!("read the counters of {name}"),
+            async |handle| {
+                let message = message(handle, name).await?.ok_or_else(no_device)?;
+                let counters = message.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Stats64(stats) => Some(Statistics {
+                        rx_dropped: stats.rx_dropped,
+                        rx_length_errors: stats.rx_length_errors,
+                        rx_frame_errors: stats.rx_frame_errors,
+                        tx_errors: stats.tx_errors,
+                    }),
+                    _ => None,
+                });
+                Ok(counters.unwrap_or_default())
+            },
+        )
     }
 
     /// `ip link set NAME up`.
@@ -121,6 +153,26 @@ impl<'ns> Netlink<'ns> {
                 message.header.flags = AddressHeaderFlags::Nodad;
                 message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
                 done_already(request.execute().await)
+            },
+        )
+    }
+
+    /// The IPv6 addresses of the link; none without such a link.
+    ///
+    /// # Errors
+    /// Those of the netlink request.
+    pub fn addresses(&self, name: &str) -> Result<Vec<Ipv6Addr>, NetlinkError> {
+        self.run(
+            || format!("read the addresses of {name}"),
+            async |handle| {
+                let Some(link) = find(handle, name).await? else { return Ok(Vec::new()) };
+                let request = handle.address().get().set_link_index_filter(link.index);
+                let found: Vec<_> = request.execute().try_collect().await.map_err(io_error)?;
+                let own = |attribute: AddressAttribute| match attribute {
+                    AddressAttribute::Address(IpAddr::V6(address)) => Some(address),
+                    _ => None,
+                };
+                Ok(found.into_iter().flat_map(|message| message.attributes).filter_map(own).collect())
             },
         )
     }
@@ -221,17 +273,25 @@ impl<'ns> Netlink<'ns> {
 
 async fn index_of(handle: &Handle, name: &str) -> io::Result<u32> {
     let link = find(handle, name).await?;
-    link.map(|link| link.index).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    link.map(|link| link.index).ok_or_else(no_device)
+}
+
+fn no_device() -> io::Error {
+    io::Error::from_raw_os_error(libc::ENODEV)
 }
 
 async fn find(handle: &Handle, name: &str) -> io::Result<Option<Link>> {
+    Ok(message(handle, name).await?.map(|message| read(&message)))
+}
+
+async fn message(handle: &Handle, name: &str) -> io::Result<Option<LinkMessage>> {
     if name.is_empty() || name.len() > LINK_NAME_BYTES_MAX {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let mut links = std::pin::pin!(handle.link().get().match_name(name).execute());
     match links.next().await {
         None => Ok(None),
-        Some(Ok(message)) => Ok(Some(read(&message))),
+        Some(Ok(message)) => Ok(Some(message)),
         Some(Err(e)) => match io_error(e) {
             e if e.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             e => Err(e),

@@ -81,6 +81,8 @@ metrics! {
         "Connections that another function passed on to this one.";
     REFUSED_LATE = Counter "faasd_closed_connections_total" ["function"],
         "Connections that faasd accepted and closed, for want of an instance or of room.";
+    KEPT_BACK = Counter "faasd_forward_refused_connections_total" ["function"],
+        "Connections that this function wanted to pass on to another, and that were reset: the declaration or the policy is against it, or it is none of its own.";
     HANDOFF = Histogram "faasd_handoff_seconds" ["function"],
         "From the accept's completion to the connection's arrival at the instance's socket.";
     REQUESTS = Counter "faasd_requests_total" ["function"],
@@ -119,6 +121,10 @@ metrics! {
         "Decisions of the kernel program.";
     UNROUTABLE = Counter "faasd_ingress_unroutable_packets_total" [],
         "Packets into the ingress that were refused before the kernel program: by another interface than the tunnel, from a function's address, or for nobody.";
+    ENTRIES_BEHIND = Gauge "faasd_kernel_entries_behind" ["maps"],
+        "Entries that the kernel has not taken yet: of who may what (policy), of what goes where (steering). They are tried again.";
+    ENTRIES_REPAIRED = Counter "faasd_kernel_entries_repaired_total" ["maps"],
+        "Entries of the kernel's maps that were found to be other than they should be, and were put right.";
     ADMITTED = Counter "faasd_subject_admitted_total" ["subject"],
         "Connections that a subject was let in with, at any function.";
     REFUSED = Counter "faasd_subject_refused_total" ["subject"],
@@ -126,7 +132,7 @@ metrics! {
     REFUSALS = Counter "faasd_policy_refused_total" ["subject", "function"],
         "Connections that the policy refused; the pairs that were refused last.";
     API_REFUSED = Counter "faasd_api_refused_total" ["reason"],
-        "Requests through the tunnel that were turned away: no admin's (role), or a web page's (page).";
+        "Requests through the tunnel that were turned away: no admin's (role), or a web page's (page); and connections that were too many for one peer (share).";
 
     PEERS = Gauge "faasd_peers" ["state"], "Peers of the tunnel that have joined, or are invited.";
     PEER_RECEIVED = Counter "faasd_peer_received_bytes_total" ["peer"],
@@ -134,6 +140,9 @@ metrics! {
     PEER_SENT = Counter "faasd_peer_sent_bytes_total" ["peer"], "Bytes sent to a peer, by WireGuard.";
     PEER_HANDSHAKE = Gauge "faasd_peer_last_handshake_timestamp_seconds" ["peer"],
         "When a peer last shook hands, in seconds since 1970; `time() - x` is its age.";
+
+    TUNNEL_DROPPED = Counter "faasd_tunnel_dropped_packets_total" ["reason"],
+        "Packets that the tunnel dropped: forged, replayed, by nobody's key, from another's address. The kernel's WireGuard tells less.";
 
     DNS_QUERIES = Counter "faasd_dns_queries_total" ["outcome"], "Queries.";
     DNS_REBINDS = Counter "faasd_dns_rebinds_total" [],

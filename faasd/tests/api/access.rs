@@ -190,7 +190,7 @@ fn users_are_turned_away_before_anything_is_looked_at() {
             assert_eq!(answer.contains("faas vpn role laptop admin"), known, "{answer}");
         }
     }
-    assert_eq!(daemon.refusals.counts(), [("role", 2 * all.len() as u64), ("page", 0)]);
+    assert_eq!(daemon.refusals.counts(), [("role", 2 * all.len() as u64), ("page", 0), ("share", 0)]);
 }
 
 #[tokio::test]
@@ -223,5 +223,5 @@ async fn admins_have_the_whole_api_and_their_browsers_do_not() {
         let answer = ask(&daemon, line, &headers);
         assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("web pages"), "{line}: {answer}");
     }
-    assert_eq!(daemon.refusals.counts(), [("role", 1), ("page", 8)]);
+    assert_eq!(daemon.refusals.counts(), [("role", 1), ("page", 8), ("share", 0)]);
 }

@@ -545,8 +545,8 @@ impl Daemon {
             runtime.block_on(async {
                 // The tunnel's listener has no end of its own: it is dropped with the other.
                 let api = Api::new(service, spool, writes_per_second);
-                let routes = tunnel(&api, Ipv6Addr::LOCALHOST, address.port(), counted);
-                tokio::spawn(serve_tunnel(tcp, routes, std::future::pending()));
+                let routes = tunnel(&api, Ipv6Addr::LOCALHOST, address.port(), Arc::clone(&counted));
+                tokio::spawn(serve_tunnel(tcp, routes, counted, std::future::pending()));
                 let stopped = async { drop(stopped.await) };
                 serve_unix(listener, local(&api), stopped).await.unwrap();
             });

@@ -62,7 +62,7 @@ fn serve(bed: &Bed, kernel: &mut Kernel, flags: u32) -> Server {
     let server = Server::start(bed.listen(), 2, see_off);
     kernel.set_listener(1, 1, &server.listener).unwrap();
     for address in [address(), callee(), FUNCTION_PREFIX.host((0x88 << 16) | 3)] {
-        kernel.set_route(address, PORT, Route { flags, ..Route::to(1) }).unwrap();
+        kernel.steering.set_route(address, PORT, Route { flags, ..Route::to(1) }).unwrap();
     }
     server
 }
@@ -131,7 +131,7 @@ fn services_are_for_subjects_and_for_who_is_invited() {
     let function = serve(&bed, &mut kernel, 0);
     let server = VPN_PREFIX.server();
     let service = Server::start(bed.ingress.listen_service(server, SERVICE).unwrap().into(), 1, see_off);
-    kernel.set_route(server, SERVICE, Route::SERVICE).unwrap();
+    kernel.steering.set_route(server, SERVICE, Route::SERVICE).unwrap();
     // As DNS is: the same port by UDP.
     let answering = bed.ingress.udp(server, SERVICE, 1).unwrap().swap_remove(0);
     let answers = thread::spawn(move || {
@@ -211,7 +211,7 @@ fn rules_are_asked_in_their_order() {
     let mut expected = SubjectCounts::default();
     for (flags, own, groups, admitted) in cases {
         for address in [callee(), revision] {
-            kernel.set_route(address, PORT, Route { flags, ..Route::to(1) }).unwrap();
+            kernel.steering.set_route(address, PORT, Route { flags, ..Route::to(1) }).unwrap();
         }
         let rules = [NUMBER].into_iter().chain(GROUPS).zip([own].into_iter().chain(groups));
         for (number, rule) in rules.clone() {
@@ -242,7 +242,7 @@ fn rules_are_asked_in_their_order() {
     assert_eq!(refusals, [Refusal { subject: NUMBER, function: callee(), count: expected.refused }]);
 
     // What is said of others is of no matter, nor what is said about other functions.
-    kernel.set_route(callee(), PORT, Route { flags: closed, ..Route::to(1) }).unwrap();
+    kernel.steering.set_route(callee(), PORT, Route { flags: closed, ..Route::to(1) }).unwrap();
     kernel.access.set_rule(NUMBER, caller(), true).unwrap();
     kernel.access.set_rule(23, callee(), true).unwrap();
     for number in [NUMBER].into_iter().chain(GROUPS) {
@@ -309,7 +309,7 @@ fn refusals_are_kept_within_bounds() {
     let all = u64::from(REFUSALS_MAX) + 2_000;
     for number in 1..=all {
         let to = Route { flags: Route::GUARDED | Route::CLOSED, ..Route::to(1) };
-        kernel.set_route(FUNCTION_PREFIX.host(number << 16), PORT, to).unwrap();
+        kernel.steering.set_route(FUNCTION_PREFIX.host(number << 16), PORT, to).unwrap();
     }
     kernel.access.set_subject(caller(), subject(7, &[])).unwrap();
     let refused = |number: u64| is_refused(|| dial_as(caller(), FUNCTION_PREFIX.host(number << 16)));
@@ -321,6 +321,12 @@ fn refusals_are_kept_within_bounds() {
     // Who is refused now is among them.
     assert!(bed.inside(|| refused(1)));
     assert!(kernel.access.refusals().unwrap().iter().any(|r| r.function == FUNCTION_PREFIX.host(1 << 16)));
+    // A number that nobody has any more leaves nothing to whoever is given it next.
+    kernel.access.set_subject(peer(2), subject(8, &[])).unwrap();
+    kernel.access.forget_counts(|number| number == 7).unwrap();
+    assert_eq!(kernel.access.refusals().unwrap(), []);
+    assert!(kernel.access.subject_counts(7).unwrap().is_none());
+    assert!(kernel.access.subject_counts(8).unwrap().is_some());
     server.stop();
     bed.finish(kernel);
 }

@@ -55,7 +55,7 @@ impl Bed {
         let peers = NetNs::open_or_create(&dir.path().join("peers")).unwrap();
         // Ports of clients that closed first are given again as they are to `::1`, or each search for one grows long.
         ingress.ns().run(|| fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1")).unwrap();
-        let bed = Self { cgroup: cgroup::own(&name).unwrap(), name, dir, ingress, peers, _turn: turn };
+        let bed = Self { cgroup: cgroup::own(&name, None).unwrap(), name, dir, ingress, peers, _turn: turn };
         // In WireGuard's stead: what comes by it has the address that it says.
         bed.link("wg0", "wg1");
         bed.ip(bed.ingress.ns(), &format!("address add {}/64 dev wg0 nodad", VPN_PREFIX.server()));
@@ -167,7 +167,7 @@ impl Drop for Bed {
             Kernel::unpin(&self.pins()),
             NetNs::unpin(&self.dir.path().join("ingress")),
             NetNs::unpin(&self.dir.path().join("peers")),
-            cgroup::remove(&self.name),
+            cgroup::remove(&self.name, std::slice::from_ref(&self.name)),
         ];
         if !thread::panicking() {
             assert!(removed.iter().all(Result::is_ok), "{removed:?}");

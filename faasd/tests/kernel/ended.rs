@@ -45,7 +45,7 @@ fn exactly_those_that_match_are_ended() {
     let (listener, other_listener) = (bed.listen(), bed.ingress.listen(other(), PORT, 4096).unwrap());
     for (slot, address, listener) in [(1, address(), &listener), (2, other(), &other_listener)] {
         kernel.set_listener(slot, slot, listener).unwrap();
-        kernel.set_route(address, PORT, Route::to(slot)).unwrap();
+        kernel.steering.set_route(address, PORT, Route::to(slot)).unwrap();
     }
     for (number, address) in [(7, peer(2)), (8, peer(3)), (9, caller())] {
         kernel.access.set_subject(address, subject(number, &[])).unwrap();
@@ -119,7 +119,7 @@ fn nobody_slips_through_while_a_subject_is_revoked() {
     let mut kernel = bed.load();
     let listener = bed.listen();
     kernel.set_listener(1, 1, &listener).unwrap();
-    kernel.set_route(address(), PORT, Route::to(1)).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(1)).unwrap();
     for _ in 0..ROUNDS {
         kernel.access.set_subject(caller(), subject(7, &[])).unwrap();
         let access = &mut kernel.access;

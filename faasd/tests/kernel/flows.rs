@@ -30,7 +30,7 @@ fn bytes_and_retransmits_are_those_of_the_connections() {
     let flows = Flows::open(&bed.pins()).unwrap();
     let listener = bed.listen();
     kernel.set_listener(1, 1, &listener).unwrap();
-    kernel.set_route(address(), crate::bed::PORT, Route::to(1)).unwrap();
+    kernel.steering.set_route(address(), crate::bed::PORT, Route::to(1)).unwrap();
     for (number, address) in [(7, peer(2)), (9, caller())] {
         kernel.access.set_subject(address, subject(number, &[])).unwrap();
     }

@@ -2,8 +2,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
+use aya::util::KernelVersion;
 use faasd::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 use faasd::sys::bpf::Route;
 use faasd_common::{DAEMON_MARK, Decision};
@@ -23,7 +25,7 @@ fn an_address_counts_by_its_own_way_alone() {
     let mut kernel = bed.load();
     let listener = bed.listen();
     kernel.set_listener(1, 1, &listener).unwrap();
-    kernel.set_route(address(), PORT, Route::to(1)).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(1)).unwrap();
     kernel.access.set_subject(peer(2), subject(7, &[])).unwrap();
     kernel.access.set_subject(caller(), subject(8, &[])).unwrap();
     let by_peer = || bed.dial_from(peer(2), address());
@@ -34,7 +36,7 @@ fn an_address_counts_by_its_own_way_alone() {
     assert_eq!(decided(&mut kernel, |_| assert!(is_refused(by_peer))), ["foreign"]);
     let server = VPN_PREFIX.server();
     let socket = bed.ingress.udp(server, 53, 1).unwrap();
-    kernel.set_route(server, 53, Route::SERVICE).unwrap();
+    kernel.steering.set_route(server, 53, Route::SERVICE).unwrap();
     let asked = || bed.ask(peer(2), server, 53).unwrap_err().kind();
     assert_eq!(decided(&mut kernel, |_| assert_eq!(asked(), ErrorKind::ConnectionRefused)), ["foreign"]);
     drop(socket);
@@ -62,7 +64,7 @@ fn what_claims_to_be_a_peer_is_not_heard_at_all() {
     let mut kernel = bed.load();
     let listener = bed.listen();
     kernel.set_listener(1, 1, &listener).unwrap();
-    kernel.set_route(address(), PORT, Route::to(1)).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(1)).unwrap();
     kernel.access.set_subject(peer(2), subject(7, &[])).unwrap();
     let mut client = bed.dial_from(peer(2), address()).unwrap();
     let mut connection = accept(&listener);
@@ -103,6 +105,35 @@ fn what_claims_to_be_a_peer_is_not_heard_at_all() {
     assert!(is_answered(&bed, peer(2), address()));
     assert!(bed.dial_from(peer(2), address()).is_ok());
     assert!(bed.inside(dial).is_ok());
+    bed.finish(kernel);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn each_start_puts_one_guard_in_the_place_of_the_last() {
+    let bed = Bed::new();
+    let guards = |interface: &str| {
+        let mut tc = Command::new("tc");
+        tc.args(["filter", "show", "dev", interface, "egress"]);
+        let shown = bed.inside(|| tc.output()).unwrap();
+        assert!(shown.status.success(), "{shown:?}");
+        // A line for each, in which the name may be twice.
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        shown.lines().filter(|line| line.contains("guard_egress")).count()
+    };
+    // From Linux 6.6 on they are links, which `tc` does not show, and which end with their pin.
+    let filters = usize::from(KernelVersion::current().unwrap() < KernelVersion::new(6, 6, 0));
+    for _ in 0..3 {
+        let kernel = bed.load();
+        assert_eq!(["lo", "wg0"].map(guards), [filters; 2]);
+        // The last one is at work.
+        let dropped = || kernel.decisions().unwrap()[Decision::DroppedSyn as usize];
+        let before = dropped();
+        let begun = bed.inside(|| begin(caller(), None, address()));
+        wait_until("the guard drops it", || dropped() > before);
+        drop((begun, kernel));
+    }
+    let kernel = bed.load();
     bed.finish(kernel);
 }
 

@@ -43,11 +43,11 @@ fn connections_are_shared_out_by_weight() {
     // The route has the number 1, and so has no branch of it: one of them is served by its own listener, one is seated.
     kernel.set_listener(2, 1, &stable.listener).unwrap();
     kernel.set_seat(9, 1, &canary.listener).unwrap();
-    kernel.set_pool(3, &[9]).unwrap();
+    kernel.steering.set_pool(3, &[9]).unwrap();
     let branches = |shed| [Branch { slot: 2, weight: 90, shed: false }, Branch { slot: 3, weight: 10, shed }];
-    kernel.set_split(1, &branches(false)).unwrap();
-    kernel.set_route(address(), PORT, Route { flags: Route::SPLIT, ..Route::to(1) }).unwrap();
-    assert_eq!(kernel.splits().unwrap(), [(1, branches(false).to_vec())]);
+    kernel.steering.set_split(1, &branches(false)).unwrap();
+    kernel.steering.set_route(address(), PORT, Route { flags: Route::SPLIT, ..Route::to(1) }).unwrap();
+    assert_eq!(kernel.steering.splits().unwrap(), [(1, branches(false).to_vec())]);
 
     assert_eq!(dials(&bed, ALL), 0);
     wait_until("all are accepted", || stable.accepted() + canary.accepted() == ALL);
@@ -60,7 +60,7 @@ fn connections_are_shared_out_by_weight() {
 
     // A branch that is shed refuses its share, and none but its share.
     let before = stable.accepted();
-    kernel.set_split(1, &branches(true)).unwrap();
+    kernel.steering.set_split(1, &branches(true)).unwrap();
     let refused = dials(&bed, ALL);
     assert!(is_share(refused, ALL, 10), "{refused} of {ALL}");
     wait_until("the others are accepted", || stable.accepted() - before == ALL - refused);
@@ -68,7 +68,7 @@ fn connections_are_shared_out_by_weight() {
     assert!(decision(&kernel, Decision::Shed) >= refused);
 
     // Where nobody listens, the other branch takes it: all of it, whichever it is.
-    kernel.set_split(1, &branches(false)).unwrap();
+    kernel.steering.set_split(1, &branches(false)).unwrap();
     stable.stop();
     let before = canary.accepted();
     assert_eq!(dials(&bed, 500), 0);
@@ -79,25 +79,25 @@ fn connections_are_shared_out_by_weight() {
     assert_eq!(dials(&bed, 500), 0);
     wait_until("all are accepted", || stable.accepted() == 500);
     // But not what is shed.
-    kernel.set_split(1, &[Branch { slot: 2, weight: 1, shed: true }, branches(false)[1]]).unwrap();
+    kernel.steering.set_split(1, &[Branch { slot: 2, weight: 1, shed: true }, branches(false)[1]]).unwrap();
     assert_eq!(dials(&bed, 100), 100);
     assert_eq!(stable.accepted(), 500);
 
     // A share that is gone leaves the route's own slot, where nobody is.
-    kernel.clear_split(1).unwrap();
-    assert_eq!(kernel.splits().unwrap(), []);
+    kernel.steering.clear_split(1).unwrap();
+    assert_eq!(kernel.steering.splits().unwrap(), []);
     let before = decision(&kernel, Decision::NoListener);
     assert_eq!(dials(&bed, 10), 10);
     assert!(decision(&kernel, Decision::NoListener) - before >= 10);
 
     // A route refuses and takes on again as its flags say.
-    kernel.set_route(address(), PORT, Route { flags: Route::SHED, ..Route::to(2) }).unwrap();
+    kernel.steering.set_route(address(), PORT, Route { flags: Route::SHED, ..Route::to(2) }).unwrap();
     let before = decision(&kernel, Decision::Shed);
     let start = Instant::now();
     assert_eq!(dials(&bed, 100), 100);
     assert!(start.elapsed() < Duration::from_secs(1), "by RST, not by a timeout: {:?}", start.elapsed());
     assert!(decision(&kernel, Decision::Shed) - before >= 100);
-    kernel.set_route(address(), PORT, Route::to(2)).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(2)).unwrap();
     assert_eq!(dials(&bed, 10), 0);
     stable.stop();
     bed.finish(kernel);
@@ -162,8 +162,8 @@ fn live_connections_are_counted_exactly() {
         Server::start(bed.listen(), 4, move |stream| serve(stream, &kept))
     };
     kernel.set_seat(5, 4, &server.listener).unwrap();
-    kernel.set_pool(4, &[5]).unwrap();
-    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
+    kernel.steering.set_pool(4, &[5]).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(4)).unwrap();
 
     // Some stay, so that none that is counted as ended twice is hidden below zero.
     let stay = || {
@@ -244,7 +244,7 @@ fn a_connection_counts_where_it_was_made() {
     let bed = Bed::new();
     let mut kernel = bed.load();
     let (waiting, instance) = (bed.listen(), bed.listen());
-    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(4)).unwrap();
     kernel.set_listener(4, 4, &waiting).unwrap();
     let leave = |listener: &OwnedFd| rustix::net::shutdown(listener, rustix::net::Shutdown::Read).unwrap();
 
@@ -288,7 +288,7 @@ fn a_connection_counts_where_it_was_made() {
     assert_eq!((kernel.live(6).unwrap(), kernel.live(5).unwrap()), (0, 0));
     let ended = Owner { slot: 4, seat: 5, counted: Owner::CLOSED };
     assert_eq!(kernel.owner_of(&connection).unwrap(), Some(ended));
-    kernel.set_pool(4, &[5]).unwrap();
+    kernel.steering.set_pool(4, &[5]).unwrap();
     let other = bed.inside(|| dial().unwrap());
     let second = accept(&instance);
     drop((connection, client));
@@ -328,9 +328,9 @@ fn the_instance_with_the_fewest_connections_is_given_the_next() {
     for (seat, number) in seats.iter().zip(&numbers) {
         kernel.set_seat(*number, 4, &seat.0).unwrap();
     }
-    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(4)).unwrap();
     // One is busy before the others are there.
-    kernel.set_pool(4, &numbers[..1]).unwrap();
+    kernel.steering.set_pool(4, &numbers[..1]).unwrap();
     let mut open: Vec<Vec<_>> = (0..SEATS).map(|_| Vec::new()).collect();
     let take = |open: &mut Vec<Vec<_>>| {
         let (place, client, server) = Seat::next(&bed, &seats);
@@ -339,7 +339,7 @@ fn the_instance_with_the_fewest_connections_is_given_the_next() {
     };
     (0..6).for_each(|_| assert_eq!(take(&mut open), 0));
     // The others are given all until each has as many, and none of them is ever two ahead of another.
-    kernel.set_pool(4, &numbers).unwrap();
+    kernel.steering.set_pool(4, &numbers).unwrap();
     for _ in 0..6 * (SEATS - 1) {
         assert_ne!(take(&mut open), 0);
         let counts = open[1..].iter().map(Vec::len);
@@ -385,8 +385,8 @@ fn a_large_pool_is_used_as_a_whole() {
     for (seat, number) in seats.iter().zip(&numbers) {
         kernel.set_seat(*number, 4, &seat.0).unwrap();
     }
-    kernel.set_route(address(), PORT, Route::to(4)).unwrap();
-    kernel.set_pool(4, &numbers).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(4)).unwrap();
+    kernel.steering.set_pool(4, &numbers).unwrap();
     let mut open: Vec<Vec<_>> = (0..SEATS).map(|_| Vec::new()).collect();
     for _ in 0..SEATS * 8 {
         let (place, client, server) = Seat::next(&bed, &seats);

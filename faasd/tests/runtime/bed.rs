@@ -42,6 +42,7 @@ impl Bed {
             run: dir.path().join("run"),
             wireguard: dir.path().join("wireguard"),
             instance: format!("faasd-test-runtime-{}-{number}", std::process::id()),
+            cgroup: None,
         };
         let runtime = Runtime::new(paths.clone()).await.unwrap();
         Self { _dir: dir, paths, runtime }
@@ -122,7 +123,7 @@ impl Bed {
         assert_eq!(fs::read_dir(self.paths.bundles()).unwrap().count(), 0, "bundles");
         assert_eq!(fs::read_dir(self.paths.runc()).unwrap().count(), 0, "runc");
         let cgroups = Cgroups::discover().unwrap();
-        assert_eq!(cgroups.children(&self.paths.cgroup()), Vec::<String>::new(), "cgroups");
+        assert_eq!(cgroups.children(&self.paths.containers()), Vec::<String>::new(), "cgroups");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&self.paths.state.display().to_string()), "mounts: {mounts}");
     }
@@ -130,7 +131,7 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        let _ = Cgroups::discover().and_then(|c| c.remove(&self.paths.cgroup(), Duration::from_secs(5)));
+        let _ = Cgroups::discover().and_then(|c| c.remove(&self.paths.containers(), Duration::from_secs(5)));
     }
 }
 

@@ -500,7 +500,7 @@ async fn a_new_daemon_finds_what_runs_and_removes_the_rest() {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(traces, [alive.running.id.as_str(); 2]);
-    assert_eq!(Cgroups::discover().unwrap().children(&bed.paths.cgroup()), [alive.running.id.as_str()]);
+    assert_eq!(Cgroups::discover().unwrap().children(&bed.paths.containers()), [alive.running.id.as_str()]);
 
     next.stop(&adopted[0].id, &adopted[0].process, Duration::ZERO).await.unwrap();
     bed.assert_nothing_left();
@@ -516,7 +516,7 @@ async fn no_process_is_left_not_even_a_zombie() {
         let instance = bed.start(bed.script(script)).await;
         (0..4).for_each(|_| assert_eq!(instance.receive(), b"1"));
         assert_eq!(instance.status("PPid"), std::process::id().to_string(), "we are the parent");
-        let group = format!("{}/{}", bed.paths.cgroup(), instance.running.id);
+        let group = format!("{}/{}", bed.paths.containers(), instance.running.id);
         let processes = Cgroups::discover().unwrap().processes(&group);
         assert_eq!(processes.len(), 4);
         all.extend(processes);

@@ -2,15 +2,17 @@
 //! it with real tunnels, and with daemons that die.
 
 mod cut;
+mod maps;
 mod restart;
 mod roles;
 mod rules;
+mod scale;
 
 use std::io::ErrorKind;
 use std::net::Ipv6Addr;
 
 use anyhow::{Result, ensure};
-use faasd_tests::{Bed, Client, get, run, shared};
+use faasd_tests::{Bed, Client, alone, get, run, shared};
 
 fn main() {
     run(vec![
@@ -24,6 +26,9 @@ fn main() {
         shared("a_revoked_peer_is_cut_at_once", cut::revoked),
         shared("the_policy_holds_without_a_daemon", restart::killed),
         shared("a_start_repairs_what_a_kill_cut_short", restart::repaired),
+        shared("maps_that_somebody_writes_into_are_put_right", maps::put_right),
+        shared("a_connection_passed_on_is_subject_to_policy", maps::passed_on),
+        alone("ten_thousand_peers_cost_no_more_than_ten", scale::flat),
         shared("users_do_not_get_at_the_api", roles::users),
         shared("an_admin_does_everything_from_afar", roles::admins),
     ])

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use faasd::core::address::VPN_PREFIX;
-use faasd_tests::{Bed, run, shared};
+use faasd_tests::{Bed, Client, run, shared};
 
 fn main() {
     run(vec![
@@ -49,7 +49,12 @@ fn two() -> Result<Bed> {
 
 /// A metric's value now, as the first client sees it; 0 for one that was never counted.
 fn metric(bed: &Bed, series: &str) -> Result<u64> {
-    let metrics = bed.client().curl(&format!("http://[{}]:{HTTP_PORT}/metrics", VPN_PREFIX.server()))?;
+    metric_at(&bed.client(), series)
+}
+
+/// A metric's value, as another client sees it.
+fn metric_at(client: &Client<'_>, series: &str) -> Result<u64> {
+    let metrics = client.curl(&format!("http://[{}]:{HTTP_PORT}/metrics", VPN_PREFIX.server()))?;
     let family = series.split('{').next().unwrap_or_default();
     ensure!(metrics.contains(&format!("# TYPE {family} ")) || series != family, "no {family} in\n{metrics}");
     let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -59,6 +64,18 @@ fn metric(bed: &Bed, series: &str) -> Result<u64> {
 /// A decision of the kernel program, counted.
 fn decided(bed: &Bed, decision: &str) -> Result<u64> {
     metric(bed, &format!("faasd_kernel_decisions_total{{decision=\"{decision}\"}}"))
+}
+
+/// Packets that the tunnel dropped for one of these reasons.
+fn dropped(client: &Client<'_>, reasons: &[&str]) -> Result<u64> {
+    let one =
+        |reason| metric_at(client, &format!("faasd_tunnel_dropped_packets_total{{reason=\"{reason}\"}}"));
+    reasons.iter().map(one).sum()
+}
+
+/// Whether what comes from outside is counted: the kernel's WireGuard says nothing of it.
+fn counts_outside(client: &Client<'_>) -> Result<bool> {
+    Ok(metric_at(client, "faasd_wireguard_info{backend=\"userspace\"}")? == 1)
 }
 
 /// The address of a peer in the tunnel.

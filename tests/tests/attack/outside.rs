@@ -10,7 +10,7 @@ use faasd_tests::{Bed, address, get};
 use jiff::Timestamp;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{SILENCE, events, peer};
+use crate::{SILENCE, counts_outside, dropped, events, peer};
 
 /// Every protocol, as a packet socket wants it.
 const ALL_PROTOCOLS: i32 = (libc::ETH_P_ALL as u16).to_be() as i32;
@@ -81,6 +81,10 @@ pub fn junk() -> Result<()> {
     let answers = send(&bed, attacker, &messages)?;
     let received: usize = answers.iter().map(Vec::len).sum();
     ensure!(answers.is_empty(), "{received} bytes came back for {sent}");
+    if counts_outside(&bed.client())? {
+        let dropped = dropped(&bed.client(), &["malformed", "handshake", "unknown_session"])?;
+        ensure!(dropped == messages.len() as u64, "{dropped} of {} are counted", messages.len());
+    }
     // Nobody noticed.
     ensure!(get(&mut open, "/")?.0 == 200);
     let after = peer(&bed, "client")?;
@@ -134,11 +138,19 @@ pub fn replay() -> Result<()> {
 
     // From elsewhere, again and again: a handshake has a time in it, and none is taken that is not newer.
     let many: Vec<_> = handshakes.iter().cycle().take(200).cloned().collect();
+    let reasons = ["replayed_handshake", "unknown_peer", "overload"];
+    let counted = counts_outside(&bed.client_at(victim))?
+        .then(|| dropped(&bed.client_at(victim), &reasons))
+        .transpose()?;
     let answers = send(&bed, 1, &many)?;
     let responses = answers.iter().filter(|answer| answer.first() == Some(&RESPONSE)).count();
     ensure!(responses == 0, "{responses} replayed handshakes were answered");
     // Under load it asks who is there, with less than it was sent.
     ensure!(answers.iter().all(|answer| answer.first() == Some(&COOKIE) && answer.len() < INITIATION_BYTES));
+    if let Some(before) = counted {
+        let counted = dropped(&bed.client_at(victim), &reasons)? - before;
+        ensure!(counted == many.len() as u64, "{counted} of {} are counted", many.len());
+    }
     let after = peer(&bed, "laptop")?;
     ensure!(after["endpoint"] == endpoint.as_str(), "it moved to {}", after["endpoint"]);
     // Told as how long ago it was, and therefore not to the nanosecond; the replays took longer than this.

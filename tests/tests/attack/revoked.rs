@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use faasd::core::address::VPN_PREFIX;
 use faasd_tests::{address, established, eventually, get};
 
-use crate::{HTTP_PORT, SILENCE, events, metric, two};
+use crate::{HTTP_PORT, SILENCE, counts_outside, dropped, events, metric, two};
 
 pub fn cut_off() -> Result<()> {
     let bed = two()?;
@@ -55,6 +55,9 @@ pub fn cut_off() -> Result<()> {
     scraping.set_read_timeout(Some(SILENCE))?;
     ensure!(get(&mut scraping, "/metrics").is_err() || scraping.read(&mut [0]).is_err());
     ensure!(admitted()? == before);
+    if counts_outside(&bed.client())? {
+        ensure!(dropped(&bed.client(), &["unknown_session"])? > 0, "what it sends is not counted");
+    }
     let peers = bed.json(&["vpn", "peers"])?;
     ensure!(peers["peers"].as_array().is_some_and(|all| all.len() == 1), "{peers}");
     bed.finish()

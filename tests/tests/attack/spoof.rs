@@ -9,7 +9,7 @@ use faasd::sys::netns::NetNs;
 use faasd_tests::{Bed, address, get};
 use socket2::{Domain, Socket, Type};
 
-use crate::{SILENCE, decided, metric, peer_address, two};
+use crate::{SILENCE, decided, dropped, metric, peer_address, two};
 
 /// A question for `hello.faas`'s address.
 const QUERY: &[u8] = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x05hello\x04faas\x00\x00\x1c\x00\x01";
@@ -56,6 +56,7 @@ pub fn through_the_tunnel() -> Result<()> {
     let interface = format!("{}t2", bed.name());
     let other = bed.client_at(2);
     let before = reached(&bed)?;
+    let spoofed = dropped(&bed.client(), &["source"])?;
     // Of a peer, of nobody, of a function, of the server. WireGuard ties each address to a key.
     let function = Ipv6Addr::from_bits(hello.to_bits() ^ 1);
     for source in [victim, VPN_PREFIX.host(0x9999), function] {
@@ -66,6 +67,8 @@ pub fn through_the_tunnel() -> Result<()> {
         tried?;
     }
     ensure!(reached(&bed)? == before, "something arrived");
+    let spoofed = dropped(&bed.client(), &["source"])? - spoofed;
+    ensure!(spoofed >= 6, "of three connections and three queries {spoofed} packets are counted");
     let admitted = |bed: &Bed| metric(bed, "faasd_subject_admitted_total{subject=\"client\"}");
     ensure!(admitted(&bed)? == 0, "it passed for the client");
     // With its own address it is who it is: known, and refused.

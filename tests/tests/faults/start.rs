@@ -91,7 +91,7 @@ pub fn settings() -> Result<()> {
     fs::create_dir_all(bed.path("wireguard"))?;
     fs::write(&key, "not a key\n")?;
     fs::set_permissions(&key, Permissions::from_mode(0o600))?;
-    refuses(&mut bed, &["server_private.key is malformed", "remove it to make a new key"])?;
+    refuses(&mut bed, &["server_private.key is malformed", "remove it and the interface to make a new key"])?;
     fs::write(&key, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEE=\n")?;
     fs::set_permissions(&key, Permissions::from_mode(0o644))?;
     refuses(&mut bed, &["can be read by others", "0644", "chmod 600"])?;

@@ -32,6 +32,8 @@ pub fn two_commands() -> Result<()> {
     ensure!(status["resolves"] == true, "{status}");
     let wireguard = bed.path("wireguard/peers/laptop.conf");
     ensure!(fs::read_to_string(&wireguard)?.contains("[Peer]"));
+    let keys = bed.path("wireguard");
+    ensure!(fs::metadata(&keys)?.permissions().mode() & 0o777 == 0o700, "others may look at the keys' names");
 
     let mut open = machine.connect(address(&bed.describe("hello")?)?, 80)?;
     get(&mut open, "/")?;

@@ -143,7 +143,16 @@ pub fn node() -> Result<()> {
 /// Node's runner accepts by itself: woken by the first connection, kept through the daemon's death, and replaced.
 pub fn node_lane() -> Result<()> {
     let mut bed = Bed::joined()?;
-    let handler = b"export default (req, res) => res.end(`${process.uptime() > 0}`);\n";
+    let handler = b"export default (req, res) => {\n  if (req.url === '/fail') res.statusCode = 503;\n  \
+        res.end(`${process.uptime() > 0}`);\n};\n";
+    // It writes what it counts a moment later.
+    let counted = |bed: &Bed, requests: u64, errors: u64| {
+        eventually(&format!("{requests} requests and {errors} errors"), || {
+            let described = bed.describe("cold").unwrap_or_default();
+            let instance = &described["instances"][0];
+            instance["requests"] == requests && instance["errors"] == errors
+        })
+    };
     let files: [(&str, &[u8]); 2] = [("handler.mjs", handler), ("faas.toml", b"[scale]\nmin = 0\n")];
     bed.deploy("cold", &files)?.ok()?;
     ensure!(bed.client().curl("http://cold.faas/")? == "true");
@@ -151,12 +160,15 @@ pub fn node_lane() -> Result<()> {
     let to = address(&bed.describe("cold")?)?;
     let mut kept = bed.client().connect(to, 80)?;
     ensure!(crate::ask(&mut kept, "/")? == b"true");
+    ensure!(faasd_tests::get(&mut kept, "/fail")?.0 == 503);
+    counted(&bed, 3, 1)?;
     bed.end_daemon(Signal::KILL)?;
     ensure!(crate::ask(&mut kept, "/")? == b"true", "the open connection");
     ensure!(bed.client().curl(&format!("http://[{to}]/"))? == "true", "a new connection, without a daemon");
     bed.serve()?;
     ensure!(only(&bed.describe("cold")?)? == before, "it was not taken over");
     ensure!(crate::ask(&mut kept, "/")? == b"true");
+    counted(&bed, 6, 1)?;
     drop(kept);
     faasd_tests::signal(before, Signal::KILL)?;
     eventually("another instance answers", || {

@@ -12,6 +12,7 @@ mod handoff;
 mod joining;
 mod languages;
 mod life;
+mod manager;
 mod metrics;
 mod observed;
 mod secrets;
@@ -47,6 +48,7 @@ fn main() {
         shared("nobody_lies_about_who_called", caller::passed_on),
         shared("a_function_with_a_limit_is_given_no_more", forward::limited),
         shared("what_a_dead_instance_had_not_received_another_answers", handoff::requeue),
+        shared("the_service_manager_is_told", manager::told),
         shared("a_killed_daemon_costs_no_connection", crashes::daemon_killed),
         shared("a_daemon_killed_during_a_deploy_leaves_one_revision", crashes::killed_during_deploy),
         shared("a_stopped_daemon_costs_no_connection", crashes::daemon_stopped),

@@ -40,6 +40,7 @@ pub struct Export {
 
 impl Export {
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
+        let place = self.hand_over.open()?;
         let invite = types::Invite {
             name: self.name,
             expires_in_ms: EXPIRES_MS,
@@ -50,7 +51,8 @@ impl Export {
         let invited = context.client.invite(&invite).await?;
         let invitation = Invitation::decode(&invited.invitation, Timestamp::now())
             .map_err(|e| Failure::new(Exit::Data, e.to_string()))?;
-        self.hand_over.give(context, &configuration(&invitation, self.no_dns))?;
+        let remedy = format!("`faas vpn revoke {}`, and try again", invited.name);
+        place.give(context, &configuration(&invitation, self.no_dns), &remedy)?;
         context.ui.note(&format!(
             "{} is {}. Its private key was made on the server: keep this to that machine, and let `faas vpn revoke {}` \
              follow if it gets into other hands",

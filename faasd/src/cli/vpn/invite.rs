@@ -46,6 +46,7 @@ impl Invite {
                 "`-o json` prints the invitation: leave out --out and --qr",
             ));
         }
+        let place = self.hand_over.open()?;
         let invite = types::Invite {
             name: self.name,
             expires_in_ms: self.expires,
@@ -58,7 +59,8 @@ impl Invite {
             return context.ui.json(&invited);
         }
         // The invitation alone is the result, so that it can be piped.
-        let argument = self.hand_over.give(context, &format!("{}\n", invited.invitation))?;
+        let remedy = "ask again: another invitation for the same name replaces this one";
+        let argument = place.give(context, &format!("{}\n", invited.invitation), remedy)?;
         context.ui.note(&format!(
             "{} gets {}; the invitation expires {}. There: sudo faas vpn connect {}",
             invited.name,

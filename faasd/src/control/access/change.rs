@@ -20,7 +20,7 @@ impl Access {
             }
         }
         let action = action.rule();
-        self.change(*keep, |policy| {
+        self.change(*keep, functions.clone(), |policy| {
             policy.check_rules(functions, subjects, action, RULES_MAX)?;
             let mut edits = Vec::new();
             for function in functions {
@@ -45,7 +45,11 @@ impl Access {
         function: Option<&FunctionName>,
         change: &DefaultChange,
     ) -> Result<Changed, ApiError> {
-        self.change(change.keep, |policy| {
+        let about = match function {
+            Some(name) => vec![name.clone()],
+            None => self.policy().functions().cloned().collect(),
+        };
+        self.change(change.keep, about, |policy| {
             if let Some(name) = function.filter(|name| policy.rules(name).is_none()) {
                 return Err(Refused::NoFunction(name.clone()));
             }
@@ -65,7 +69,7 @@ impl Access {
             return Err(ApiError::invalid(format!("name at most {NAMED_MAX} subjects at a time")));
         }
         let fresh = self.fresh_number();
-        self.change(*keep, |policy| {
+        self.change(*keep, Vec::new(), |policy| {
             let mut edits = Vec::new();
             match policy.members(name) {
                 Some(_) => {}
@@ -101,14 +105,15 @@ impl Access {
             return Err(self.refusal(&Refused::NoSubject(subject)));
         }
         let gone = self.remove(&subject, Vec::new()).map_err(|e| ApiError::failed(&e))?;
-        self.settle(self.finish(gone))?;
-        Ok(Changed { changed, cut: self.cut_refused(keep)? })
+        let carried = self.finish(gone);
+        self.end(carried, changed, keep)
     }
 
-    /// Looks, puts on record, and puts into effect.
+    /// Looks, puts on record, and puts into effect. It is `about` these functions' routes, among others.
     fn change(
         &self,
         keep: bool,
+        about: Vec<FunctionName>,
         edits: impl FnOnce(&Policy) -> Result<Vec<Edit>, Refused>,
     ) -> Result<Changed, ApiError> {
         let writer = self.writer();
@@ -116,20 +121,28 @@ impl Access {
         let writes =
             edits.iter().filter_map(|edit| write_of(edit).transpose()).collect::<Result<Vec<_>, _>>();
         if edits.is_empty() {
-            // Connections may have been kept when it came to be so.
             drop(writer);
-            return Ok(Changed { changed: 0, cut: self.cut_refused(keep)? });
+            // Connections may have been kept when it came to be so, and the kernel may not have taken it.
+            let settled = self.settle_again(about);
+            let cut = self.cut_refused(keep)?;
+            return settled.map(|()| Changed { changed: 0, cut });
         }
         self.store.write_all(&writes.map_err(|e| ApiError::failed(&e))?).map_err(|e| ApiError::failed(&e))?;
         let effects = {
             let mut policy = self.policy_mut();
             edits.iter().flat_map(|edit| policy.apply(edit)).collect()
         };
-        let guards = self.carry_out(effects);
+        let carried = self.carry_out(effects);
         // The owner may be waiting for it.
         drop(writer);
-        self.settle(guards)?;
-        Ok(Changed { changed: edits.len(), cut: self.cut_refused(keep)? })
+        self.end(carried, edits.len(), keep)
+    }
+
+    /// The last steps of a change, each whatever becomes of the others.
+    fn end(&self, carried: Carried, changed: usize, keep: bool) -> Result<Changed, ApiError> {
+        let settled = self.settle(carried);
+        let cut = self.cut_refused(keep)?;
+        settled.map(|()| Changed { changed, cut })
     }
 
     /// Cuts connections that would not be let in any more.

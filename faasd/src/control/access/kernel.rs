@@ -1,5 +1,6 @@
 //! The policy's side of the kernel: its maps, and the connections of the ingress namespace.
 
+use std::collections::HashSet;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -59,6 +60,10 @@ impl Enforcer for KernelEnforcer {
 
     fn cut(&self, is_refused: &dyn Fn(Ipv6Addr, SocketAddrV6) -> bool) -> anyhow::Result<u64> {
         Ok(sock_diag::destroy_if(&self.ingress, |local, remote| is_refused(*remote.ip(), local))?)
+    }
+
+    fn forget_counts(&self, known: &HashSet<u32>) -> anyhow::Result<()> {
+        Ok(self.maps().forget_counts(|number| !known.contains(&number))?)
     }
 
     fn counts(&self) -> anyhow::Result<Counts> {

@@ -53,6 +53,9 @@ impl Access {
             writer: Mutex::new(()),
             policy: RwLock::new(policy),
             ports: Mutex::default(),
+            behind: Mutex::default(),
+            late: Arc::default(),
+            leaving: Arc::default(),
             attached: OnceLock::new(),
         })
     }

@@ -6,8 +6,9 @@ use super::*;
 use crate::api::types::{DefaultChange, GroupChange, RuleAction, RuleChange};
 use crate::control::callers::Callers;
 use crate::control::records::FunctionRecord;
+use crate::control::steering::Following;
 use crate::control::store::Embedded;
-use crate::core::access::{Access as Default, Action, Entry, Role};
+use crate::core::access::{Access as Default, Action, Entry, Place, Role};
 use crate::core::address::{FUNCTION_PREFIX, VPN_PREFIX};
 
 /// Maps in memory, and connections that are open.
@@ -16,6 +17,8 @@ struct Memory {
     image: Mutex<Image>,
     steps: Mutex<Vec<Effect>>,
     open: Mutex<Vec<(Ipv6Addr, SocketAddrV6)>>,
+    refusing: Mutex<HashSet<Place>>,
+    refusals: Mutex<Vec<(u32, Ipv6Addr, u64)>>,
 }
 
 impl Enforcer for Memory {
@@ -24,6 +27,8 @@ impl Enforcer for Memory {
     }
 
     fn take(&self, step: &Effect) -> anyhow::Result<()> {
+        let refusing = self.refusing.lock().unwrap();
+        anyhow::ensure!(step.place().is_none_or(|place| !refusing.contains(&place)), "out of memory");
         self.image.lock().unwrap().take(step);
         self.steps.lock().unwrap().push(step.clone());
         Ok(())
@@ -36,8 +41,13 @@ impl Enforcer for Memory {
         Ok((before - open.len()) as u64)
     }
 
+    fn forget_counts(&self, known: &HashSet<u32>) -> anyhow::Result<()> {
+        self.refusals.lock().unwrap().retain(|(number, ..)| known.contains(number));
+        Ok(())
+    }
+
     fn counts(&self) -> anyhow::Result<Counts> {
-        Ok(Counts::default())
+        Ok(Counts { refusals: self.refusals.lock().unwrap().clone(), ..Counts::default() })
     }
 }
 
@@ -94,7 +104,7 @@ impl Bed {
                 // As the owner does, while whoever asked waits for it.
                 functions.iter().for_each(|name| _ = asked.guard(name));
                 functions.into_iter().for_each(|name| drop(told.send(name)));
-                let _ = reply.send(Ok(()));
+                let _ = reply.send(Vec::new());
             }
         });
         let dir = tempfile::tempdir().unwrap();
@@ -182,13 +192,14 @@ fn what_goes_leaves_nothing_on_record() {
     let going =
         bed.access.remove(&subject("bert"), vec![Write::Delete { key: PeerRecord::key(&name("bert")) }]);
     let going = going.unwrap();
+    bed.access.reconcile().unwrap();
     assert!(bed.entry(3).is_some(), "in the maps until it is finished");
-    bed.access.finish(going);
+    bed.access.settle(bed.access.finish(going)).unwrap();
     assert!(bed.entry(3).is_none());
     let going = bed
         .access
         .remove(&subject("fn:orders"), vec![Write::Delete { key: FunctionRecord::key(&name("orders")) }]);
-    assert_eq!(bed.access.finish(going.unwrap()), [name("hello")], "its last rule went");
+    assert_eq!(bed.access.finish(going.unwrap()).guards, [name("hello")], "its last rule went");
     bed.access.remove_group(&name("ops"), false).unwrap();
     assert_eq!(store.list("").unwrap().len(), before - 2);
     assert!(bed.memory.image().unwrap().rules.is_empty());
@@ -243,4 +254,103 @@ fn a_store_that_fails_changes_nothing() {
     let bad = Write::Delete { key: String::new() };
     bed.access.remove(&subject("anna"), vec![bad]).unwrap_err();
     assert_eq!((bed.memory.image().unwrap(), Image::of(&bed.access.policy())), (image.clone(), image));
+}
+
+/// The place of a rule in the maps.
+fn place(bed: &Bed, who: &str, what: &str) -> Place {
+    let number = bed.access.policy().number(&subject(who)).unwrap();
+    Place::Rule { subject: number, function: FUNCTION_PREFIX.function(&name(what)) }
+}
+
+fn rules(bed: &Bed) -> usize {
+    bed.memory.image.lock().unwrap().rules.len()
+}
+
+#[test]
+fn what_the_kernel_does_not_take_is_said_and_taken_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let bed = Bed::start(&open(dir.path()), Arc::default());
+    let deny = RuleChange {
+        action: RuleAction::Deny,
+        subjects: vec![subject("anna"), subject("bert")],
+        functions: vec![name("hello")],
+        keep: true,
+    };
+    bed.memory.refusing.lock().unwrap().insert(place(&bed, "anna", "hello"));
+    assert!(matches!(bed.access.set_rules(&deny), Err(ApiError::Unavailable { .. })));
+    assert_eq!((rules(&bed), bed.access.following().behind), (1, 1), "the other one is in effect");
+    assert_eq!(bed.guarded.try_iter().collect::<Vec<_>>(), [name("hello")], "and looked at");
+    // The same again changes nothing on record, and is no success for that.
+    assert!(matches!(bed.access.set_rules(&deny), Err(ApiError::Unavailable { .. })));
+    bed.rule(RuleAction::Deny, "bert", "orders");
+    bed.memory.refusing.lock().unwrap().clear();
+    assert_eq!(bed.access.set_rules(&deny).unwrap().changed, 0);
+    assert_eq!((rules(&bed), bed.access.following().behind), (3, 0));
+}
+
+#[test]
+fn maps_that_somebody_else_has_changed_are_put_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let bed = Bed::start(&open(dir.path()), Arc::default());
+    bed.rule(RuleAction::Deny, "anna", "hello");
+    let right = bed.memory.image().unwrap();
+    assert_eq!(bed.access.reconcile().unwrap(), Following { behind: 0, repaired: 0 });
+    {
+        let mut image = bed.memory.image.lock().unwrap();
+        image.rules.clear();
+        image.subjects.remove(&VPN_PREFIX.host(3));
+        image.subjects.insert(VPN_PREFIX.host(7), Entry { number: 3, ..Entry::default() });
+    }
+    bed.memory.refusing.lock().unwrap().insert(place(&bed, "anna", "hello"));
+    assert_eq!(bed.access.reconcile().unwrap(), Following { behind: 1, repaired: 2 });
+    bed.memory.refusing.lock().unwrap().clear();
+    assert_eq!(bed.access.reconcile().unwrap(), Following { behind: 0, repaired: 3 });
+    assert_eq!(bed.memory.image().unwrap(), right);
+}
+
+#[test]
+fn who_does_not_go_keeps_what_is_denied() {
+    let dir = tempfile::tempdir().unwrap();
+    let bed = Bed::start(&open(dir.path()), Arc::default());
+    bed.rule(RuleAction::Deny, "anna", "hello");
+    bed.memory.refusing.lock().unwrap().insert(Place::Subject(VPN_PREFIX.host(2)));
+    let going = bed.access.remove(&subject("anna"), Vec::new()).unwrap();
+    bed.access.settle(bed.access.finish(going)).unwrap_err();
+    assert_eq!((rules(&bed), bed.access.following().behind), (1, 2));
+    bed.memory.refusing.lock().unwrap().clear();
+    bed.access.reconcile().unwrap();
+    assert_eq!((rules(&bed), bed.entry(2), bed.access.following().behind), (0, None, 0));
+}
+
+#[test]
+fn two_changes_at_once_leave_what_is_on_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let bed = Bed::start(&open(dir.path()), Arc::default());
+    let add = |group: &str| {
+        let change = GroupChange { add: vec![subject("anna")], ..GroupChange::default() };
+        bed.access.change_group(&name(group), &change).unwrap();
+    };
+    add("ops");
+    let going = bed.access.remove(&subject("@ops"), Vec::new()).unwrap();
+    add("dev");
+    bed.access.settle(bed.access.finish(going)).unwrap();
+    assert_eq!(bed.memory.image().unwrap(), Image::of(&bed.access.policy()));
+    assert_ne!(bed.entry(2).unwrap().groups[0], 0);
+}
+
+#[test]
+fn a_number_that_is_given_again_begins_at_zero() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let bed = Bed::start(&store, Arc::default());
+    let hello = FUNCTION_PREFIX.function(&name("hello"));
+    bed.access.show_peer(&peer("last", bed.access.fresh_number(), 9));
+    let number = bed.access.policy().number(&subject("last")).unwrap();
+    *bed.memory.refusals.lock().unwrap() = vec![(number, hello, 7), (3, hello, 2)];
+    let going = bed.access.remove(&subject("last"), Vec::new()).unwrap();
+    bed.access.settle(bed.access.finish(going)).unwrap();
+    let again = Bed::start(&store, Arc::clone(&bed.memory));
+    assert_eq!(again.access.fresh_number(), number);
+    again.access.show_peer(&peer("next", number, 10));
+    assert_eq!(again.access.counts().unwrap().refusals, [(subject("anna"), name("hello"), 2)]);
 }

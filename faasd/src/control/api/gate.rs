@@ -34,14 +34,20 @@ const HOST: &str = "faasd";
 pub struct Refusals {
     role: AtomicU64,
     page: AtomicU64,
+    share: AtomicU64,
 }
 
 impl Refusals {
     /// By reason, as the metric names it.
     #[must_use]
-    pub fn counts(&self) -> [(&'static str, u64); 2] {
+    pub fn counts(&self) -> [(&'static str, u64); 3] {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        [("role", read(&self.role)), ("page", read(&self.page))]
+        [("role", read(&self.role)), ("page", read(&self.page)), ("share", read(&self.share))]
+    }
+
+    /// A connection was one too many for its peer.
+    pub(super) fn count_share(&self) {
+        self.share.fetch_add(1, Ordering::Relaxed);
     }
 }
 

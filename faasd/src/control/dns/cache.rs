@@ -10,10 +10,8 @@ use moka::sync::Cache as Entries;
 
 /// What is kept may take so much memory.
 const BYTES_MAX: u64 = 8 << 20;
-/// An entry beside its message.
-const ENTRY_BYTES: u32 = 512;
-/// A message that was read takes so many times its bytes on the wire, about.
-const GROWTH: u32 = 4;
+/// What an entry takes beside its message and its name: its places in the table, in the orders of use and of time.
+const ENTRY_BYTES: u32 = 768;
 
 /// Whatever they say, answers are not kept for longer.
 const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -25,8 +23,8 @@ pub(super) type Key = (Query, bool);
 
 #[derive(Clone)]
 struct Entry {
-    message: Arc<Message>,
-    bytes: u32,
+    /// As on the wire: read, a record takes up to twenty-four times as much, by the choice of whoever wrote it.
+    message: Arc<[u8]>,
     since: Instant,
     ttl: Duration,
 }
@@ -54,7 +52,6 @@ impl Expiry<Key, Entry> for AtEnd {
 
 impl Cache {
     pub(super) fn new() -> Self {
-        let weigh = |_: &Key, entry: &Entry| entry.bytes.saturating_mul(GROWTH).saturating_add(ENTRY_BYTES);
         Self(Entries::builder().weigher(weigh).max_capacity(BYTES_MAX).expire_after(AtEnd).build())
     }
 
@@ -65,7 +62,7 @@ impl Cache {
         if age >= ttl {
             return None;
         }
-        let mut message = Arc::unwrap_or_clone(message);
+        let mut message = Message::from_vec(&message).ok()?;
         let age_s = u32::try_from(age.as_secs()).unwrap_or(u32::MAX);
         for records in [&mut message.answers, &mut message.authorities, &mut message.additionals] {
             for record in records {
@@ -75,13 +72,20 @@ impl Cache {
         Some(message)
     }
 
-    /// Keeps an answer that took so many bytes, if it says for how long.
-    pub(super) fn keep(&self, key: Key, message: &Message, bytes: usize, now: Instant) {
-        if let Some(ttl) = ttl(message) {
-            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            self.0.insert(key, Entry { message: Arc::new(message.clone()), bytes, since: now, ttl });
+    /// Keeps an answer, if it says for how long.
+    pub(super) fn keep(&self, key: Key, message: &Message, now: Instant) {
+        if let Some(ttl) = ttl(message)
+            && let Ok(bytes) = message.to_vec()
+        {
+            self.0.insert(key, Entry { message: bytes.into(), since: now, ttl });
         }
     }
+}
+
+/// How much memory an entry takes, in bytes.
+fn weigh((question, _): &Key, entry: &Entry) -> u32 {
+    let bytes = entry.message.len() + question.name().len();
+    u32::try_from(bytes).unwrap_or(u32::MAX).saturating_add(ENTRY_BYTES)
 }
 
 fn ttl(message: &Message) -> Option<Duration> {
@@ -158,7 +162,7 @@ mod tests {
         let cache = Cache::new();
         let key = |name: &str| (Query::query(Name::from_ascii(name).unwrap(), RecordType::A), false);
         let now = Instant::now();
-        cache.keep(key("example.com."), &message(ResponseCode::NoError, &[60], None), 100, now);
+        cache.keep(key("example.com."), &message(ResponseCode::NoError, &[60], None), now);
         let get = |name, after_s| cache.get(&key(name), now + Duration::from_secs(after_s));
         assert_eq!(get("Example.COM.", 20).map(|m| m.answers[0].ttl), Some(40));
         assert!(get("example.com.", 60).is_none() && get("example.org.", 0).is_none());
@@ -170,9 +174,25 @@ mod tests {
         let answer = message(ResponseCode::NoError, &[60], None);
         for i in 0..20_000 {
             let name = Name::from_ascii(format!("n{i}.example.")).unwrap();
-            cache.keep((Query::query(name, RecordType::A), false), &answer, 1_000, Instant::now());
+            cache.keep((Query::query(name, RecordType::A), false), &answer, Instant::now());
         }
         cache.0.run_pending_tasks();
         assert!(cache.0.weighted_size() <= BYTES_MAX, "{}", cache.0.weighted_size());
+    }
+    #[test]
+    fn what_is_small_on_the_wire_is_small_in_memory() {
+        let cache = Cache::new();
+        let key = (Query::query(Name::from_ascii("example.com.").unwrap(), RecordType::TXT), false);
+        let mut answer = message(ResponseCode::NoError, &[60; 500], None);
+        let strings = vec![String::new(); 250];
+        let text = RData::TXT(hickory_proto::rr::rdata::TXT::new(strings));
+        answer.answers.push(Record::from_rdata(Name::root(), 60, text));
+        cache.keep(key.clone(), &answer, Instant::now());
+        let entry = cache.0.get(&key).unwrap();
+        // Five hundred addresses and a text of 250 empty strings.
+        assert_eq!(*entry.message, answer.to_vec().unwrap());
+        assert!(entry.message.len() < 500 * size_of::<Record>() / 4, "{}", entry.message.len());
+        assert!(weigh(&key, &entry) as usize >= entry.message.len() + size_of::<(Key, Entry)>());
+        assert_eq!(cache.get(&key, Instant::now()).unwrap().answers, answer.answers);
     }
 }

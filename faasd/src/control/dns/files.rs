@@ -15,9 +15,10 @@ use crate::core::zone::{Origin, Zone, origin_name, serial_is_later, write_zone_f
 /// Changes within this time are written together, and told to secondaries together.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Serials are reserved on disk this many at a time, before they are used: a daemon that is killed goes on behind them.
-/// A secondary that sees no serial for two thousand such ends in a row could take a later one for an earlier one.
-const RESERVED: u32 = 1 << 20;
+/// Serials are reserved on disk this many at a time, before they are used: a daemon that is killed goes on behind them. So
+/// many are more than the changes of several seconds, and few enough that a daemon that ends at once would have to start
+/// 260,000 times before a secondary that saw nothing of it took a later serial for an earlier one.
+const RESERVED: u32 = 1 << 13;
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {}", path.display())]
@@ -182,6 +183,27 @@ mod tests {
         // What is no number was not written by us.
         fs::write(dir.join("serial"), "?").unwrap();
         assert_eq!(ZoneFiles::open(&dir, 5).unwrap().1, 5);
+    }
+
+    #[test]
+    fn a_daemon_that_ends_again_and_again_uses_few_serials() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, first) = ZoneFiles::open(dir.path(), 7).unwrap();
+        let mut last = first;
+        for _ in 0..100 {
+            let (_, serial) = ZoneFiles::open(dir.path(), 7).unwrap();
+            let names = Names::new(zone(serial));
+            for i in 0..100 {
+                let name = format!("f{i}").parse().unwrap();
+                names.publish_function(FunctionNames::new(name, FUNCTION_PREFIX.host(i), None));
+            }
+            // What was there before anybody could ask is one serial, and none that the one before may have used.
+            names.settle();
+            assert_eq!((names.load().serial(), names.load().len()), (serial, 101));
+            assert!(serial_is_later(serial, last));
+            last = serial;
+        }
+        assert!(last.wrapping_sub(first) < 1 << 20, "{first} {last}");
     }
 
     #[test]

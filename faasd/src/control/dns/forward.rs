@@ -1,21 +1,20 @@
 //! Names that are in none of our zones: from what is kept, else from an upstream.
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hickory_proto::op::{Edns, Message, MessageType, Query, ResponseCode};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::cache::Cache;
+use super::cache::{Cache, Key};
+use super::flights::Flights;
 use super::metrics::{DnsMetrics, Outcome};
 use super::names::Names;
 use super::places::Places;
+use super::upstream::{exchange, message, options};
 use super::{DnsConfig, rebind};
 use crate::core::zone::{UDP_PAYLOAD_BYTES_MAX, UDP_PAYLOAD_BYTES_MIN};
 
@@ -29,11 +28,13 @@ pub(super) struct Forwarder {
     /// The upstream that answered last: with a dead one in the list, only the first query waits for it.
     preferred: AtomicUsize,
     cache: Cache,
+    /// By question, and whether it is asked over TCP.
+    flights: Flights<(Key, bool), Result<Arc<Message>, ForwardError>>,
     names: Arc<Names>,
     metrics: Arc<DnsMetrics>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum ForwardError {
     /// Too many queries wait already.
     Busy,
@@ -49,6 +50,7 @@ impl Forwarder {
             waiting: Places::new(config.forwarded_max),
             preferred: AtomicUsize::new(0),
             cache: Cache::new(),
+            flights: Flights::default(),
             names,
             metrics,
         }
@@ -56,6 +58,12 @@ impl Forwarder {
 
     pub(super) fn is_enabled(&self) -> bool {
         !self.upstreams.is_empty()
+    }
+
+    /// How many queries wait for an upstream.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.count()
     }
 
     /// Answers a query for a name that is in none of our zones.
@@ -84,8 +92,11 @@ impl Forwarder {
                     Outcome::Failed
                 } else {
                     answer.metadata.response_code = code;
-                    answer.metadata.authentic_data = found.metadata.authentic_data;
+                    let wants_to_know = query.metadata.authentic_data
+                        || query.edns.as_ref().is_some_and(|asked| asked.flags().dnssec_ok);
+                    answer.metadata.authentic_data = found.metadata.authentic_data && wants_to_know;
                     answer.metadata.truncation = found.metadata.truncation;
+                    let found = Arc::unwrap_or_clone(found);
                     answer.answers = found.answers;
                     answer.authorities = found.authorities;
                     answer.additionals = found.additionals;
@@ -108,23 +119,47 @@ impl Forwarder {
         question: &Query,
         source: IpAddr,
         tcp: bool,
-    ) -> Result<(Message, Outcome), ForwardError> {
+    ) -> Result<(Arc<Message>, Outcome), ForwardError> {
         let dnssec_ok = query.edns.as_ref().is_some_and(|edns| edns.flags().dnssec_ok);
         let key = (question.clone(), dnssec_ok);
         // Who switches off the upstream's checks gets answers that are for nobody else.
-        let is_kept = !query.metadata.checking_disabled;
-        if is_kept && let Some(found) = self.cache.get(&key, Instant::now().into_std()) {
-            return Ok((found, Outcome::Cached));
+        let is_checked = !query.metadata.checking_disabled;
+        if is_checked && let Some(found) = self.cache.get(&key, Instant::now().into_std()) {
+            return Ok((Arc::new(found), Outcome::Cached));
         }
-        let (mut found, bytes) = self.ask(query, question, dnssec_ok, source, tcp).await?;
-        if rebind::strip(&mut found, &self.names.load()) {
-            self.metrics.count_rebind();
-            tracing::warn!(name = %question.name(), %source, "an upstream's answer points into our own network");
+        let _place = self.waiting.take(source).ok_or(ForwardError::Busy)?;
+        // Without recursion it says what the upstream happens to know: a referral perhaps, and no answer for others.
+        let is_for_all = is_checked && query.metadata.recursion_desired;
+        let leader = if is_for_all {
+            match self.flights.join((key.clone(), tcp)) {
+                Ok(leader) => Some(leader),
+                Err(mut told) => {
+                    let told = told.wait_for(Option::is_some).await.ok().and_then(|told| told.clone());
+                    if let Some(told) = told {
+                        return told.map(|found| (found, Outcome::Forwarded));
+                    }
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        let asked = self.ask(query, question, dnssec_ok, tcp).await.map(|mut found| {
+            if rebind::strip(&mut found, &self.names.load()) {
+                self.metrics.count_rebind();
+                tracing::warn!(
+                    name = %question.name(), %source, "an upstream's answer points into our own network"
+                );
+            }
+            if is_for_all {
+                self.cache.keep(key, &found, Instant::now().into_std());
+            }
+            Arc::new(found)
+        });
+        if let Some(leader) = leader {
+            leader.tell(asked.clone());
         }
-        if is_kept {
-            self.cache.keep(key, &found, bytes, Instant::now().into_std());
-        }
-        Ok((found, Outcome::Forwarded))
+        asked.map(|found| (found, Outcome::Forwarded))
     }
 
     /// Asks the preferred upstream, and further ones as those before fail or take long. The first good answer
@@ -134,10 +169,8 @@ impl Forwarder {
         query: &Message,
         question: &Query,
         dnssec_ok: bool,
-        source: IpAddr,
         tcp: bool,
-    ) -> Result<(Message, usize), ForwardError> {
-        let _place = self.waiting.take(source).ok_or(ForwardError::Busy)?;
+    ) -> Result<Message, ForwardError> {
         let deadline = Instant::now() + self.timeout;
         let first = self.preferred.load(Ordering::Relaxed);
         let mut left = (0..self.upstreams.len()).map(|i| (first + i) % self.upstreams.len());
@@ -153,13 +186,12 @@ impl Forwarder {
             }
             let until = if left_count > 0 { deadline.min(Instant::now() + NEXT_AFTER) } else { deadline };
             match timeout_at(until, asked.join_next()).await {
-                Ok(Some(Ok((i, Ok((answer, bytes)))))) => {
-                    if matches!(answer.metadata.response_code, ResponseCode::ServFail | ResponseCode::Refused)
-                    {
-                        failure = Some((answer, bytes));
+                Ok(Some(Ok((i, Ok(answer))))) => {
+                    if is_failure(answer.metadata.response_code) {
+                        failure = Some(answer);
                     } else {
                         self.preferred.store(i, Ordering::Relaxed);
-                        return Ok((answer, bytes));
+                        return Ok(answer);
                     }
                 }
                 Ok(Some(Ok((i, Err(error))))) => {
@@ -177,25 +209,10 @@ impl Forwarder {
     }
 }
 
-fn options(dnssec_ok: bool) -> Edns {
-    let mut edns = Edns::new();
-    edns.set_version(0);
-    edns.set_max_payload(UDP_PAYLOAD_BYTES_MAX);
-    edns.set_dnssec_ok(dnssec_ok);
-    edns
-}
-
-/// The client's question under an identifier of our own.
-fn message(query: &Message, question: &Query, dnssec_ok: bool) -> Message {
-    // `query()` draws the identifier at random; with the kernel's choice of the port it is what a forger must guess.
-    let mut message = Message::query();
-    message.metadata.recursion_desired = query.metadata.recursion_desired;
-    message.metadata.checking_disabled = query.metadata.checking_disabled;
-    message.metadata.authentic_data = query.metadata.authentic_data;
-    message.queries = vec![question.clone()];
-    // Options such as cookies are between two neighbours (RFC 6891, 6.2.6), so the client's are not passed on.
-    message.edns = Some(options(dnssec_ok));
-    message
+/// Whether another upstream may know better.
+const fn is_failure(code: ResponseCode) -> bool {
+    use ResponseCode as C;
+    matches!(code, C::ServFail | C::Refused | C::FormErr | C::NotImp)
 }
 
 /// The answer's bytes. Over UDP, one that is too large is left empty and marked as truncated: a part of it would be
@@ -217,58 +234,4 @@ fn encode(mut answer: Message, asked: Option<&Edns>, tcp: bool) -> Option<Vec<u8
     answer.authorities.clear();
     answer.additionals.clear();
     answer.to_vec().ok()
-}
-
-async fn exchange(upstream: SocketAddr, tcp: bool, question: &Message) -> io::Result<(Message, usize)> {
-    let bytes = question.to_vec().map_err(io::Error::other)?;
-    match tcp {
-        true => exchange_tcp(upstream, question, &bytes).await,
-        false => exchange_udp(upstream, question, &bytes).await,
-    }
-}
-
-async fn exchange_udp(
-    upstream: SocketAddr,
-    question: &Message,
-    bytes: &[u8],
-) -> io::Result<(Message, usize)> {
-    let any = match upstream {
-        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    let socket = UdpSocket::bind((any, 0)).await?;
-    // Connected, so that the kernel drops what others send and reports what the upstream's host rejects.
-    socket.connect(upstream).await?;
-    socket.send(bytes).await?;
-    let mut buffer = [0; UDP_PAYLOAD_BYTES_MAX as usize];
-    loop {
-        let len = socket.recv(&mut buffer).await?;
-        // What does not fit may be a forgery; the true answer may still come.
-        if let Some(answer) = answer_to(question, &buffer[..len]) {
-            return Ok((answer, len));
-        }
-    }
-}
-
-async fn exchange_tcp(
-    upstream: SocketAddr,
-    question: &Message,
-    bytes: &[u8],
-) -> io::Result<(Message, usize)> {
-    let mut stream = TcpStream::connect(upstream).await?;
-    let len = u16::try_from(bytes.len()).map_err(io::Error::other)?;
-    stream.write_all(&[&len.to_be_bytes(), bytes].concat()).await?;
-    let mut answer = vec![0; usize::from(stream.read_u16().await?)];
-    stream.read_exact(&mut answer).await?;
-    answer_to(question, &answer)
-        .map(|message| (message, answer.len()))
-        .ok_or_else(|| io::Error::other("the answer does not fit the question"))
-}
-
-fn answer_to(question: &Message, bytes: &[u8]) -> Option<Message> {
-    let answer = Message::from_vec(bytes).ok()?;
-    let fits = answer.metadata.id == question.metadata.id
-        && answer.metadata.message_type == MessageType::Response
-        && answer.queries == question.queries;
-    fits.then_some(answer)
 }

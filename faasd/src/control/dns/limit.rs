@@ -15,7 +15,7 @@ const PLACES: usize = 4096;
 /// generic cell rate algorithm), in nanoseconds.
 pub(super) struct Limit {
     /// Between two queries. 0 for no limit.
-    interval_ns: u64,
+    interval_ns: AtomicU64,
     burst_ns: u64,
     hashes: [RandomState; 2],
     rows: [Box<[AtomicU64]>; 2],
@@ -26,16 +26,22 @@ impl Limit {
     pub(super) fn new(per_second: u32) -> Self {
         let row = || (0..PLACES).map(|_| AtomicU64::new(0)).collect();
         Self {
-            interval_ns: 1_000_000_000_u64.checked_div(per_second.into()).unwrap_or(0),
+            interval_ns: interval_ns(per_second).into(),
             burst_ns: 1_000_000_000,
             hashes: [RandomState::new(), RandomState::new()],
             rows: [row(), row()],
         }
     }
 
+    /// Another limit, from the next query on.
+    pub(super) fn set(&self, per_second: u32) {
+        self.interval_ns.store(interval_ns(per_second), Ordering::Relaxed);
+    }
+
     /// Counts a query, and returns whether it is within the limit. `now_ns` does not go back.
     pub(super) fn admits(&self, source: Ipv6Addr, now_ns: u64) -> bool {
-        if self.interval_ns == 0 {
+        let interval_ns = self.interval_ns.load(Ordering::Relaxed);
+        if interval_ns == 0 {
             return true;
         }
         let places = [0, 1].map(|i| &self.rows[i][self.hashes[i].hash_one(source) as usize % PLACES]);
@@ -45,11 +51,15 @@ impl Limit {
         if admits {
             for (place, time) in places.into_iter().zip(times) {
                 // A place that is full of somebody else's queries does not get fuller by ours.
-                place.store((time + self.interval_ns).min(now_ns + 2 * self.burst_ns), Ordering::Relaxed);
+                place.store((time + interval_ns).min(now_ns + 2 * self.burst_ns), Ordering::Relaxed);
             }
         }
         admits
     }
+}
+
+fn interval_ns(per_second: u32) -> u64 {
+    1_000_000_000_u64.checked_div(per_second.into()).unwrap_or(0)
 }
 
 #[cfg(test)]

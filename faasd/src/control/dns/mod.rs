@@ -5,6 +5,7 @@
 
 mod cache;
 mod files;
+mod flights;
 mod forward;
 mod limit;
 mod metrics;
@@ -15,6 +16,7 @@ mod rebind;
 mod tcp;
 mod transfer;
 mod udp;
+mod upstream;
 
 #[cfg(test)]
 mod tests;
@@ -134,7 +136,7 @@ struct Shared {
     metrics: Arc<DnsMetrics>,
     limit: Limit,
     secondaries: Vec<IpAddr>,
-    query_log: bool,
+    query_log: AtomicBool,
     tcp_idle_timeout: Duration,
     began: Instant,
     stopped: AtomicBool,
@@ -147,7 +149,7 @@ impl Shared {
 
     /// One line for a query, if they are wanted. A name is the client's: it is escaped.
     fn log(&self, query: &[u8], source: SocketAddr, tcp: bool, outcome: Option<Outcome>) {
-        if self.query_log {
+        if self.query_log.load(Ordering::Relaxed) {
             let (name, kind) = Labels::of_query(query).unwrap_or_default();
             tracing::info!(%source, %name, kind, tcp, ?outcome, "DNS query");
         }
@@ -176,7 +178,7 @@ impl Dns {
             metrics: Arc::clone(&metrics),
             limit: Limit::new(config.rate_limit),
             secondaries: config.secondaries.clone(),
-            query_log: config.query_log,
+            query_log: config.query_log.into(),
             tcp_idle_timeout: config.tcp_idle_timeout,
             began: Instant::now(),
             stopped: AtomicBool::new(false),
@@ -221,6 +223,12 @@ impl Dns {
     #[must_use]
     pub fn metrics(&self) -> &Arc<DnsMetrics> {
         &self.shared.metrics
+    }
+
+    /// What can be set while it serves.
+    pub fn set(&self, rate_limit: u32, query_log: bool) {
+        self.shared.limit.set(rate_limit);
+        self.shared.query_log.store(query_log, Ordering::Relaxed);
     }
 
     /// Stops receiving, and waits for the TCP queries that are being answered: at most the upstreams' timeout and

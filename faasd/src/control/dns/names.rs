@@ -15,6 +15,8 @@ pub struct Names {
     zone: ArcSwap<Zone>,
     /// The serial; told at every change.
     changed: watch::Sender<u32>,
+    /// The first serial.
+    first: u32,
 }
 
 impl fmt::Debug for Names {
@@ -27,7 +29,8 @@ impl Names {
     #[must_use]
     pub fn new(zone: Zone) -> Self {
         let (changed, _) = watch::channel(zone.serial());
-        Self { zone: ArcSwap::from_pointee(zone), changed }
+        let first = zone.serial();
+        Self { zone: ArcSwap::from_pointee(zone), changed, first }
     }
 
     /// The zones as they are now.
@@ -40,6 +43,13 @@ impl Names {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u32> {
         self.changed.subscribe()
+    }
+
+    /// Ends the time in which names were put back and nobody was answered: all of it is one change. With ten thousand names a
+    /// daemon that starts again and again would else use up serials by the million.
+    pub fn settle(&self) {
+        self.zone.rcu(|zone| zone.numbered(self.first));
+        self.changed.send_replace(self.first);
     }
 
     /// Gives a function these names, in place of all those that it had.

@@ -30,6 +30,12 @@ impl Places {
         Arc::new(Self { max, taken: Mutex::default() })
     }
 
+    /// How many are taken.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).count
+    }
+
     /// A place, if there is one for this source.
     pub(super) fn take(self: &Arc<Self>, source: IpAddr) -> Option<Place> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);

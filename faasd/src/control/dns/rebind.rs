@@ -5,9 +5,9 @@
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::rdata::svcb::{SVCB, SvcParamValue};
-use hickory_proto::rr::{Name, RData};
+use hickory_proto::rr::{Name, RData, RecordType};
 
-use crate::core::zone::{Labels, Zone};
+use crate::core::zone::{Labels, Origin, Zone, origin_name};
 
 /// Removes what points into our network, and returns whether there was any.
 pub(super) fn strip(answer: &mut Message, zone: &Zone) -> bool {
@@ -39,6 +39,8 @@ fn points_inside(data: &RData, zone: &Zone) -> bool {
         RData::CNAME(target) => is_ours(&target.0, zone),
         RData::HTTPS(service) => is_service_inside(&service.0),
         RData::SVCB(service) => is_service_inside(service),
+        // hickory does not know it, and passes it on as it came.
+        RData::Unknown { code: RecordType::DNAME, rdata } => leads_inside(&rdata.anything, zone),
         _ => false,
     }
 }
@@ -46,4 +48,33 @@ fn points_inside(data: &RData, zone: &Zone) -> bool {
 fn is_ours(name: &Name, zone: &Zone) -> bool {
     let mut labels = Labels::default();
     name.iter().try_for_each(|label| labels.push(label)).is_some() && zone.find(&labels).is_some()
+}
+
+/// Whether names below a DNAME become names of ours: its target is one, or above one. A target that is not written plainly
+/// (RFC 6672, 2.5 has it uncompressed) would be read out of another message than it was written into.
+fn leads_inside(target: &[u8], zone: &Zone) -> bool {
+    let Some(target) = plain(target) else { return true };
+    let below = |origin| {
+        let origin = Labels::of(&origin_name(origin, zone.settings()));
+        let skip = |origin: &Labels| origin.len().checked_sub(target.len());
+        origin.is_some_and(|origin| {
+            skip(&origin).is_some_and(|skip| origin.iter().skip(skip).eq(target.iter()))
+        })
+    };
+    zone.find(&target).is_some() || Origin::ALL.into_iter().any(below)
+}
+
+/// The labels of a name on the wire that is all there is.
+fn plain(mut wire: &[u8]) -> Option<Labels> {
+    let mut labels = Labels::default();
+    loop {
+        let (len, rest) = wire.split_first()?;
+        if *len == 0 {
+            return rest.is_empty().then_some(labels);
+        }
+        let (label, rest) = rest.split_at_checked(usize::from(*len))?;
+        // A pointer has a length that no label has.
+        labels.push(label)?;
+        wire = rest;
+    }
 }

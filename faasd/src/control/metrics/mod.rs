@@ -13,11 +13,13 @@ use super::dns::DnsCounts;
 use super::flows::Seen;
 use super::instances::START_BOUNDS_US;
 use super::owner::Listed;
+use super::steering::Following;
 use super::used::UsedBy;
 use crate::api::types::{Peer, Phase};
 use crate::core::zone::Zone;
 use crate::dataplane::{LATENCY_BOUNDS_NS, Stats};
 use crate::telemetry::names as n;
+use crate::tunnel::dropped::Dropped;
 
 /// The text format's media type.
 pub const MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -38,9 +40,12 @@ pub struct Snapshot {
     pub dns: DnsCounts,
     pub zone: Arc<Zone>,
     pub peers: Vec<Peer>,
+    pub tunnel_dropped: Option<Dropped>,
     pub access: NamedCounts,
     /// Requests through the tunnel that were turned away, by reason.
-    pub api_refused: [(&'static str, u64); 2],
+    pub api_refused: [(&'static str, u64); 3],
+    /// How well the kernel's maps follow, by what they hold.
+    pub following: [(&'static str, Following); 2],
     /// Who does WireGuard.
     pub wireguard: String,
 }
@@ -63,6 +68,9 @@ pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
     flows(&mut all, &snapshot.flows);
     kernel(&mut all, snapshot);
     peers(&mut all, &snapshot.peers);
+    for (reason, packets) in snapshot.tunnel_dropped.iter().flat_map(Dropped::iter) {
+        all.count(&n::TUNNEL_DROPPED, &[reason.as_str()], packets);
+    }
     let dns = &snapshot.dns;
     for (outcome, value) in dns.outcomes() {
         all.count(&n::DNS_QUERIES, &[outcome], value);
@@ -96,6 +104,7 @@ fn function(all: &mut Families, Listed { function, stats, lives, queues }: &List
     all.count(&n::REQUEUED, &[name], c.requeued);
     all.count(&n::FORWARDED, &[name], c.forwarded);
     all.count(&n::REFUSED_LATE, &[name], c.refused);
+    all.count(&n::KEPT_BACK, &[name], lives.kept_back);
     let (sum_ns, buckets) = latency(stats);
     let bounds = LATENCY_BOUNDS_NS.map(|ns| ns as f64 / 1e9);
     all.observe(&n::HANDOFF, &[name], &bounds, &buckets, sum_ns as f64 / 1e9);
@@ -150,6 +159,10 @@ fn kernel(all: &mut Families, snapshot: &Snapshot) {
     // One series for each pair that the kernel keeps, and no more than that.
     for (subject, function, value) in &snapshot.access.refusals {
         all.count(&n::REFUSALS, &[&subject.to_string(), function.as_str()], *value);
+    }
+    for (maps, following) in snapshot.following {
+        all.set(&n::ENTRIES_BEHIND, &[maps], following.behind as f64);
+        all.count(&n::ENTRIES_REPAIRED, &[maps], following.repaired);
     }
     for (reason, value) in snapshot.api_refused {
         all.count(&n::API_REFUSED, &[reason], value);

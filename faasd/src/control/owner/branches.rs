@@ -73,9 +73,10 @@ impl Owner {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
         entry.leaving.extend(before.into_values());
         let leaving: Vec<u32> = entry.leaving.iter().map(|branch| branch.slot).collect();
-        self.set_routes(name)?;
+        // What the maps do not take is tried again, and who waits is told of it in the end.
+        let mut written = vec![self.set_routes(name)];
         if let Some(old) = routed.filter(|old| *old != port) {
-            self.parts.kernel.clear_route(address, old)?;
+            written.push(self.parts.steering.clear_route(address, old));
         }
         let revisions = self.functions[name].routed_revisions.iter();
         self.parts.names.publish_function(FunctionNames {
@@ -84,8 +85,8 @@ impl Owner {
             ..FunctionNames::new(name.clone(), address, Some(port))
         });
         for slot in leaving {
-            self.parts.kernel.clear_listener(slot)?;
-            self.parts.kernel.set_pool(slot, &[])?;
+            written.push(self.parts.kernel.clear_listener(slot));
+            written.push(self.parts.steering.set_pool(slot, &[]));
         }
         // Instances that were with a slot's former listener.
         let entry = &self.functions[name];
@@ -93,7 +94,7 @@ impl Owner {
         for key in entry.live.keys().copied().filter(placed).collect::<Vec<_>>() {
             self.admit(name, key);
         }
-        Ok(())
+        written.into_iter().collect::<Result<(), BpfError>>().map_err(Into::into)
     }
 
     fn open_branch(&mut self, name: &FunctionName, branch: &Branch) -> anyhow::Result<()> {
@@ -111,6 +112,9 @@ impl Owner {
     }
 
     /// Tells the kernel program who serves by which weight, and for whom. The one place where a function's route is set.
+    ///
+    /// # Errors
+    /// The first of those of the maps. All that is to be written is wanted by then, and will be tried again.
     pub(super) fn set_routes(&mut self, name: &FunctionName) -> Result<(), BpfError> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let Some(port) = entry.routed else { return Ok(()) };
@@ -135,32 +139,33 @@ impl Owner {
         // Whichever of its addresses is dialled, the rules are the same.
         let route = |slot, flags| Route { slot, flags: flags | guard };
         let to = |slot, shed| route(slot, if shed { Route::SHED } else { 0 });
-        let kernel = &mut self.parts.kernel;
+        let steering = &self.parts.steering;
+        let mut written = Vec::new();
         match branches[..] {
             [] => {}
             [bpf::Branch { slot: branch, shed, .. }] => {
                 // For whoever has read the route just before.
-                kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, to(branch, shed))?;
+                written.push(steering.set_split(slot, &branches));
+                written.push(steering.set_route(address, port, to(branch, shed)));
             }
             _ => {
-                kernel.set_split(slot, &branches)?;
-                kernel.set_route(address, port, route(slot, Route::SPLIT))?;
+                written.push(steering.set_split(slot, &branches));
+                written.push(steering.set_route(address, port, route(slot, Route::SPLIT)));
             }
         }
         for (number, &(address, port)) in &by_name {
             let branch = &entry.branches[number];
-            kernel.set_route(address, port, to(branch.slot, branch.shed))?;
+            written.push(steering.set_route(address, port, to(branch.slot, branch.shed)));
         }
         for (_, (address, port)) in
             entry.routed_revisions.iter().filter(|gone| by_name.get(gone.0) != Some(gone.1))
         {
-            kernel.clear_route(*address, *port)?;
+            written.push(steering.clear_route(*address, *port));
         }
         if let Some(entry) = self.functions.get_mut(name) {
             entry.routed_revisions = by_name;
         }
-        Ok(())
+        written.into_iter().collect()
     }
 
     /// Where the listener of a revision's branch may be bound. One that is reached by its own name alone is to have an
@@ -206,8 +211,8 @@ impl Owner {
     fn remove_branch(&mut self, name: &FunctionName, branch: &Branch) {
         let slot = branch.slot;
         branch.lobby.inspect(|seat| self.seats.release(*seat));
-        let kernel = &mut self.parts.kernel;
-        for error in [kernel.clear_listener(slot), kernel.set_pool(slot, &[]), kernel.reset_steered(slot)]
+        let (kernel, steering) = (&mut self.parts.kernel, &self.parts.steering);
+        for error in [kernel.clear_listener(slot), steering.set_pool(slot, &[]), kernel.reset_steered(slot)]
             .into_iter()
             .filter_map(Result::err)
         {
@@ -233,9 +238,9 @@ impl Owner {
         entry.placed.clear();
         if let Some(port) = entry.routed.take() {
             self.parts.names.remove_function(name);
-            let kernel = &mut self.parts.kernel;
-            let mut cleared = vec![kernel.clear_route(address, port), kernel.clear_split(slot)];
-            cleared.extend(by_name.into_values().map(|(address, port)| kernel.clear_route(address, port)));
+            let steering = &self.parts.steering;
+            let mut cleared = vec![steering.clear_route(address, port), steering.clear_split(slot)];
+            cleared.extend(by_name.into_values().map(|(address, port)| steering.clear_route(address, port)));
             for error in cleared.into_iter().filter_map(Result::err) {
                 tracing::error!(function = %name, %error, "a removed function stays in the kernel's maps");
             }

@@ -15,6 +15,8 @@ enum Refusal {
     NotDeclared,
     #[error("there is no such function")]
     Unknown,
+    #[error("the policy does not let its caller reach that function")]
+    Denied,
     #[error("that function accepts its connections itself, and takes none from others")]
     Warm,
     #[error(transparent)]
@@ -24,17 +26,20 @@ enum Refusal {
 impl Owner {
     /// Gives a connection to another function as if it had been dialled. The socket's own mark says whose it is: a
     /// function can pass on what it was given, once, and nothing else. Who dialled is looked up anew, so that no
-    /// function's word is passed on for it.
+    /// function's word is passed on for it, and may come no further than by dialling the other function.
     pub(super) fn forward(&mut self, key: u32, to: &FunctionName, record: Record, connection: OwnedFd) {
         let Some(from) = self.by_key.get(&key).cloned() else { return };
-        match self.may_forward(&from, key, to, &connection) {
+        let caller = self.parts.callers.of(&connection);
+        match self.may_forward(&from, key, to, &connection, caller.address) {
             Ok(slot) => {
                 let record = Record { flags: record.flags | FORWARDED, attempt: 0, ..record };
-                let caller = self.parts.callers.of(&connection);
                 self.tell(Command::Adopt { slot, arrival: Arrival { record, caller }, connection });
             }
             Err(why) => {
                 tracing::warn!(function = %from, %to, %why, "a connection was not passed on");
+                if let Some(entry) = self.functions.get_mut(&from) {
+                    entry.lives.kept_back += 1;
+                }
                 // So that the client knows at once that nobody will answer.
                 let _ = sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
             }
@@ -47,6 +52,7 @@ impl Owner {
         key: u32,
         to: &FunctionName,
         connection: &OwnedFd,
+        caller: Ipv6Addr,
     ) -> Result<u32, Refusal> {
         let sender = self.functions.get(from).ok_or(Refusal::NotIts)?;
         if self.parts.kernel.owner_of(connection)?.map(|mark| mark.slot) != Some(sender.slot) {
@@ -58,6 +64,11 @@ impl Owner {
             return Err(Refusal::NotDeclared);
         }
         let target = self.functions.get(to).ok_or(Refusal::Unknown)?;
+        // The kernel program has looked at the function that was dialled alone. What the server itself dials is not subject
+        // to rules.
+        if caller != self.parts.config.vpn_prefix.server() && !self.parts.access.lets_in(caller, to) {
+            return Err(Refusal::Denied);
+        }
         // As the kernel program would choose, but without chance: the largest share.
         let largest = target.branches.iter().max_by_key(|(number, branch)| (branch.weight, **number));
         let (number, branch) = largest.ok_or(Refusal::Unknown)?;

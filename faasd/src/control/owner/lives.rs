@@ -10,6 +10,8 @@ use crate::control::instances::StartTimesSeen;
 pub struct Lives {
     pub starts: u64,
     pub failures: u64,
+    /// Connections that they wanted to pass on, and may not.
+    pub kept_back: u64,
     /// Of those that have ended.
     pub requests: u64,
     pub errors: u64,

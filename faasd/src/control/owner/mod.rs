@@ -38,6 +38,7 @@ use super::fdstore::FdStore;
 use super::ingress::Ingress;
 use super::instances::{Instances, Live, Order, drop_listener, keep_listener, listener_entry};
 use super::records::{FunctionRecord, RevisionRecord, ShareRecord, free_slot};
+use super::steering::Steering;
 use super::store::{Store, Write, json_write, list_json};
 use crate::api::condition::{Condition, etag};
 use crate::api::types::{Connections, EventKind, Function, NamedImage, Pruned, Queues, Revisions};
@@ -111,10 +112,11 @@ pub enum Message {
         names: bool,
         reply: Reply<Pruned>,
     },
-    /// The policy of these functions has changed: their routes' flags are to follow. Answered when they do.
+    /// The policy of these functions has changed: their routes' flags are to follow. Answered when they do, with those
+    /// whose routes the kernel has not taken.
     Guard {
         functions: Vec<FunctionName>,
-        reply: Reply<()>,
+        reply: oneshot::Sender<Vec<FunctionName>>,
     },
     /// The kernel program's decisions, by their index.
     Decisions {
@@ -170,6 +172,7 @@ pub struct Parts {
     pub fdstore: Arc<Mutex<FdStore>>,
     pub ingress: Arc<Ingress>,
     pub kernel: Kernel,
+    pub steering: Arc<Steering>,
     pub acceptors: Acceptors,
     pub instances: Instances,
     pub images: image::Store,
@@ -319,8 +322,10 @@ impl Owner {
                 drop(reply.send(named.filter_map(|(name, entry)| self.listed(name, entry)).collect()));
             }
             Message::Guard { functions, reply } => {
-                let set = functions.iter().try_for_each(|name| self.set_routes(name));
-                drop(reply.send(set.map_err(|e| ApiError::failed(&e))));
+                // Each of them, whatever becomes of the others.
+                let late: Vec<_> =
+                    functions.into_iter().filter(|name| self.set_routes(name).is_err()).collect();
+                drop(reply.send(late));
             }
             Message::Decisions { reply } => {
                 drop(reply.send(self.parts.kernel.decisions().map_err(|e| ApiError::failed(&e))));

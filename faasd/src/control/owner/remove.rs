@@ -1,6 +1,7 @@
 //! The end of a function.
 
 use super::*;
+use crate::control::access::Carried;
 use crate::core::access::Subject;
 
 impl Owner {
@@ -20,7 +21,9 @@ impl Owner {
         };
         self.uninstall(name);
         // Its rules are of no use now that nothing leads to it.
-        for other in self.parts.access.finish(going) {
+        // Of what the kernel does not take nobody needs to know: there is no function that it speaks of.
+        let Carried { guards, .. } = self.parts.access.finish(going);
+        for other in guards {
             if let Err(error) = self.set_routes(&other) {
                 tracing::error!(function = %other, %error, "its route asks for rules that there are none of");
             }

@@ -35,7 +35,7 @@ impl Owner {
         };
         let mut found = owner.parts.instances.found().await?;
         owner.forget_stale_routes(&records, &revisions)?;
-        let pools = owner.parts.kernel.pools()?;
+        let pools = owner.parts.steering.pools();
         owner.seats = Seats::beside(pools.iter().flat_map(|(_, seats)| seats).copied());
         if let Err(error) = owner.parts.logs.retain(|name| records.iter().any(|r| r.name.as_str() == name)) {
             tracing::warn!(%error, "logs of functions that are not declared stay");
@@ -197,22 +197,23 @@ impl Owner {
             declared.extend(record.shares.iter().filter_map(by_name));
         }
         let slots: HashSet<u32> = records.iter().flat_map(|r| &r.shares).map(|share| share.slot).collect();
-        let kernel = &mut self.parts.kernel;
-        for (address, port, route) in kernel.routes()? {
+        let (kernel, steering) = (&mut self.parts.kernel, &self.parts.steering);
+        for (address, port, route) in steering.routes() {
             if route != Route::SERVICE && declared.get(&address) != Some(&port) {
-                kernel.clear_route(address, port)?;
+                // What is not taken here is tried again.
+                let _ = steering.clear_route(address, port);
                 if route.flags & Route::SPLIT == 0 && !slots.contains(&route.slot) {
                     kernel.clear_listener(route.slot)?;
                 }
             }
         }
-        for (slot, branches) in kernel.splits()? {
+        for (slot, branches) in steering.splits() {
             for branch in branches.into_iter().filter(|branch| !slots.contains(&branch.slot)) {
                 kernel.clear_listener(branch.slot)?;
             }
             // One that is declared stays for as long as its route may lead to it.
             if !records.iter().any(|record| record.slot == slot) {
-                kernel.clear_split(slot)?;
+                let _ = steering.clear_split(slot);
             }
         }
         Ok(())

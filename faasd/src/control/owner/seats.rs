@@ -138,7 +138,7 @@ impl Owner {
     pub(super) fn set_pool(&mut self, name: &FunctionName, slot: u32) -> Result<(), BpfError> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let seats: Vec<u32> = seated(entry, slot).filter_map(|live| live.seat).collect();
-        self.parts.kernel.set_pool(slot, &seats)
+        self.parts.steering.set_pool(slot, &seats)
     }
 
     /// Moves what waits in a branch's own queue to those that are seated. False if nobody is.
@@ -179,7 +179,8 @@ impl Owner {
             .collect();
         for (slot, seats) in pools {
             if !self.by_slot.contains_key(&slot) {
-                self.parts.kernel.set_pool(slot, &[])?;
+                // Tried again, if it is not taken.
+                let _ = self.parts.steering.set_pool(slot, &[]);
             }
             for seat in seats.into_iter().filter(|seat| !taken.contains(seat)) {
                 self.parts.kernel.clear_seat(seat)?;

@@ -71,6 +71,29 @@ pub enum Effect {
     },
 }
 
+/// An entry's place in the kernel's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    Subject(Ipv6Addr),
+    Rule { subject: u32, function: Ipv6Addr },
+}
+
+impl Effect {
+    /// What it writes, if that is in the policy's maps.
+    #[must_use]
+    pub const fn place(&self) -> Option<Place> {
+        match *self {
+            Self::SetSubject { address, .. } | Self::ClearSubject { address } => {
+                Some(Place::Subject(address))
+            }
+            Self::SetRule { subject, function, .. } | Self::ClearRule { subject, function } => {
+                Some(Place::Rule { subject, function })
+            }
+            Self::Guard { .. } => None,
+        }
+    }
+}
+
 /// What the kernel knows of a subject.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entry {

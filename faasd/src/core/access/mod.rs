@@ -17,7 +17,7 @@ mod tests;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use edit::{Edit, Effect, Entry, Fact};
+pub use edit::{Edit, Effect, Entry, Fact, Place};
 pub use image::Image;
 pub use policy::{Guard, Policy, Reason, Refused, Verdict};
 pub use subject::{GroupName, Subject, SubjectError};

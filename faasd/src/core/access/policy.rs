@@ -463,6 +463,12 @@ impl Policy {
         entry
     }
 
+    /// What the kernel is to know of who dials from an address.
+    #[must_use]
+    pub fn entry_at(&self, address: Ipv6Addr) -> Option<Entry> {
+        self.callers.get(self.by_address.get(&address)?).map(|caller| self.entry(caller))
+    }
+
     /// Everyone, as the kernel is to know them.
     pub(super) fn entries(&self) -> impl Iterator<Item = (Ipv6Addr, Entry)> {
         self.callers.values().map(|caller| (caller.address, self.entry(caller)))

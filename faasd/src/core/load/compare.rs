@@ -115,7 +115,8 @@ pub fn compare(pairs: &[(Shown, Shown)], tail: bool, rate: bool) -> Option<Compa
 }
 
 /// The median, and between what it lies in 95 % of the samples that are drawn from these values.
-fn bootstrap(values: &[f64]) -> Option<Ratio> {
+#[must_use]
+pub fn bootstrap(values: &[f64]) -> Option<Ratio> {
     let ratio = median(&mut values.to_vec())?;
     if values.len() < PAIRS_MIN {
         return Some(Ratio { ratio, low: None, high: None });

@@ -2,8 +2,8 @@
 /*
  * Runs a node handler: node node.cjs FILE [EXPORT], in the directory of the code.
  *
- * Connections come from a listener: an inherited one (LISTEN_FDS=1: descriptor 3, with faasd's control socket as 4), or,
- * with FAAS_LISTEN=[::]:8080, one of its own. From there on node's http server serves them as it would anywhere. What a
+ * Connections come from a listener: an inherited one (LISTEN_FDS=1: descriptor 3, with faasd's control socket as 4 and the
+ * status page as 5), or, with FAAS_LISTEN=[::]:8080, one of its own. From there on node's http server serves them as it would anywhere. What a
  * file may export stands in docs/HANDLERS.md. No packages; node 18 or later.
  */
 
@@ -20,6 +20,10 @@ const { inspect } = require('node:util');
 
 const LISTENER_FD = 3;
 const CONTROL_FD = 4;
+const PAGE_FD = 5;
+const PAGE_BYTES = 4096;
+const REQUESTS_AT = 80; // in the page, as a number of 64 bits, and after it the errors
+const COUNTED_MS = 100; // how late a count may be
 const BACKLOG = 0x7fffffff; // the system's limit is below it
 const PROTOCOL = 1;
 const READY = 3;
@@ -80,6 +84,7 @@ class Exchange {
     if (res.writableEnded || res.destroyed) return;
     if (res.headersSent) {
       res.destroy(); // the client must see that it is cut short
+      count(true);
       return;
     }
     for (const name of res.getHeaderNames()) res.removeHeader(name);
@@ -118,6 +123,48 @@ function guarded(listener) {
       }
     });
   };
+}
+
+// --- the status page -------------------------------------------------------------------------------------------------
+
+/** Answers, and those of them that are the function's own errors. */
+const counts = new BigUint64Array(2);
+let counting = false;
+let due = false;
+
+function count(failed) {
+  counts[0] += 1n;
+  if (failed) counts[1] += 1n;
+  if (counting && !due) {
+    due = true;
+    setTimeout(show, COUNTED_MS).unref();
+  }
+}
+
+/**
+ * Writes the counts into the page. Node maps no memory, so that each of them costs a system call, which several share: while
+ * nobody asks for anything nothing is written.
+ */
+function show() {
+  if (!due) return;
+  due = false;
+  fs.writeSync(PAGE_FD, counts, 0, counts.byteLength, REQUESTS_AT);
+}
+
+/** Counts what the server answers from now on, if there is a page to show it on. */
+function countAnswers(server) {
+  try {
+    const page = fs.fstatSync(PAGE_FD);
+    counting = page.isFile() && page.size === PAGE_BYTES;
+  } catch {
+    // There is none.
+  }
+  if (!counting) return;
+  const answered = function () {
+    count(this.statusCode >= 500);
+  };
+  server.prependListener('request', (_, res) => res.on('finish', answered));
+  process.on('exit', show);
 }
 
 // --- handle(event, context) ------------------------------------------------------------------------------------------
@@ -516,6 +563,7 @@ async function main() {
     fresh.add(socket);
     socket.once('close', () => fresh.delete(socket));
   });
+  if (controlled) countAnswers(server);
   const used = (req) => fresh.delete(req.socket);
   server.prependListener('request', used);
   server.prependListener('upgrade', used);

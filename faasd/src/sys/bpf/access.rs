@@ -8,7 +8,7 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuHashMap, PerCpuValues};
-use faasd_common::{RuleKey, Subject, SubjectCounts, maps};
+use faasd_common::{Flow, FlowKey, RuleKey, Subject, SubjectCounts, maps};
 
 #[cfg(doc)]
 use super::Kernel;
@@ -23,6 +23,7 @@ pub struct AccessMaps {
     rules: HashMap<MapData, Plain<RuleKey>, u32>,
     counts: PerCpuHashMap<MapData, u32, Plain<SubjectCounts>>,
     refusals: HashMap<MapData, Plain<RuleKey>, u64>,
+    flows: HashMap<MapData, Plain<FlowKey>, Plain<Flow>>,
 }
 
 impl std::fmt::Debug for AccessMaps {
@@ -42,6 +43,7 @@ impl AccessMaps {
             rules: pinned(dir, maps::RULES, Map::HashMap)?,
             counts: pinned(dir, maps::COUNTS, Map::PerCpuHashMap)?,
             refusals: pinned(dir, maps::REFUSALS, Map::LruHashMap)?,
+            flows: pinned(dir, maps::FLOWS, Map::LruHashMap)?,
         })
     }
 
@@ -51,6 +53,7 @@ impl AccessMaps {
             rules: typed(object, maps::RULES)?,
             counts: typed(object, maps::COUNTS)?,
             refusals: typed(object, maps::REFUSALS)?,
+            flows: typed(object, maps::FLOWS)?,
         })
     }
 }
@@ -88,7 +91,7 @@ impl AccessMaps {
         let set = self.subjects.insert(words(address), Plain(subject), 0);
         set.map_err(|e| map_error(maps::SUBJECTS, &e))?;
         match before {
-            Some(before) if before.number != subject.number => self.forget_counts(before.number),
+            Some(before) if before.number != subject.number => self.forget_counts_of(before.number),
             _ => Ok(()),
         }
     }
@@ -100,7 +103,7 @@ impl AccessMaps {
     pub fn clear_subject(&mut self, address: Ipv6Addr) -> Result<(), BpfError> {
         let Some(before) = self.subject(address)? else { return Ok(()) };
         absent_is_fine(maps::SUBJECTS, self.subjects.remove(&words(address)))?;
-        self.forget_counts(before.number)
+        self.forget_counts_of(before.number)
     }
 
     /// Who connects from `address`.
@@ -182,6 +185,23 @@ impl AccessMaps {
         self.refusals.iter().map(read).collect()
     }
 
+    /// Forgets everything that was counted of numbers that are `gone`. What is counted of nobody's number, 0, stays.
+    ///
+    /// # Errors
+    /// [`BpfError::Map`].
+    pub fn forget_counts(&mut self, gone: impl Fn(u32) -> bool) -> Result<(), BpfError> {
+        let gone = |number: u32| number != 0 && gone(number);
+        let stale = keys(maps::COUNTS, self.counts.keys(), |number| gone(*number))?;
+        stale.iter().try_for_each(|number| self.forget_counts_of(*number))?;
+        for key in keys(maps::REFUSALS, self.refusals.keys(), |Plain(key)| gone(key.subject))? {
+            absent_is_fine(maps::REFUSALS, self.refusals.remove(&key))?;
+        }
+        for key in keys(maps::FLOWS, self.flows.keys(), |Plain(key)| gone(key.subject))? {
+            absent_is_fine(maps::FLOWS, self.flows.remove(&key))?;
+        }
+        Ok(())
+    }
+
     /// Has the connections of a subject counted from now on, if they are not yet.
     fn count_subject(&mut self, number: u32) -> Result<(), BpfError> {
         let cpus =
@@ -194,9 +214,18 @@ impl AccessMaps {
         }
     }
 
-    fn forget_counts(&mut self, number: u32) -> Result<(), BpfError> {
+    fn forget_counts_of(&mut self, number: u32) -> Result<(), BpfError> {
         absent_is_fine(maps::COUNTS, self.counts.remove(&number))
     }
+}
+
+fn keys<K>(
+    map: &'static str,
+    all: impl Iterator<Item = Result<K, MapError>>,
+    wanted: impl Fn(&K) -> bool,
+) -> Result<Vec<K>, BpfError> {
+    let all = all.map(|key| key.map_err(|e| map_error(map, &e)));
+    all.filter(|key| key.as_ref().map_or(true, &wanted)).collect()
 }
 
 pub(super) fn pinned<T: TryFrom<Map, Error = MapError>>(
@@ -212,7 +241,7 @@ fn rule_key(subject: u32, function: Ipv6Addr) -> Plain<RuleKey> {
     Plain(RuleKey { subject, function: words(function) })
 }
 
-fn present<T>(map: &'static str, result: Result<T, MapError>) -> Result<Option<T>, BpfError> {
+pub(super) fn present<T>(map: &'static str, result: Result<T, MapError>) -> Result<Option<T>, BpfError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),

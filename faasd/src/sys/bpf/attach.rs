@@ -6,8 +6,11 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::links::{CgroupAttachMode, FdLink, PinnedLink};
-use aya::programs::tc::{TcAttachType, qdisc_add_clsact};
-use aya::programs::{CgroupSockAddr, SchedClassifier, SkLookup, SockOps};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcAttachType, TcHandle,
+    qdisc_add_clsact,
+};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::util::KernelVersion;
 use faasd_common::programs;
 
@@ -15,6 +18,9 @@ use super::{Attachment, BpfError, chain, io_error};
 
 const GUARDS: [&str; 4] =
     [programs::DENY_CONNECT4, programs::DENY_CONNECT6, programs::DENY_BIND4, programs::DENY_BIND6];
+
+/// Where our filter is at an interface, by which the next daemon finds it: its priority and handle.
+const FILTER: (u16, TcHandle) = (1, TcHandle::new(0, 1));
 
 /// Attaches all of them.
 pub(super) fn all(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError> {
@@ -83,22 +89,18 @@ fn egress(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError> {
     let program: &mut SchedClassifier = program(object, NAME)?;
     program.load().map_err(|e| attach(chain(&e)))?;
     for (interface, pin) in [("lo", "guard_egress_lo"), (at.tunnel, "guard_egress_tunnel")] {
+        // Links of programs at an interface came with Linux 6.6.
         let tcx = KernelVersion::current().is_ok_and(|running| running >= KernelVersion::new(6, 6, 0));
         // Interface indices and netlink are the namespace's own.
         let link = at
             .ingress
             .run(|| {
-                if !tcx {
-                    // The filter stays with the interface; an older one of ours does the same until then.
-                    match qdisc_add_clsact(interface) {
-                        Err(e) if !chain(&e).contains("exists") => return Err(io::Error::other(chain(&e))),
-                        _ => {}
-                    }
-                }
-                let id = program
-                    .attach(interface, TcAttachType::Egress)
-                    .map_err(|e| io::Error::other(chain(&e)))?;
-                program.take_link(id).map_err(|e| io::Error::other(chain(&e)))
+                let other = |e: ProgramError| io::Error::other(chain(&e));
+                let id = match tcx {
+                    true => program.attach(interface, TcAttachType::Egress).map_err(other)?,
+                    false => filter(program, interface)?,
+                };
+                program.take_link(id).map_err(other)
             })
             .map_err(|e| attach(format!("on {interface}: {e}")))?;
         if tcx {
@@ -110,15 +112,31 @@ fn egress(object: &mut Ebpf, at: &Attachment<'_>) -> Result<(), BpfError> {
     Ok(())
 }
 
+/// Makes the program the interface's filter, in the place of the one that an earlier daemon has left there: one program is
+/// exchanged for the other, and no packet passes without either.
+fn filter(program: &mut SchedClassifier, interface: &str) -> io::Result<SchedClassifierLinkId> {
+    let other = |e: &dyn std::error::Error| io::Error::other(chain(e));
+    match qdisc_add_clsact(interface) {
+        Err(e) if !chain(&e).contains("exists") => return Err(other(&e)),
+        _ => {}
+    }
+    let (priority, handle) = FILTER;
+    let earlier = SchedClassifierLink::attached(interface, TcAttachType::Egress, priority, handle, None)?;
+    program.attach_to_link(earlier).or_else(|_| {
+        let place = TcAttachOptions::Netlink(NlOptions { priority, handle, classid: None });
+        program.attach_with_options(interface, TcAttachType::Egress, place).map_err(|e| other(&e))
+    })
+}
+
 /// A netlink filter has no descriptor to pin: it lives as long as its interface, unless its handle is dropped.
 #[expect(clippy::mem_forget, reason = "dropping the handle would detach the filter")]
-fn keep_attached(link: aya::programs::tc::SchedClassifierLink) {
+fn keep_attached(link: SchedClassifierLink) {
     std::mem::forget(link);
 }
 
 fn program<'a, T>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut T, BpfError>
 where
-    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+    &'a mut T: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let missing = || BpfError::Attach { program: name, reason: "the object does not define it".to_owned() };
     object.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())

@@ -9,6 +9,7 @@ mod attach;
 mod flows;
 mod marks;
 mod split;
+mod steering;
 
 use std::fs;
 use std::io;
@@ -16,10 +17,10 @@ use std::net::Ipv6Addr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, SkStorage, SockMap};
 use aya::{Ebpf, EbpfLoader};
 use faasd_common::{
-    BRANCHES_MAX, Config, Decision, Flow, LAYOUT, Live, POOL_SEATS_MAX, Pool, RouteKey, RuleKey, Split, maps,
+    BRANCHES_MAX, Config, Decision, Flow, LAYOUT, Live, Pool, RouteKey, RuleKey, Split, maps,
 };
 pub use faasd_common::{GROUPS_MAX, Owner, Route, Subject, SubjectCounts};
 
@@ -27,8 +28,8 @@ pub use self::access::{AccessMaps, Refusal, Rule};
 pub use self::flows::Flows;
 pub use self::marks::Marks;
 pub use self::split::Branch;
+pub use self::steering::SteeringMaps;
 
-use self::split::{branches, split};
 use crate::sys::netns::NetNs;
 
 /// Built from `faasd-ebpf/` by `cargo xtask ebpf`; CI rebuilds and compares.
@@ -151,16 +152,15 @@ pub struct Attachment<'a> {
 
 /// The program's maps, open for the daemon.
 pub struct Kernel {
-    routes: HashMap<MapData, Plain<RouteKey>, Plain<Route>>,
     listeners: SockMap<MapData>,
     owner: SkStorage<MapData, Plain<Owner>>,
     decisions: PerCpuArray<MapData, u64>,
     steered: PerCpuArray<MapData, u64>,
-    pools: HashMap<MapData, u32, Plain<Pool>>,
     seats: SockMap<MapData>,
     warm: PerCpuArray<MapData, u64>,
-    splits: HashMap<MapData, u32, Plain<Split>>,
     live: Array<MapData, Plain<Live>>,
+    /// Which connections go where.
+    pub steering: SteeringMaps,
     /// Who may reach what.
     pub access: AccessMaps,
 }
@@ -197,15 +197,13 @@ impl Kernel {
 
         attach::all(&mut object, at)?;
         Ok(Self {
-            routes: typed(&mut object, maps::ROUTES)?,
             listeners: typed(&mut object, maps::LISTENERS)?,
             owner: typed(&mut object, maps::OWNER)?,
             decisions: typed(&mut object, maps::DECISIONS)?,
             steered: typed(&mut object, maps::STEERED)?,
-            pools: typed(&mut object, maps::POOLS)?,
             seats: typed(&mut object, maps::SEATS)?,
             warm: typed(&mut object, maps::WARM)?,
-            splits: typed(&mut object, maps::SPLITS)?,
+            steering: SteeringMaps::of(&mut object)?,
             live: typed(&mut object, maps::LIVE)?,
             access: AccessMaps::of(&mut object)?,
         })
@@ -291,97 +289,6 @@ impl Kernel {
         absent_is_fine(maps::SEATS, self.seats.clear_index(&seat))
     }
 
-    /// Sends a slot's connections to these seats from now on, each to the one with the fewest; to its own listener if
-    /// there is none. What is past [`POOL_SEATS_MAX`] stays without.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn set_pool(&mut self, slot: u32, seats: &[u32]) -> Result<(), BpfError> {
-        if seats.is_empty() {
-            return absent_is_fine(maps::POOLS, self.pools.remove(&slot));
-        }
-        let mut pool = Pool { len: 0, seats: [0; POOL_SEATS_MAX] };
-        for (place, seat) in pool.seats.iter_mut().zip(seats) {
-            *place = *seat;
-            pool.len += 1;
-        }
-        self.pools.insert(slot, Plain(pool), 0).map_err(|e| map_error(maps::POOLS, &e))
-    }
-
-    /// All pools, by slot, so that a new daemon can remove what is no longer declared.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn pools(&self) -> Result<Vec<(u32, Vec<u32>)>, BpfError> {
-        let read = |entry: Result<(u32, Plain<Pool>), MapError>| {
-            let (slot, Plain(pool)) = entry.map_err(|e| map_error(maps::POOLS, &e))?;
-            Ok((slot, pool.seats.into_iter().take(pool.len as usize).collect()))
-        };
-        self.pools.iter().map(read).collect()
-    }
-
-    /// Shares out the connections of routes to `slot` that have [`Route::SPLIT`], in place of what was there. A branch
-    /// without a weight has no part in it. One where nobody listens leaves its share to the others.
-    ///
-    /// # Errors
-    /// [`BpfError::Split`], [`BpfError::Map`].
-    pub fn set_split(&mut self, slot: u32, branches: &[Branch]) -> Result<(), BpfError> {
-        let split = split(branches)?;
-        self.splits.insert(slot, Plain(split), 0).map_err(|e| map_error(maps::SPLITS, &e))
-    }
-
-    /// Forgets how connections were shared out: routes to `slot` lead to it alone.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`]; an absent entry is none.
-    pub fn clear_split(&mut self, slot: u32) -> Result<(), BpfError> {
-        absent_is_fine(maps::SPLITS, self.splits.remove(&slot))
-    }
-
-    /// All of them, by slot, so that a new daemon can remove what is no longer declared.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn splits(&self) -> Result<Vec<(u32, Vec<Branch>)>, BpfError> {
-        let read = |entry: Result<(u32, Plain<Split>), MapError>| {
-            let (slot, Plain(split)) = entry.map_err(|e| map_error(maps::SPLITS, &e))?;
-            Ok((slot, branches(&split)))
-        };
-        self.splits.iter().map(read).collect()
-    }
-
-    /// Sends connections to an address and port to a slot, or to a service of the daemon's own.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn set_route(&mut self, address: Ipv6Addr, port: u16, route: Route) -> Result<(), BpfError> {
-        self.routes
-            .insert(Plain(key(address, port)), Plain(route), 0)
-            .map_err(|e| map_error(maps::ROUTES, &e))
-    }
-
-    /// Refuses connections to an address and port from now on.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`]; an absent route is none.
-    pub fn clear_route(&mut self, address: Ipv6Addr, port: u16) -> Result<(), BpfError> {
-        absent_is_fine(maps::ROUTES, self.routes.remove(&Plain(key(address, port))))
-    }
-
-    /// All routes, so that a new daemon can remove what is no longer declared.
-    ///
-    /// # Errors
-    /// [`BpfError::Map`].
-    pub fn routes(&self) -> Result<Vec<(Ipv6Addr, u16, Route)>, BpfError> {
-        self.routes
-            .iter()
-            .map(|entry| {
-                let (Plain(key), Plain(route)) = entry.map_err(|e| map_error(maps::ROUTES, &e))?;
-                Ok((address(key.address), key.port as u16, route))
-            })
-            .collect()
-    }
-
     /// How often each [`Decision`] was taken, by its index.
     ///
     /// # Errors
@@ -442,10 +349,6 @@ impl Kernel {
             Err(e) => Err(e),
         }
     }
-}
-
-fn key(address: Ipv6Addr, port: u16) -> RouteKey {
-    RouteKey { address: words(address), port: u32::from(port) }
 }
 
 /// An address as the kernel program has it.

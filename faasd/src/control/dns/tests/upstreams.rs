@@ -138,3 +138,156 @@ async fn who_asks_too_much_is_sent_to_tcp() {
     assert_eq!(tcp(running.address, &query).await.answers.len(), 1);
     assert!(running.dns.metrics().counts().limited >= 2);
 }
+
+#[tokio::test]
+async fn what_renames_others_into_our_zones_is_stripped() {
+    let dname = |target: &[u8]| RData::Unknown {
+        code: RecordType::DNAME,
+        rdata: hickory_proto::rr::rdata::NULL::with(target.to_vec()),
+    };
+    let targets: [(&[u8], bool); 6] = [
+        (b"\x04FAAS\x00", false),
+        (b"\x05hello\x04faas\x00", false),
+        // Above a reverse zone of ours, and above everything.
+        (b"\x03ip6\x04arpa\x00", false),
+        (b"\x00", false),
+        // Written by reference to elsewhere in the message.
+        (b"\xc0\x0c", false),
+        (b"\x07example\x03org\x00", true),
+    ];
+    let upstream = upstream(move |query| {
+        let number: usize = query.queries[0].name().to_ascii()[1..2].parse().unwrap();
+        let owner = Name::from_ascii("evil.example.").unwrap();
+        let mut answer = respond(&query, ResponseCode::NoError);
+        answer.answers = vec![Record::from_rdata(owner, 60, dname(targets[number].0))];
+        vec![answer]
+    })
+    .await;
+    let Running { address, dns, .. } = start(&via(&[upstream]));
+    for (number, (target, passes)) in targets.into_iter().enumerate() {
+        let answer = udp(address, &question(&format!("x{number}.evil.example."), RecordType::AAAA)).await;
+        assert_eq!(answer.answers.len(), usize::from(passes), "{}: {answer}", target.escape_ascii());
+    }
+    assert_eq!(dns.metrics().counts().rebinds, 5);
+}
+
+#[tokio::test]
+async fn what_was_asked_without_recursion_is_for_nobody_else() {
+    let upstream = upstream(|query| {
+        let answer = a(&query, if query.metadata.recursion_desired { 1 } else { 66 });
+        vec![answer]
+    })
+    .await;
+    let running = start(&via(&[upstream]));
+    let address = running.address;
+    let with = question("example.com.", RecordType::A);
+    let mut without = with.clone();
+    without.metadata.recursion_desired = false;
+    let last = |answer: &Message| answer.answers[0].data.to_string();
+    assert_eq!(last(&udp(address, &without).await), "192.0.2.66");
+    assert_eq!(last(&udp(address, &with).await), "192.0.2.1");
+    // What is known is told to everybody.
+    assert_eq!(last(&udp(address, &without).await), "192.0.2.1");
+}
+
+#[tokio::test]
+async fn equal_questions_are_asked_once() {
+    const CLIENTS: usize = 20;
+    let (arrived, asked) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (upstream_socket, _tcp, upstream) = bind();
+    upstream_socket.set_nonblocking(true).unwrap();
+    let upstream_socket = UdpSocket::from_std(upstream_socket).unwrap();
+    let running = start(&via(&[upstream]));
+    let (counter, there) = (Arc::clone(&asked), Arc::clone(&arrived));
+    let (go, mut wait) = watch::channel(false);
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        loop {
+            let (len, client) = upstream_socket.recv_from(&mut buffer).await.unwrap();
+            counter.fetch_add(1, Ordering::SeqCst);
+            there.notify_one();
+            wait.wait_for(|go| *go).await.unwrap();
+            let answer = a(&Message::from_vec(&buffer[..len]).unwrap(), 1);
+            upstream_socket.send_to(&answer.to_vec().unwrap(), client).await.unwrap();
+        }
+    });
+    let mut clients = JoinSet::new();
+    for i in 0..CLIENTS {
+        // Case is no difference, and each has its own back.
+        let name = if i % 2 == 0 { "example.com." } else { "EXAMPLE.com." };
+        let address = running.address;
+        clients.spawn(async move {
+            let answer = udp(address, &question(name, RecordType::A)).await;
+            assert_eq!(answer.queries[0].name().to_ascii(), name);
+            assert_eq!(answer.answers.len(), 1);
+        });
+    }
+    arrived.notified().await;
+    // Each holds a place, whether it asks or waits for one that does.
+    timeout(PATIENCE, async {
+        while running.dns.shared.forwarder.waiting() < CLIENTS {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("not all of them wait");
+    go.send_replace(true);
+    while let Some(done) = clients.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_upstream_that_knows_no_edns_is_asked_without() {
+    for repeats in [true, false] {
+        for code in [ResponseCode::FormErr, ResponseCode::NotImp] {
+            let upstream = upstream(move |query| {
+                if query.edns.is_none() {
+                    assert!(query.metadata.recursion_desired);
+                    return vec![a(&query, 1)];
+                }
+                let mut answer = respond(&query, code);
+                if !repeats {
+                    answer.queries.clear();
+                }
+                vec![answer]
+            })
+            .await;
+            let running = start(&via(&[upstream]));
+            let address = running.address;
+            let answer = both(address, &question("example.com.", RecordType::A)).await;
+            assert_eq!(answer.answers.len(), 1, "{code} {repeats}: {answer}");
+        }
+    }
+    // One that does not answer without either is passed by, and not waited for.
+    let deaf = upstream(|query| {
+        let mut answer = respond(&query, ResponseCode::FormErr);
+        answer.queries.clear();
+        vec![answer]
+    })
+    .await;
+    let begun = Instant::now();
+    let running = start(&via(&[deaf]));
+    let answer = udp(running.address, &question("example.com.", RecordType::A)).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::FormErr);
+    assert!(begun.elapsed() < DnsConfig::default().upstream_timeout, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn who_wants_to_know_is_told_whether_it_was_validated() {
+    let upstream = upstream(|query| {
+        let mut answer = a(&query, 1);
+        answer.metadata.authentic_data = query.metadata.authentic_data;
+        vec![answer]
+    })
+    .await;
+    let running = start(&via(&[upstream]));
+    let address = running.address;
+    let plain = question("example.com.", RecordType::A);
+    let mut asking = plain.clone();
+    asking.metadata.authentic_data = true;
+    // Whoever asks first.
+    assert!(!udp(address, &plain).await.metadata.authentic_data);
+    assert!(udp(address, &asking).await.metadata.authentic_data);
+}
