@@ -15,9 +15,9 @@ use crate::host::Cpus;
 use crate::load::{Placement, Scenario, Seat};
 use crate::report::{self, Report, Setup};
 use crate::rounds::{self, Case, Plan};
-use crate::subject::{Bare, HandedOver, Limited, Nginx, Site, Subject, Target, niceness, realtime_policy};
-use crate::tunnel::{self, Tunnel};
-use crate::{hello, host, idle};
+use crate::subject::{Bare, HandedOver, Limited, Proxied, Site, Subject, Target, niceness, realtime_policy};
+use crate::tunnel::{self, Bed, Tunnel};
+use crate::{declare, hello, host, idle, render};
 
 /// Measures servers against a bare one, interleaved in one run.
 ///
@@ -40,6 +40,10 @@ enum Command {
     Access(Access),
     /// Measure tunnels.
     Tunnel(Tunnel),
+    /// Write tables and plots of stored results into a document.
+    Render(render::Render),
+    /// Put many functions like one that is there into a store that no daemon has open.
+    Declare(declare::Declare),
     /// Run gotatun as it comes.
     #[command(hide = true)]
     StockGotatun { interface: String },
@@ -67,8 +71,8 @@ enum Where {
 impl Where {
     fn placement(self, scenario: Scenario, clients: usize) -> Placement {
         match (self, scenario, clients) {
-            (Self::Apart, ..) | (Self::Auto, _, 1) | (Self::Auto, Scenario::Keepalive, _) => Placement::Apart,
-            (Self::Auto | Self::Together, ..) => Placement::Together,
+            (Self::Auto, Scenario::New, 2..) | (Self::Together, ..) => Placement::Together,
+            (Self::Auto | Self::Apart, ..) => Placement::Apart,
         }
     }
 }
@@ -83,23 +87,26 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Rounds, in each of which every subject has one chunk per scenario [default: 40; quick: 12].
-    #[arg(long)]
+    #[arg(long, overrides_with = "rounds")]
     rounds: Option<u32>,
     /// Milliseconds of a chunk [default: 400; quick: 200].
-    #[arg(long, value_name = "MS")]
+    #[arg(long, value_name = "MS", overrides_with = "chunk_ms")]
     chunk_ms: Option<u64>,
-    #[arg(long, value_delimiter = ',', default_values = ["new", "keepalive"])]
+    #[arg(long, value_delimiter = ',', default_values = ["new", "keepalive"], overrides_with = "scenarios")]
     scenarios: Vec<Scenario>,
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 64])]
+    /// How many at a time. Bodies are sent and fetched by one.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64], overrides_with = "clients")]
     clients: Vec<usize>,
     /// On which core the load runs: its own, the servers', or (auto) the servers' for several clients that open
-    /// connections or fetch much, and its own else.
-    #[arg(long, value_enum, default_value_t = Where::Auto)]
+    /// connections, and its own else.
+    #[arg(long, value_enum, default_value_t = Where::Auto, overrides_with = "load")]
     load: Where,
     /// Only these subjects (bare always runs) [default: all].
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', overrides_with = "subjects")]
     subjects: Vec<String>,
-    /// Measure something that runs already: NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…].
+    /// Measure something that runs already: NAME=ADDRESS[,netns=PATH][,pids=PID+PID…][,gateway=PID+PID…]. More may follow:
+    /// base=NAME compares it with another target (or with itself: it is there for others), tunnel=PID+PID… have our
+    /// priority, and metrics=ADDRESS,every=MS are scraped while it is measured.
     /// With a netns it is dialled from there, by loopback and marked as the daemon is, and all other subjects get a
     /// fresh namespace of their own, which is dialled alike. Its processes, as far as they are given, are on the
     /// servers' CPUs and have our priority while the measurement lasts.
@@ -109,6 +116,9 @@ pub struct Run {
     /// takes connections over the hand-off protocol [default: one that is built in].
     #[arg(long, value_name = "PROGRAM")]
     hello: Option<PathBuf>,
+    /// Dial the servers that we start through a tunnel between two namespaces, whose ends are this program (`faasd`).
+    #[arg(long, value_name = "PROGRAM")]
+    tunnel: Option<PathBuf>,
     /// The load's CPU.
     #[arg(long, default_value_t = 0)]
     client_cpu: usize,
@@ -119,7 +129,7 @@ pub struct Run {
     #[arg(long, default_value_t = IpAddr::V6(Ipv6Addr::LOCALHOST))]
     ip: IpAddr,
     /// Also hold so many idle connections to each subject and see what they cost the gateway.
-    #[arg(long, value_name = "CONNECTIONS")]
+    #[arg(long, value_name = "CONNECTIONS", overrides_with = "idle")]
     idle: Option<usize>,
     /// Makes the order of the subjects repeatable.
     #[arg(long)]
@@ -138,6 +148,8 @@ impl Cli {
             Command::Floor { words } => cold::floor(&words),
             Command::Access(access) => access.run(),
             Command::Tunnel(tunnel) => tunnel.run(),
+            Command::Render(render) => render.run(),
+            Command::Declare(declare) => declare.run(),
             Command::StockGotatun { interface } => tunnel::stock_gotatun(&interface),
             Command::Hello => hello::run(),
             Command::Acceptor { kind, address } => kind.run(address),
@@ -152,6 +164,8 @@ impl Run {
                 "This is a debug build: its numbers mean little. Use `cargo run --release -p faasd-bench`."
             );
         }
+        // Before we are what is most of it.
+        let host = host::describe();
         host::raise_descriptor_limit()?;
         ensure!(!self.clients.contains(&0), "--clients 0 measures nothing");
         let site = self.site()?;
@@ -159,7 +173,8 @@ impl Run {
         let (rounds, chunk_ms) = if self.quick { (12, 200) } else { (40, 400) };
         let mut cases = Vec::new();
         for scenario in &self.scenarios {
-            cases.extend(self.clients.iter().map(|&clients| Case {
+            let clients: &[usize] = if scenario.bulk().is_some() { &[1] } else { &self.clients };
+            cases.extend(clients.iter().map(|&clients| Case {
                 scenario: *scenario,
                 clients,
                 placement: self.load.placement(*scenario, clients),
@@ -174,12 +189,13 @@ impl Run {
         let mut running = rounds::start(&site, &subjects)?;
         let results = rounds::run(&plan, &site, &mut running)?;
         let idle = match self.idle {
-            Some(connections) => idle::run(connections, &site, &mut running)?,
+            Some(connections) => idle::run(connections, &site, &mut running),
             None => Vec::new(),
         };
         drop(running);
         let report = Report {
-            host: host::describe(),
+            host,
+            peers: subjects.iter().filter_map(|subject| subject.version()).collect(),
             setup: self.setup(&site, &plan),
             commit: host::commit(),
             date: host::date(),
@@ -205,14 +221,26 @@ impl Run {
             (None, _) => (Some(self.client_cpu), Some(usize::from(self.client_cpu == 0).into())),
         };
         let apart = self.target.iter().any(|target| target.netns.is_some());
+        let mut netns = if apart { Some(Arc::new(host::fresh_netns()?)) } else { None };
+        let (mut ip, mut client_netns, mut tunnel) = (self.ip, None, None);
+        if let Some(program) = &self.tunnel {
+            let bed = Bed::new()?;
+            let link = bed.tunnel("faasd", 1, |interface| tunnel::faasd_tunnel(program, interface))?;
+            netns = Some(Arc::new(bed.end(1)?));
+            client_netns = Some(Arc::new(bed.end(0)?));
+            ip = link.address.into();
+            tunnel = Some(link);
+        }
         let seat = Seat { own_cpu: client_cpu, server_cpu: server_cpus.as_ref().map(Cpus::first) };
         Ok(Site {
             program: std::env::current_exe()?,
             hello: self.hello.clone(),
             server_cpus,
-            netns: if apart { Some(Arc::new(host::fresh_netns()?)) } else { None },
+            netns,
+            client_netns,
+            tunnel,
             mark: apart.then_some(faasd_common::DAEMON_MARK),
-            ip: self.ip,
+            ip,
             dir: tempfile::Builder::new().prefix("faasd-bench-").tempdir()?,
             seat,
         })
@@ -225,7 +253,8 @@ impl Run {
             client_cpu: site.seat.own_cpu,
             server_cpus: site.server_cpus.as_ref().map(ToString::to_string),
             fresh_netns: site.netns.is_some(),
-            hello: self.hello.clone(),
+            tunnel: site.tunnel.is_some(),
+            hello: self.hello.as_ref().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned())),
             realtime: realtime_policy().is_some(),
             nice: niceness(),
         }
@@ -233,7 +262,8 @@ impl Run {
 
     /// Those that were asked for; bare is always the first.
     fn subjects(&self) -> anyhow::Result<Vec<Box<dyn Subject>>> {
-        let mut all: Vec<Box<dyn Subject>> = vec![Box::new(Bare(Bare::CONTROL)), Box::new(Nginx)];
+        let mut all: Vec<Box<dyn Subject>> = vec![Box::new(Bare(Bare::CONTROL))];
+        all.extend(Proxied::ALL.map(|proxied| Box::new(proxied) as Box<dyn Subject>));
         all.extend(Acceptor::ALL.map(|acceptor| Box::new(HandedOver(acceptor)) as Box<dyn Subject>));
         // Like the first of the targets: they are there to be compared with each other.
         let like = self.target.iter().find_map(|target| target.function.first());

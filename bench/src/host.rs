@@ -1,5 +1,6 @@
 //! What a result must say about the machine.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::process::Command;
@@ -69,6 +70,11 @@ pub struct Host {
     pub memory_mib: u64,
     /// Seldom known on a virtual machine.
     pub governor: Option<String>,
+    /// What the kernel does against faults of the CPU, by their names.
+    pub mitigations: BTreeMap<String, String>,
+    /// Of the last minute, before the run.
+    pub load_average: Option<f64>,
+    pub runc: Option<String>,
     pub debug_build: bool,
 }
 
@@ -91,8 +97,27 @@ pub fn describe() -> Host {
         cores: std::thread::available_parallelism().map_or(0, usize::from),
         memory_mib: memory_kib.unwrap_or_default() / 1024,
         governor: governor.ok().map(|text| text.trim().to_owned()),
+        mitigations: mitigations(),
+        load_average: std::fs::read_to_string("/proc/loadavg")
+            .ok()
+            .and_then(|text| text.split_whitespace().next()?.parse().ok()),
+        runc: first_line(Command::new("runc").arg("--version")),
         debug_build: cfg!(debug_assertions),
     }
+}
+
+fn mitigations() -> BTreeMap<String, String> {
+    let files = std::fs::read_dir("/sys/devices/system/cpu/vulnerabilities").into_iter().flatten().flatten();
+    let read = |file: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(file.path()).ok()?;
+        Some((file.file_name().into_string().ok()?, text.trim().to_owned()))
+    };
+    files.filter_map(read).collect()
+}
+
+fn first_line(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
 }
 
 /// The commit that is checked out where we run, marked if it was changed since.

@@ -37,11 +37,8 @@ impl fmt::Display for Idle {
     }
 }
 
-/// Holds `connections` to each subject in turn, each used for one request before.
-///
-/// # Errors
-/// If a connection does not come up.
-pub fn run(connections: usize, site: &Site, running: &mut [Running]) -> anyhow::Result<Vec<Idle>> {
+/// Holds `connections` to each subject in turn, each used for one request before. Who cannot hold so many is left out.
+pub fn run(connections: usize, site: &Site, running: &mut [Running]) -> Vec<Idle> {
     let possible = host::descriptor_limit().saturating_sub(DESCRIPTORS_KEPT);
     if connections > possible {
         eprintln!(
@@ -49,7 +46,11 @@ pub fn run(connections: usize, site: &Site, running: &mut [Running]) -> anyhow::
         );
     }
     let connections = connections.min(possible);
-    running.iter_mut().map(|subject| measure(connections, site, subject)).collect()
+    let held = |subject: &mut Running| {
+        let held = measure(connections, site, subject);
+        held.inspect_err(|error| eprintln!("idle: {}: {error:#}", subject.name)).ok()
+    };
+    running.iter_mut().filter_map(held).collect()
 }
 
 fn measure(connections: usize, site: &Site, running: &mut Running) -> anyhow::Result<Idle> {

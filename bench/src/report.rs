@@ -1,6 +1,6 @@
 //! Results as a table and as JSON.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -18,6 +18,8 @@ const CLIENT_BUSY_MAX: f64 = 0.97;
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub host: Host,
+    /// What others' programs are measured, and their versions.
+    pub peers: BTreeMap<String, String>,
     pub setup: Setup,
     pub commit: Option<String>,
     pub date: String,
@@ -34,8 +36,10 @@ pub struct Setup {
     pub server_cpus: Option<String>,
     /// Whether the servers that we start have a network namespace of their own.
     pub fresh_netns: bool,
-    /// The function's program; null is the built-in one.
-    pub hello: Option<PathBuf>,
+    /// Whether a WireGuard tunnel lies between client and servers.
+    pub tunnel: bool,
+    /// The name of the function's program; null is the built-in one.
+    pub hello: Option<String>,
     /// Under `chrt`: other work on the machine shows little.
     pub realtime: bool,
     /// Of every process that is measured.
@@ -43,11 +47,13 @@ pub struct Setup {
 }
 
 /// One subject in one scenario: its own numbers (medians over the chunks; p99.9 over all requests) and their ratios to
-/// bare (medians over the pairs). What is not known is null.
+/// its base's (medians over the pairs), with quartiles and the 95 % interval of the median. What is not known is null.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub scenario: Scenario,
     pub subject: String,
+    /// What it is compared with.
+    pub base: String,
     pub clients: usize,
     /// Whether the load had a core of its own.
     pub placement: Placement,
@@ -65,6 +71,10 @@ pub struct Row {
     pub p99_ratio_iqr: Option<[f64; 2]>,
     pub rps_ratio_iqr: Option<[f64; 2]>,
     pub cpu_ratio_iqr: Option<[f64; 2]>,
+    pub p50_ratio_ci: Option<[f64; 2]>,
+    pub p99_ratio_ci: Option<[f64; 2]>,
+    pub rps_ratio_ci: Option<[f64; 2]>,
+    pub cpu_ratio_ci: Option<[f64; 2]>,
     /// Pairs.
     pub samples: usize,
     pub requests: u64,
@@ -77,7 +87,7 @@ pub struct Row {
 impl Row {
     /// Sums up.
     #[must_use]
-    pub fn new(case: Case, subject: &str, series: &Series) -> Self {
+    pub fn new(case: Case, subject: &str, base: &str, series: &Series) -> Self {
         let ratio = |of: fn(&Sample) -> Option<f64>| series.ratio(of);
         let [p50, p99, p999, rps] = [
             ratio(|sample| Some(sample.p50_us)),
@@ -89,12 +99,16 @@ impl Row {
         let median = |spread: Option<Spread>| spread.map(|spread| round(spread.median, 4));
         let quartiles =
             |spread: Option<Spread>| spread.map(|spread| spread.quartiles.map(|value| round(value, 4)));
+        let interval = |spread: Option<Spread>| {
+            spread.and_then(|spread| spread.interval).map(|ci| ci.map(|v| round(v, 4)))
+        };
         let own = |of: fn(&Sample) -> Option<f64>| series.median(of).map(|value| round(value, 3));
         let requests = series.latency.len();
         let Case { scenario, clients, placement } = case;
         Self {
             scenario,
             subject: subject.to_owned(),
+            base: base.to_owned(),
             clients,
             placement,
             p50_us: own(|sample| Some(sample.p50_us)),
@@ -111,6 +125,10 @@ impl Row {
             p99_ratio_iqr: quartiles(p99),
             rps_ratio_iqr: quartiles(rps),
             cpu_ratio_iqr: quartiles(cpu),
+            p50_ratio_ci: interval(p50),
+            p99_ratio_ci: interval(p99),
+            rps_ratio_ci: interval(rps),
+            cpu_ratio_ci: interval(cpu),
             samples: series.pairs.len(),
             requests,
             errors: series.errors,
@@ -140,8 +158,9 @@ pub fn table(report: &Report) -> String {
         "p99.9 µs",
         "req/s",
         "cpu µs",
+        "against",
         "p50",
-        "(quartiles)",
+        "(95 %)",
         "p99",
         "p99.9",
         "req/s",
@@ -152,8 +171,7 @@ pub fn table(report: &Report) -> String {
         let number = |value: Option<f64>, digits: usize| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
         };
-        let quartiles =
-            row.p50_ratio_iqr.map_or_else(String::new, |[low, high]| format!("{low:.2}-{high:.2}"));
+        let interval = row.p50_ratio_ci.map_or_else(String::new, |[low, high]| format!("{low:.2}-{high:.2}"));
         table.add_row([
             row.scenario.name().to_owned(),
             row.clients.to_string(),
@@ -163,8 +181,9 @@ pub fn table(report: &Report) -> String {
             number(row.p999_us, 1),
             number(row.rps, 0),
             number(row.cpu_us_per_request, 1),
+            row.base.clone(),
             number(row.p50_ratio, 2),
-            quartiles,
+            interval,
             number(row.p99_ratio, 2),
             number(row.p999_ratio, 2),
             number(row.rps_ratio, 2),
@@ -172,7 +191,7 @@ pub fn table(report: &Report) -> String {
             row.errors.to_string(),
         ]);
     }
-    for column in table.column_iter_mut().filter(|column| ![0, 2].contains(&column.index)) {
+    for column in table.column_iter_mut().filter(|column| ![0, 2, 8].contains(&column.index)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();

@@ -1,4 +1,5 @@
-//! The order of events: bare before and after every other subject's chunk, the others shuffled in each round.
+//! The order of events: what a subject is compared with has a chunk before and after the subject's own, and the subjects
+//! of one base are shuffled in each round.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::load::{Load, Outcome, Placement, Scenario, fetch};
 use crate::report::Row;
+use crate::scrape;
 use crate::stats::{Pair, Sample, Series};
 use crate::subject::{Running, Site, Subject};
 
@@ -59,13 +61,14 @@ pub fn start(site: &Site, subjects: &[Box<dyn Subject>]) -> anyhow::Result<Vec<R
     Ok(running)
 }
 
-/// Runs the plan; the first of `running` is what the others are compared with.
+/// Runs the plan; the first of `running` is what those are compared with that name nothing else.
 ///
 /// # Errors
 /// If a subject's process ends, or a chunk cannot start.
 pub fn run(plan: &Plan, site: &Site, running: &mut [Running]) -> anyhow::Result<Vec<Row>> {
     let mut random = plan.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-    let mut measurement = Measurement { plan, site, running, series: BTreeMap::new() };
+    let bases = bases(running)?;
+    let mut measurement = Measurement { plan, site, running, bases, series: BTreeMap::new() };
     measurement.leave_out_what_is_not_served()?;
     let progress = progress(plan);
     for round in 1..=plan.rounds {
@@ -82,6 +85,17 @@ pub fn run(plan: &Plan, site: &Site, running: &mut [Running]) -> anyhow::Result<
     Ok(measurement.rows())
 }
 
+/// The place of what each is compared with.
+fn bases(running: &[Running]) -> anyhow::Result<Vec<usize>> {
+    let place = |name: &String| running.iter().position(|other| other.name == *name);
+    let base = |subject: &Running| match &subject.base {
+        None => Ok(0),
+        Some(name) => place(name)
+            .with_context(|| format!("{} is compared with {name}, which is not there", subject.name)),
+    };
+    running.iter().map(base).collect()
+}
+
 fn progress(plan: &Plan) -> ProgressBar {
     // Draws nothing where standard error is no terminal.
     let bar = ProgressBar::new(u64::from(plan.rounds) * plan.cases.len() as u64);
@@ -95,6 +109,7 @@ struct Measurement<'a> {
     plan: &'a Plan,
     site: &'a Site,
     running: &'a mut [Running],
+    bases: Vec<usize>,
     /// By case and subject; only what is measured has an entry.
     series: BTreeMap<(usize, usize), Series>,
 }
@@ -119,31 +134,38 @@ impl Measurement<'_> {
         Ok(())
     }
 
-    /// Every subject once, bare in between.
+    /// Every subject once, its base in between.
     fn round(&mut self, case: usize, random: &mut fastrand::Rng) -> anyhow::Result<()> {
-        let measured = |(at, subject): &(usize, usize)| (*at == case && *subject > 0).then_some(*subject);
-        let mut order: Vec<usize> = self.series.keys().filter_map(measured).collect();
-        if !self.series.contains_key(&(case, 0)) {
-            return Ok(());
-        }
-        random.shuffle(&mut order);
-        let mut before = self.bare(case)?;
-        for subject in order {
-            let sample = self.sample(case, subject)?;
-            let after = self.bare(case)?;
-            if let (Some(before), Some(sample), Some(after)) = (before, sample, after) {
-                self.push(case, subject, Pair::new(before, sample, after));
+        for base in 0..self.running.len() {
+            let bases = &self.bases;
+            let measured = |(at, subject): &(usize, usize)| {
+                (*at == case && *subject != base && bases[*subject] == base).then_some(*subject)
+            };
+            let mut order: Vec<usize> = self.series.keys().filter_map(measured).collect();
+            if order.is_empty() || !self.series.contains_key(&(case, base)) {
+                continue;
             }
-            before = after;
+            random.shuffle(&mut order);
+            let mut before = self.base(case, base)?;
+            for subject in order {
+                let sample = self.sample(case, subject)?;
+                let after = self.base(case, base)?;
+                if let (Some(before), Some(sample), Some(after)) = (before, sample, after) {
+                    self.push(case, subject, Pair::new(before, sample, after));
+                }
+                before = after;
+            }
         }
         Ok(())
     }
 
-    /// A bare chunk, which is its own measure.
-    fn bare(&mut self, case: usize) -> anyhow::Result<Option<Sample>> {
-        let sample = self.sample(case, 0)?;
-        if let Some(bare) = sample {
-            self.push(case, 0, Pair { subject: bare, bare });
+    /// A base's chunk, which is its own measure if it has no other.
+    fn base(&mut self, case: usize, base: usize) -> anyhow::Result<Option<Sample>> {
+        let sample = self.sample(case, base)?;
+        if let Some(own) = sample
+            && self.bases[base] == base
+        {
+            self.push(case, base, Pair { subject: own, base: own });
         }
         Ok(sample)
     }
@@ -164,19 +186,24 @@ impl Measurement<'_> {
         running.check()?;
         let running = &*running;
         let load = Load { scenario: case.scenario, clients: case.clients, to: &running.to, duration };
-        let outcome = self
-            .site
-            .seat
-            .run(case.placement, running.to.netns.as_deref(), || load.run(&|| running.cpu()))
-            .with_context(|| format!("{case} of {}", running.name))?;
+        let netns = running.to.netns.as_deref();
+        let seat = &self.site.seat;
+        let measure = || seat.run(case.placement, netns, || load.run(&|| running.cpu()));
+        let outcome = match &running.scraped {
+            Some(scraped) => scrape::during(scraped, &running.to, seat, measure),
+            None => measure(),
+        };
+        let outcome = outcome.with_context(|| format!("{case} of {}", running.name))?;
         std::thread::sleep(GAP);
         Ok(outcome)
     }
 
     fn rows(self) -> Vec<Row> {
         let row = |((case, subject), series): (&(usize, usize), &Series)| {
-            Row::new(self.plan.cases[*case], &self.running[*subject].name, series)
+            let base = &self.running[self.bases[*subject]].name;
+            Row::new(self.plan.cases[*case], &self.running[*subject].name, base, series)
         };
-        self.series.iter().map(row).collect()
+        // What was only there to be compared with by nobody has nothing to show.
+        self.series.iter().filter(|(_, series)| !series.pairs.is_empty()).map(row).collect()
     }
 }

@@ -1,8 +1,10 @@
-//! From chunks to ratios. A subject's chunk is compared with the mean of the two bare chunks around it, so that what
-//! the machine does meanwhile touches both; the median over all such pairs is the result.
+//! From chunks to ratios. A subject's chunk is compared with the mean of the two chunks of its base around it, so that what
+//! the machine does meanwhile touches both; the median over all such pairs is the result, with an interval by the bootstrap.
+
+use faasd::core::load::compare::bootstrap;
+use hdrhistogram::Histogram;
 
 use crate::load::{Outcome, histogram};
-use hdrhistogram::Histogram;
 
 /// One chunk, in numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,24 +47,24 @@ impl Sample {
     }
 }
 
-/// A chunk of a subject, and the bare chunks right before and after it.
+/// A chunk of a subject, and those of its base right before and after it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
     pub subject: Sample,
-    pub bare: Sample,
+    pub base: Sample,
 }
 
 impl Pair {
     #[must_use]
     pub fn new(before: Sample, subject: Sample, after: Sample) -> Self {
-        Self { subject, bare: before.mean(after) }
+        Self { subject, base: before.mean(after) }
     }
 
     fn ratio(&self, of: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
         of(&self.subject)
-            .zip(of(&self.bare))
-            .filter(|(_, bare)| *bare > 0.0)
-            .map(|(subject, bare)| subject / bare)
+            .zip(of(&self.base))
+            .filter(|(_, base)| *base > 0.0)
+            .map(|(subject, base)| subject / base)
     }
 }
 
@@ -84,11 +86,13 @@ impl Default for Series {
     }
 }
 
-/// Median and quartiles.
+/// Median and quartiles, and the median's interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
     pub median: f64,
     pub quartiles: [f64; 2],
+    /// 95 %; none of a few values.
+    pub interval: Option<[f64; 2]>,
 }
 
 impl Spread {
@@ -98,7 +102,9 @@ impl Spread {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let at = |quantile| percentile(&values, quantile);
-        Some(Self { median: at(0.5)?, quartiles: [at(0.25)?, at(0.75)?] })
+        let found = bootstrap(&values)?;
+        let interval = found.low.zip(found.high).map(|(low, high)| [low, high]);
+        Some(Self { median: at(0.5)?, quartiles: [at(0.25)?, at(0.75)?], interval })
     }
 }
 
@@ -129,7 +135,7 @@ impl Series {
         Spread::of(self.pairs.iter().filter_map(|pair| of(&pair.subject))).map(|spread| spread.median)
     }
 
-    /// The subject's numbers as ratios to bare.
+    /// The subject's numbers as ratios to its base's.
     #[must_use]
     pub fn ratio(&self, of: impl Fn(&Sample) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.pairs.iter().filter_map(|pair| pair.ratio(&of)))
@@ -176,7 +182,11 @@ mod tests {
         for subject in [10.0, 10.0, 1000.0, 10.0, 10.0] {
             series.pairs.push(Pair::new(sample(10.0), sample(subject), sample(10.0)));
         }
-        assert_eq!(series.ratio(|s| Some(s.p50_us)).unwrap(), Spread { median: 1.0, quartiles: [1.0, 1.0] });
+        let ratio = series.ratio(|s| Some(s.p50_us)).unwrap();
+        assert_eq!((ratio.median, ratio.quartiles), (1.0, [1.0, 1.0]));
+        // One in five is drawn thrice of five more often than in 5 % of the samples.
+        let [low, high] = ratio.interval.unwrap();
+        assert!(low <= 1.0 && high >= 1.0, "{ratio:?}");
     }
 
     #[test]

@@ -87,13 +87,13 @@ fn every_acceptor_hands_over_without_an_error_and_keeps_nothing() {
         "--subjects",
         subjects,
         "--scenarios",
-        "new,keepalive,large",
+        "new,keepalive,download-1m",
         "--idle",
         "200",
     ];
     let report = results(&args, &dir.path().join("out"));
     for subject in subjects.split(',') {
-        for (scenario, clients) in [("new", 1), ("new", 64), ("keepalive", 64), ("large", 1)] {
+        for (scenario, clients) in [("new", 1), ("new", 64), ("keepalive", 64), ("download-1m", 1)] {
             let row = row(&report, scenario, clients, subject);
             assert_eq!(row["errors"], 0, "{row:#}");
             assert!(row["requests"].as_u64().unwrap() > 0, "{row:#}");

@@ -84,7 +84,7 @@ impl Drop for Remains {
     fn drop(&mut self) {
         let _ = Kernel::unpin(&self.pins());
         let _ = NetNs::unpin(&self.dir.path().join("ingress"));
-        let _ = cgroup::remove(&self.name);
+        let _ = cgroup::remove(&self.name, &[]);
     }
 }
 
@@ -103,7 +103,7 @@ impl Bed {
         let mut kernel = Kernel::load(&Attachment {
             dir: &remains.pins(),
             ingress: ingress.ns(),
-            cgroup: &cgroup::own(&remains.name)?,
+            cgroup: &cgroup::own(&remains.name, None)?,
             tunnel: "wg0",
             tunnel_ifindex: netlink.index("wg0")?.context("wg0 is gone")?,
             server: VPN_PREFIX.server(),
@@ -117,7 +117,7 @@ impl Bed {
         for way in Way::ALL {
             let guarded = matches!(way, Way::Own | Way::Groups);
             let flags = if guarded { Route::GUARDED | Route::CLOSED } else { 0 };
-            kernel.set_route(way.function(), PORT, Route { flags, ..Route::to(1) })?;
+            kernel.steering.set_route(way.function(), PORT, Route { flags, ..Route::to(1) })?;
         }
         let access = &mut kernel.access;
         let groups = std::array::from_fn(|place| subjects + 1 + place as u32);

@@ -8,32 +8,34 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 
 use super::response::{Fault, Response};
-use super::socket::{BUFFER_BYTES, connect, exchange, fd, open, silence};
+use super::script::Script;
+use super::socket::{BUFFER_BYTES, exchange, fd, open, open_conversation, silence};
 use super::{Clock, Load, Tally};
 
 const EVENTS_MAX: usize = 256;
 
 pub(super) fn run(
     load: &Load<'_>,
-    request: &[u8],
+    script: &Script,
     tally: &mut Tally,
     clock: &mut Clock<'_>,
 ) -> anyhow::Result<()> {
+    anyhow::ensure!(script.body == 0, "only one client uploads");
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut set = Clients {
         load,
-        request,
+        request: &script.request,
         epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
         slots: Vec::with_capacity(load.clients),
         live: 0,
         end: Instant::now(),
     };
     for index in 0..load.clients {
-        let mut slot = Slot::new();
+        let mut slot = Slot::new(script.answer);
         if load.scenario.keeps_connections() {
             // Blocking until here; every later call on it is MSG_DONTWAIT.
-            let socket = connect(load.to)?;
-            exchange(fd(&socket), request, &mut slot.response, &mut buffer)?;
+            let socket = open_conversation(load.to, script, &mut buffer)?;
+            exchange(fd(&socket), script, &mut slot.response, &mut buffer)?;
             epoll::add(&set.epoll, &socket, EventData::new_u64(index as u64), EventFlags::IN)?;
             slot.socket = Some(socket);
         }
@@ -81,8 +83,8 @@ struct Slot {
 }
 
 impl Slot {
-    fn new() -> Self {
-        Self { socket: None, phase: Phase::Idle, since: Instant::now(), response: Response::default() }
+    fn new(answer: Option<u64>) -> Self {
+        Self { socket: None, phase: Phase::Idle, since: Instant::now(), response: Response::new(answer) }
     }
 
     fn overdue(&self) -> Option<Fault> {

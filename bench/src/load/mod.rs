@@ -7,6 +7,7 @@
 mod many;
 mod one;
 mod response;
+mod script;
 mod socket;
 
 use std::fs::File;
@@ -20,62 +21,14 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 pub use response::Fault;
+pub use script::Scenario;
 pub use socket::{Destination, connect, fetch};
-
-/// Bytes of a body in the scenario `large`.
-pub const LARGE_BYTES: u64 = 10 << 20;
 
 /// After so many failed requests a chunk ends: the subject is broken, not slow.
 const ERRORS_MAX: u64 = 100;
 
 /// How long one connection may say nothing before its request counts as failed.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
-
-/// What each client does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Scenario {
-    /// A connection for each request. The time runs from `socket(2)` to the last byte of the answer; the next
-    /// request starts once the server's FIN is there too, so that a gateway that keeps its copy of the connection
-    /// open shows as errors, and so that TIME_WAIT stays on the server's side and no client port runs out.
-    New,
-    /// Connections opened and used once before the clock starts, then requests one after the other.
-    Keepalive,
-    /// Like `keepalive`, with an answer of 10 MiB.
-    Large,
-}
-
-impl Scenario {
-    /// The name in tables and files.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Keepalive => "keepalive",
-            Self::Large => "large",
-        }
-    }
-
-    pub(crate) fn keeps_connections(self) -> bool {
-        self != Self::New
-    }
-
-    /// The path that is asked for.
-    #[must_use]
-    pub fn path(self) -> String {
-        match self {
-            Self::New | Self::Keepalive => "/".to_owned(),
-            Self::Large => format!("/big?bytes={LARGE_BYTES}"),
-        }
-    }
-
-    fn request(self) -> Vec<u8> {
-        let close = if self.keeps_connections() { "" } else { "Connection: close\r\n" };
-        let path = self.path();
-        format!("GET {path} HTTP/1.1\r\nHost: hello.faas\r\nUser-Agent: faasd-bench\r\n{close}\r\n")
-            .into_bytes()
-    }
-}
 
 /// On which core the load runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -188,13 +141,13 @@ impl Load<'_> {
     /// # Errors
     /// If the load cannot even start: descriptors, epoll, the first connections of a keep-alive scenario.
     pub fn run(&self, meter: &dyn Fn() -> Option<Duration>) -> anyhow::Result<Outcome> {
-        let request = self.scenario.request();
+        let script = self.scenario.script();
         let mut tally = Tally { latency: histogram(), errors: 0, first_error: None };
         let mut clock = Clock { meter, started: None };
         if self.clients == 1 {
-            one::run(self, &request, &mut tally, &mut clock)?;
+            one::run(self, &script, &mut tally, &mut clock)?;
         } else {
-            many::run(self, &request, &mut tally, &mut clock)?;
+            many::run(self, &script, &mut tally, &mut clock)?;
         }
         let (started, client_before, server_before) = clock.started.context("the load never started")?;
         let elapsed = started.elapsed();

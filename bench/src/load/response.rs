@@ -38,15 +38,22 @@ impl Fault {
 /// Reads a response as its bytes arrive; the body is counted, not kept.
 #[derive(Debug, Default)]
 pub(super) struct Response {
+    /// A WebSocket's echo is known by its length alone.
+    fixed: Option<u64>,
     /// Used only when the head comes in pieces.
     head: Vec<u8>,
     body_left: Option<u64>,
 }
 
 impl Response {
+    /// Answers of HTTP, or of so many bytes each.
+    pub(super) fn new(fixed: Option<u64>) -> Self {
+        Self { fixed, ..Self::default() }
+    }
+
     pub(super) fn clear(&mut self) {
         self.head.clear();
-        self.body_left = None;
+        self.body_left = self.fixed;
     }
 
     /// Takes what has arrived; true once the response is complete.
@@ -90,6 +97,8 @@ fn read_head(bytes: &[u8]) -> Result<Option<(usize, u64)>, Fault> {
     };
     match response.code {
         Some(200) => {}
+        // Switching protocols, as it was asked to.
+        Some(101) => return Ok(Some((head, 0))),
         other => return Err(Fault::Status(other.unwrap_or_default())),
     }
     let length = response

@@ -11,9 +11,11 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::response::{Fault, Response};
+use super::script::Script;
 use super::{SILENCE_MAX, Scenario};
 
-/// The size of the buffer that answers are read into: a 10 MiB body takes few calls, and it stays in the L2 cache.
+/// The size of the buffer that answers are read into, and bodies sent from: a large body takes few calls, and the buffer stays
+/// in the L2 cache.
 pub(super) const BUFFER_BYTES: usize = 256 << 10;
 
 /// What is dialled, and from where.
@@ -51,15 +53,40 @@ pub fn connect(to: &Destination) -> Result<OwnedFd, Fault> {
     Ok(socket)
 }
 
+/// Opens a connection and says what the protocol wants said before the first request.
+pub(super) fn open_conversation(
+    to: &Destination,
+    script: &Script,
+    buffer: &mut [u8],
+) -> Result<OwnedFd, Fault> {
+    let socket = connect(to)?;
+    if let Some(opening) = &script.opening {
+        send_all(fd(&socket), opening)?;
+        await_answer(fd(&socket), &mut Response::default(), buffer)?;
+    }
+    Ok(socket)
+}
+
 /// One request and its answer on a blocking connection.
 pub(super) fn exchange(
     socket: BorrowedFd<'_>,
-    request: &[u8],
+    script: &Script,
     response: &mut Response,
     buffer: &mut [u8],
 ) -> Result<(), Fault> {
-    send_all(socket, request)?;
+    send_all(socket, &script.request)?;
+    let mut body = script.body;
+    while body > 0 {
+        let part = buffer.len().min(usize::try_from(body).unwrap_or(usize::MAX));
+        // Whatever the last answer has left in the buffer.
+        send_all(socket, &buffer[..part])?;
+        body -= part as u64;
+    }
     response.clear();
+    await_answer(socket, response, buffer)
+}
+
+fn await_answer(socket: BorrowedFd<'_>, response: &mut Response, buffer: &mut [u8]) -> Result<(), Fault> {
     loop {
         match receive(socket, buffer)? {
             0 => return Err(Fault::Closed),
@@ -69,15 +96,16 @@ pub(super) fn exchange(
     }
 }
 
-/// Asks once for the scenario's path on a connection of its own and gives the connection back: shows that a server is
+/// Asks once, as the scenario does, on a connection of its own and gives the connection back: shows that a server is
 /// there and answers as the load needs it.
 ///
 /// # Errors
 /// [`Fault`], also if the server does not answer the path.
 pub fn fetch(to: &Destination, scenario: Scenario) -> Result<OwnedFd, Fault> {
-    let socket = connect(to)?;
-    let mut buffer = vec![0; 64 << 10];
-    exchange(fd(&socket), &scenario.request(), &mut Response::default(), &mut buffer)?;
+    let script = scenario.script();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let socket = open_conversation(to, &script, &mut buffer)?;
+    exchange(fd(&socket), &script, &mut Response::new(script.answer), &mut buffer)?;
     Ok(socket)
 }
 

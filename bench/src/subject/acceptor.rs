@@ -41,9 +41,11 @@ impl Subject for HandedOver {
         site.await_answer(&to, &mut processes)?;
         Ok(Running {
             name: name.to_owned(),
+            base: None,
             to,
             gateway,
             function: functions,
+            scraped: None,
             processes,
             _adopted: Adopted::default(),
         })

@@ -30,9 +30,11 @@ impl Subject for Bare {
         let function = vec![processes[0].pid()];
         Ok(Running {
             name: self.0.to_owned(),
+            base: None,
             to,
             gateway: Vec::new(),
             function,
+            scraped: None,
             processes,
             _adopted: Adopted::default(),
         })

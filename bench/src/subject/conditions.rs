@@ -29,29 +29,38 @@ impl Adopted {
     /// If a process does not exist or may not be changed.
     pub(super) fn new(pids: &[Pid], cpus: Option<&CpuSet>) -> anyhow::Result<Self> {
         let mut adopted = Self::default();
+        adopted.add(pids, cpus)?;
+        Ok(adopted)
+    }
+
+    /// Changes more of them.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub(super) fn add(&mut self, pids: &[Pid], cpus: Option<&CpuSet>) -> anyhow::Result<()> {
         for pid in pids {
             for task in tasks(*pid)? {
                 // A thread may end while we look, and the kernel's own helpers in a process cannot be moved.
                 if let (Some(cpus), Ok(before)) = (cpus, sched_getaffinity(Some(task)))
                     && sched_setaffinity(Some(task), cpus).is_ok()
                 {
-                    adopted.cpus.push((task, before));
+                    self.cpus.push((task, before));
                 }
                 // To the kernel a thread's niceness is its own.
                 if let Ok(before) = getpriority_process(Some(task))
                     && before != niceness()
                     && setpriority_process(Some(task), niceness()).is_ok()
                 {
-                    adopted.nice.push((task, before));
+                    self.nice.push((task, before));
                 }
             }
-            adopted.weigh(*pid)?;
+            self.weigh(*pid)?;
             if let Some((policy, priority)) = realtime_policy() {
-                adopted.realtime.push(*pid);
+                self.realtime.push(*pid);
                 chrt(policy, &priority.to_string(), *pid)?;
             }
         }
-        Ok(adopted)
+        Ok(())
     }
 
     /// Between a task in a cgroup and one outside, the cgroups' weights count rather than the tasks' niceness: they

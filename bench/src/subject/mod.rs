@@ -3,8 +3,8 @@
 mod acceptor;
 mod bare;
 mod conditions;
-mod nginx;
 mod process;
+mod proxy;
 mod target;
 
 use nix::unistd::Pid;
@@ -14,9 +14,9 @@ use crate::load::Destination;
 pub use acceptor::HandedOver;
 pub use bare::{Bare, Limited};
 pub use conditions::{niceness, realtime_policy};
-pub use nginx::Nginx;
 pub use process::{Process, Site};
-pub use target::Target;
+pub use proxy::Proxied;
+pub use target::{Scraped, Target};
 
 /// Something that answers requests.
 pub trait Subject {
@@ -25,6 +25,11 @@ pub trait Subject {
 
     /// Why it cannot be measured here, with the remedy.
     fn unavailable(&self) -> Option<String> {
+        None
+    }
+
+    /// The name and version of the program that it is made of, if that is not ours.
+    fn version(&self) -> Option<(String, String)> {
         None
     }
 
@@ -39,11 +44,15 @@ pub trait Subject {
 #[derive(Debug)]
 pub struct Running {
     pub name: String,
+    /// What it is compared with, if that is not the first of all.
+    pub base: Option<String>,
     pub to: Destination,
     /// The processes between client and function, if there are any.
     pub gateway: Vec<Pid>,
     /// The function's own processes.
     pub function: Vec<Pid>,
+    /// What is asked of its gateway meanwhile.
+    pub scraped: Option<Scraped>,
     /// Held for their `Drop`, which ends them; the gateway before the function.
     pub(crate) processes: Vec<Process>,
     /// Held for its `Drop` too.

@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use crate::host::Cpus;
 use crate::load::{self, Destination, Placement, Scenario, Seat};
+use crate::tunnel::Link;
 
 /// How long a subject may take to come up.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -35,6 +36,10 @@ pub struct Site {
     pub server_cpus: Option<Cpus>,
     /// The network namespace of the servers that we start.
     pub netns: Option<Arc<File>>,
+    /// Where they are dialled from, if not from there.
+    pub client_netns: Option<Arc<File>>,
+    /// What lies between the two.
+    pub tunnel: Option<Link>,
     /// What the load's sockets are marked with.
     pub mark: Option<u32>,
     /// Where they listen.
@@ -54,7 +59,8 @@ impl Site {
         let address = self.seat.run(Placement::Apart, self.netns.as_deref(), || {
             Ok(TcpListener::bind((ip, 0)).with_context(|| format!("cannot listen on {ip}"))?.local_addr()?)
         })?;
-        Ok(Destination { address, netns: self.netns.clone(), mark: self.mark })
+        let netns = self.client_netns.as_ref().or(self.netns.as_ref()).cloned();
+        Ok(Destination { address, netns, mark: self.mark })
     }
 
     /// The function's program, which `FAAS_LISTEN` or its descriptors tell how to serve.
