@@ -199,10 +199,10 @@ impl Runc {
     pub async fn start(&self, id: &str, process: &Pidfd) -> Result<(), RuncError> {
         let fifo = self.root.join(id).join("exec.fifo");
         let file = |source| RuncError::File { path: fifo.clone(), source };
+        // The first process waits in open(2) for a reader. This open does not wait for it in turn.
+        let receiver = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&fifo).map_err(file)?;
+        let mut byte = [0];
         let read = async {
-            // The first process waits in open(2) for a reader. This open does not wait for it in turn.
-            let receiver = tokio::net::unix::pipe::OpenOptions::new().open_receiver(&fifo)?;
-            let mut byte = [0];
             loop {
                 receiver.readable().await?;
                 match receiver.try_read(&mut byte) {
@@ -213,14 +213,17 @@ impl Runc {
         };
         let bytes = tokio::select! {
             biased;
-            bytes = tokio::time::timeout(DEADLINE, read) => bytes,
-            _ = process.exited() => return Err(RuncError::Ended),
+            bytes = tokio::time::timeout(DEADLINE, read) => {
+                bytes.map_err(|_| RuncError::Deadline { operation: "start" })?
+            }
+            // It has ended, before its program began or after: whoever looked at the fifo may have looked too early.
+            _ = process.exited() => rustix::io::read(&receiver, &mut byte).map_err(io::Error::from),
         };
         match bytes {
-            Err(_) => return Err(RuncError::Deadline { operation: "start" }),
-            Ok(Err(e)) => return Err(file(e)),
-            Ok(Ok(0)) => return Err(RuncError::Ended),
-            Ok(Ok(_)) => {}
+            Ok(1..) => {}
+            Ok(0) => return Err(RuncError::Ended),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(RuncError::Ended),
+            Err(e) => return Err(file(e)),
         }
         // Its absence is what tells `running` from `created`. Here and now: the program runs already, and to have a thread
         // do it would hold up longer those who wait for what the program says.
