@@ -96,7 +96,7 @@ mod tests {
         let path = directory.path().join("notify");
         let name = format!("faasd-notify-{}", std::process::id());
         for (address, name) in [
-            (SocketAddr::from_pathname(&path).unwrap(), path.clone().into_os_string()),
+            (SocketAddr::from_pathname(&path).unwrap(), path.into_os_string()),
             (SocketAddr::from_abstract_name(&name).unwrap(), format!("@{name}").into()),
         ] {
             let heard = UnixDatagram::bind_addr(&address).unwrap();
