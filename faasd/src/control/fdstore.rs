@@ -135,11 +135,13 @@ impl FdStore {
     /// [`FdStoreError`].
     pub fn replace(&mut self) -> Result<(), FdStoreError> {
         tracing::warn!("the descriptor store died; another takes its place");
-        self.connection = Connection::open(&self.path, &self.program, self.cgroup.as_deref())?;
+        let connection = Connection::open(&self.path, &self.program, self.cgroup.as_deref())?;
         for (name, kept) in &self.kept {
             let kept: Vec<_> = kept.iter().map(AsFd::as_fd).collect();
-            self.connection.put(name, &kept)?;
+            connection.put(name, &kept)?;
         }
+        // Last: one that has not got everything is not ours yet, and is tried again.
+        self.connection = connection;
         Ok(())
     }
 
@@ -415,5 +417,38 @@ mod tests {
         next.quit().unwrap();
         server.join().unwrap().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_store_that_was_not_given_everything_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fdstore.sock");
+        let start = || {
+            let server = std::thread::spawn({
+                let path = path.clone();
+                move || run(&path)
+            });
+            let deadline = Instant::now() + START_DEADLINE;
+            while Connection::find(&path).unwrap().is_none() {
+                assert!(Instant::now() < deadline);
+            }
+            server
+        };
+        let server = start();
+        let mut store = FdStore::open(&path, Path::new("/nowhere"), None).unwrap();
+        store.put("kept", &[]).unwrap();
+        store.connection.request("quit", QUIT, "", &[]).unwrap();
+        server.join().unwrap().unwrap();
+        let server = start();
+        let refused = "x".repeat(NAME_BYTES_MAX + 1);
+        store.kept.insert(refused.clone(), Vec::new());
+        store.replace().unwrap_err();
+        assert!(store.is_dead(), "it would not be looked after again");
+        store.kept.remove(&refused);
+        store.replace().unwrap();
+        assert!(!store.is_dead());
+        assert_eq!(store.connection.list().unwrap().into_keys().collect::<Vec<_>>(), ["kept"]);
+        store.connection.quit().unwrap();
+        server.join().unwrap().unwrap();
     }
 }

@@ -48,24 +48,28 @@ pub fn init(options: &Options) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use super::*;
     use crate::core::paths::Paths;
+
+    fn options(directory: &Path) -> Options {
+        let paths = Paths {
+            state: directory.join("state"),
+            run: directory.join("run"),
+            wireguard: directory.join("wireguard"),
+            instance: "faasd-init".to_owned(),
+            cgroup: None,
+        };
+        Options { paths, config: PathBuf::from("/nonexistent"), endpoint: None }
+    }
 
     #[test]
     #[ignore = "needs root"]
     fn what_is_missing_is_made_once() {
         let directory = tempfile::tempdir().unwrap();
         let place = |name: &str| directory.path().join(name);
-        let paths = Paths {
-            state: place("state"),
-            run: place("run"),
-            wireguard: place("wireguard"),
-            instance: "faasd-init".to_owned(),
-            cgroup: None,
-        };
-        let options = Options { paths, config: PathBuf::from("/nonexistent"), endpoint: None };
+        let options = options(directory.path());
         let mode = |path: &str| place(path).metadata().unwrap().permissions().mode() & 0o7777;
         init(&options).unwrap();
         assert_eq!(mode("wireguard/server_private.key"), 0o600);
@@ -84,14 +88,7 @@ mod tests {
     fn a_running_daemon_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let place = |name: &str| directory.path().join(name);
-        let paths = Paths {
-            state: place("state"),
-            run: place("run"),
-            wireguard: place("wireguard"),
-            instance: "faasd-init".to_owned(),
-            cgroup: None,
-        };
-        let options = Options { paths, config: PathBuf::from("/nonexistent"), endpoint: None };
+        let options = options(directory.path());
         fs::create_dir(place("run")).unwrap();
         let _daemon = lock(&place("run")).unwrap().unwrap();
         init(&options).unwrap();

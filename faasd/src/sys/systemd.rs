@@ -2,9 +2,13 @@
 //! systemd all of it is empty.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 pub use sd_notify::NotifyState as State;
@@ -17,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The service manager, as its service sees it.
 #[derive(Debug, Default)]
 pub struct Manager {
-    socket: Option<UnixDatagram>,
+    /// Why it cannot be reached is told with the first message: nothing is logged yet when it is found out.
+    socket: Option<io::Result<UnixDatagram>>,
     /// How long it waits for a sign of life before it takes us for dead.
     pub watchdog: Option<Duration>,
     listeners: Vec<(String, OwnedFd)>,
@@ -38,14 +43,7 @@ impl Manager {
         let (watchdog, listeners) = unsafe {
             (sd_notify::watchdog_enabled_and_unset_env(), sd_notify::listen_fds_with_names_and_unset_env())
         };
-        let connect = |path| {
-            let socket = UnixDatagram::unbound()?;
-            socket.connect(path)?;
-            // It may be busy for a moment; one that is stuck must not hold us up.
-            socket.set_write_timeout(Some(PATIENCE))?;
-            std::io::Result::Ok(socket)
-        };
-        let socket = env::var_os(NOTIFY_SOCKET).and_then(|path| connect(path).ok());
+        let socket = env::var_os(NOTIFY_SOCKET).map(|name| connect(&name));
         // SAFETY: as above.
         unsafe { env::remove_var(NOTIFY_SOCKET) };
         // SAFETY: the manager has passed these for us alone, and nobody has taken them: it says so once, in variables that are
@@ -63,10 +61,52 @@ impl Manager {
 
     /// Tells it something.
     pub fn tell(&self, states: &[State<'_>]) {
-        let Some(socket) = &self.socket else { return };
         let text: String = states.iter().map(|state| format!("{state}\n")).collect();
-        if let Err(error) = socket.send(text.as_bytes()) {
-            tracing::warn!(%error, text, "the service manager does not hear");
+        let error = match &self.socket {
+            None => return,
+            Some(Ok(socket)) => socket.send(text.as_bytes()).err().map(|error| error.to_string()),
+            Some(Err(error)) => Some(error.to_string()),
+        };
+        if let Some(error) = error {
+            tracing::warn!(error, text, "the service manager does not hear");
         }
+    }
+}
+
+/// The socket of this name: a path, or, after `@`, a name without a file.
+fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(name)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    // It may be busy for a moment; one that is stuck must not hold us up.
+    socket.set_write_timeout(Some(PATIENCE))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manager_is_told_by_either_kind_of_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let name = format!("faasd-notify-{}", std::process::id());
+        for (address, name) in [
+            (SocketAddr::from_pathname(&path).unwrap(), path.into_os_string()),
+            (SocketAddr::from_abstract_name(&name).unwrap(), format!("@{name}").into()),
+        ] {
+            let heard = UnixDatagram::bind_addr(&address).unwrap();
+            heard.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let manager = Manager { socket: Some(connect(&name)), ..Manager::default() };
+            manager.tell(&[State::Ready, State::Status("serves")]);
+            let mut said = [0; 64];
+            let bytes = heard.recv(&mut said).unwrap();
+            assert_eq!(&said[..bytes], b"READY=1\nSTATUS=serves\n");
+        }
+        connect(OsStr::new("/nowhere")).unwrap_err();
     }
 }

@@ -11,7 +11,7 @@ pub enum Reason {
     UnknownPeer,
     /// From outside: a handshake that was recorded and sent again.
     ReplayedHandshake,
-    /// From outside: handshakes came too fast from there; it was told to prove its address.
+    /// From outside: handshakes came too fast, from there or in all; who sent it was told to prove its address.
     Overload,
     /// From outside: for a session that there is not, or no more.
     UnknownSession,

@@ -179,6 +179,7 @@ mod tests {
         cache.0.run_pending_tasks();
         assert!(cache.0.weighted_size() <= BYTES_MAX, "{}", cache.0.weighted_size());
     }
+
     #[test]
     fn what_is_small_on_the_wire_is_small_in_memory() {
         let cache = Cache::new();

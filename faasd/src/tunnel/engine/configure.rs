@@ -1,19 +1,15 @@
 //! What the daemon and WireGuard's tools change and ask.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::SystemTime;
 
-use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::x25519;
 
+use super::limits::Limits;
 use super::peers::{Id, Peer};
 use super::{Ends, Engine, Identity, tunn};
 use crate::tunnel::uapi::SetPeer;
 use crate::tunnel::{AllowedIp, PeerStatus, PrivateKey, PublicKey};
-
-/// Handshakes a second from one address before it has to prove that it is there.
-const HANDSHAKES_PER_SECOND: u64 = 100;
 
 impl Engine {
     /// Our key, if there is one.
@@ -28,11 +24,11 @@ impl Engine {
         if self.identity.as_ref().is_some_and(|identity| identity.public == public) {
             return;
         }
-        let limiter = Arc::new(RateLimiter::new(&public, HANDSHAKES_PER_SECOND));
+        let limits = Limits::new(&public);
         for peer in self.peers.iter_mut() {
-            peer.tunn.set_static_private(private.clone(), public, Arc::clone(&limiter));
+            peer.tunn.set_static_private(private.clone(), public, limits.of_each());
         }
-        self.identity = Some(Identity { private, public, limiter });
+        self.identity = Some(Identity { private, public, limits });
     }
 
     /// Changes a peer field by field, so that its session goes on unless it is removed. `replace` takes the addresses

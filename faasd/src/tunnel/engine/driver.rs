@@ -164,16 +164,17 @@ impl Wires {
         }
     }
 
-    /// Sends what has waited for room. Whether all of it left.
-    fn unstash(&mut self) {
-        let Some(socket) = &mut self.socket else { return };
+    /// Sends what has waited for room, as far as there is some. Returns how many packets were lost.
+    fn unstash(&mut self) -> u64 {
+        let Some(socket) = &mut self.socket else { return 0 };
+        let mut lost = 0;
         while let Some(batch) = self.stash.front() {
-            if socket.send(batch).is_err() {
-                return;
-            }
+            let Ok(some) = socket.send(batch) else { return lost };
+            lost += some;
             self.stash.pop_front();
         }
         self.watch();
+        lost
     }
 }
 
@@ -234,7 +235,8 @@ impl Turns {
                     INTERFACE => self.read_interface(&mut frame)?,
                     SOCKET => {
                         if flags.contains(EventFlags::OUT) {
-                            self.wires.unstash();
+                            let lost = self.wires.unstash();
+                            self.engine.lose(lost);
                         }
                         self.read_socket(&mut message);
                     }
@@ -268,7 +270,8 @@ impl Turns {
                     }
                     read += bytes;
                 }
-                Ok(_) | Err(Errno::INTR) => {}
+                // EINVAL: the kernel had no words for the frame, and has dropped it.
+                Ok(_) | Err(Errno::INTR | Errno::INVAL) => {}
                 Err(Errno::WOULDBLOCK) => break,
                 Err(e) => return Err(e.into()),
             }
@@ -290,8 +293,9 @@ impl Turns {
                     }
                     read += bytes;
                 }
-                // Errors that the network tells of some packet sent before are read away.
+                // From nowhere: there is nobody to answer.
                 Ok(None) => {}
+                // Empty, or an error that the network tells of some packet sent before, which is read away by this.
                 Err(_) => break,
             }
             if read >= BYTES_PER_TURN {

@@ -9,6 +9,7 @@
 mod batch;
 mod configure;
 pub(super) mod driver;
+mod limits;
 mod peers;
 mod routes;
 mod socket;
@@ -18,13 +19,11 @@ mod timers;
 
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
 use gotatun::noise::errors::WireGuardError;
 use gotatun::noise::handshake::parse_handshake_anon;
-use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::noise::{Tunn, TunnResult};
 use gotatun::packet::{Packet, WgKind};
 use gotatun::tun::MtuWatcher;
@@ -35,6 +34,7 @@ use super::dropped::{Dropped, Reason};
 use super::offload::coalesce::Coalescer;
 use super::offload::segment::Segments;
 use batch::Batch;
+use limits::Limits;
 use peers::{Id, Peers};
 
 /// Where packets are cut and decrypted: the most that one read brings, with what is added to it.
@@ -62,7 +62,7 @@ struct Identity {
     private: x25519::StaticSecret,
     public: x25519::PublicKey,
     /// Cookies depend on the key.
-    limiter: Arc<RateLimiter>,
+    limits: Limits,
 }
 
 /// All that a tunnel knows.
@@ -100,6 +100,11 @@ impl Engine {
 
     pub(super) fn dropped(&self) -> Dropped {
         self.dropped
+    }
+
+    /// Counts packets that the network took first and lost then.
+    pub(super) fn lose(&mut self, packets: u64) {
+        self.dropped.add(Reason::Network, packets);
     }
 
     /// Sends and writes what waits for more of its kind: at the end of each turn.
@@ -164,12 +169,8 @@ impl Engine {
         run: &mut Run,
         ends: &mut impl Ends,
     ) -> Result<(), Reason> {
-        let identity = self.identity.as_ref().ok_or(Reason::UnknownSession)?;
-        if !matches!(packet.first(), Some(4)) {
-            // Not by a timer: none runs while no peer is awake.
-            identity.limiter.try_reset_count();
-        }
-        let message = match identity.limiter.verify_packet(source, packet) {
+        let identity = self.identity.as_mut().ok_or(Reason::UnknownSession)?;
+        let message = match identity.limits.verify(packet, source) {
             Ok(message) => message,
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 let cookie = Packet::from(cookie);
@@ -349,6 +350,6 @@ fn tunn(identity: &Identity, peers: &Peers, key: PublicKey) -> Tunn {
         None,
         None,
         peers.indexes(),
-        Arc::clone(&identity.limiter),
+        identity.limits.of_each(),
     )
 }
