@@ -57,7 +57,7 @@ const NO_MODULES: &str =
     "blacklist kvm\nblacklist kvm_amd\nblacklist kvm_intel\nblacklist psmouse\nblacklist ata_piix\n";
 
 /// cloud-init begins when a case takes this away: it is asleep in all others, and costs their boot nothing.
-pub const CLOUD_INIT_SLEEPS: &str = "etc/cloud/cloud-init.disabled";
+const CLOUD_INIT_SLEEPS: &str = "etc/cloud/cloud-init.disabled";
 
 /// Where it looks for what to do: a directory here, as with a disk of that kind on a machine without a cloud.
 const CLOUD: &str = "datasource_list: [NoCloud]\n";
