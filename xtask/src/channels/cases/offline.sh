@@ -12,6 +12,8 @@ else
     directory=/srv/share/release image=''
     set -- --fingerprint "$(cat /srv/share/fingerprint)"
 fi
+mkdir -p /var/lib/faasd
+mount --bind /srv/disk /var/lib/faasd
 rm -rf /etc/apt/sources.list /etc/apt/sources.list.d/* /srv/debian
 ip link set lo down 2>/dev/null || true
 sh "$directory/install.sh" --offline "$directory" "$@"
