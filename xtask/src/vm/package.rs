@@ -126,7 +126,7 @@ pub const LIVED: &[Step] = &[
         "everything is back after a reboot",
         concat!(
             "soon systemctl is-active faasd.service; soon test \"$(faas invoke hello)\" = hello; faas ls; ",
-            "faas vpn peers | grep laptop",
+            "faas vpn peers | grep laptop; test \"$(sysctl -n net.ipv6.conf.all.forwarding)\" = 1",
         ),
     ),
     Run(
@@ -159,7 +159,7 @@ pub const LIVED: &[Step] = &[
             "dpkg -P faasd >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; none pgrep -ax faasd; ",
             "test ! -e /var/lib/faasd; test ! -e /etc/faasd; test ! -e /run/faasd; test ! -e /etc/wireguard/peers; ",
             "test \"$(ls /etc/wireguard)\" = \"$(printf 'server_private.key\\nserver_public.key')\"; ",
-            "none sh -c \"find / -xdev -name '*faasd*' -not -path '/run/*' -not -name 'faasd-agent*' -not -name 'faasd-shell*' -not -name 'faasd-vm*' | grep .\"; ",
+            "none sh -c \"find / -xdev -name '*faasd*' -not -path '/run/*' -not -name 'faasd-agent*' -not -name 'faasd-shell*' -not -name '*faasd-vm*' | grep .\"; ",
             "none sh -c \"systemctl list-units --all --no-legend --plain --type=service,socket 'faasd*' | grep -v -e faasd-agent -e faasd-shell\"",
         ),
     ),

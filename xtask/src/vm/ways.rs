@@ -124,8 +124,8 @@ const FIRST_BOOT: &[Step] = &[
             "documented cloud-init >/run/fill-in; sh -e /run/fill-in; none grep @ user-data; ",
             "mkdir -p /var/lib/cloud/seed/nocloud; cp user-data /var/lib/cloud/seed/nocloud; ",
             "printf 'instance-id: node-1\\nlocal-hostname: node-1\\n' > /var/lib/cloud/seed/nocloud/meta-data; ",
-            // Debian's archive is not here to be asked.
-            "rm -f /etc/apt/sources.list; echo 'apt: {preserve_sources_list: true}' > /etc/cloud/cloud.cfg.d/archive.cfg; ",
+            // What this system lacks beside those of clouds: Debian's archive, locales, a server for SSH.
+            "rm -f /etc/apt/sources.list; printf 'apt: {preserve_sources_list: true}\\nlocale: false\\nssh_genkeytypes: []\\n' > /etc/cloud/cloud.cfg.d/lacks.cfg; ",
             "none test -e /usr/bin/faasd; rm /etc/cloud/cloud-init.disabled",
         ),
     ),
