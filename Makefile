@@ -18,7 +18,7 @@ CARGO_TARGET_DIR ?= target
 BIN = $(DESTDIR)$(PREFIX)/bin
 LIB = $(DESTDIR)$(PREFIX)/lib
 SHARE = $(DESTDIR)$(PREFIX)/share
-UNITS = faasd.service faasd-functions.service faasd.socket faasd.slice
+UNITS = faasd.service faasd-functions.service faasd-forwarding.service faasd.socket faasd.slice
 
 .PHONY: all build install install-files uninstall
 
@@ -47,7 +47,7 @@ install: $(STAGE)/bin/faasd install-files
 	@echo "  faas doctor"
 
 install-files:
-	$(INSTALL) -d $(BIN) $(LIB)/systemd/system $(LIB)/sysctl.d $(LIB)/sysusers.d $(DESTDIR)/etc/faasd
+	$(INSTALL) -d $(BIN) $(LIB)/systemd/system $(LIB)/sysusers.d $(DESTDIR)/etc/faasd
 	$(INSTALL) -d $(SHARE)/man/man1 $(SHARE)/man/man8 $(SHARE)/bash-completion/completions
 	$(INSTALL) -d $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	$(INSTALL) -m 755 $(STAGE)/bin/faasd $(STAGE)/bin/faas $(BIN)
@@ -55,7 +55,6 @@ install-files:
 		sed 's|/usr/bin/faas|$(PREFIX)/bin/faas|g' packaging/systemd/$$unit > $(LIB)/systemd/system/$$unit && \
 		chmod 644 $(LIB)/systemd/system/$$unit || exit 1; \
 	done
-	$(INSTALL) -m 644 packaging/systemd/60-faasd.conf $(LIB)/sysctl.d/60-faasd.conf
 	$(INSTALL) -m 644 packaging/systemd/faasd-sysusers.conf $(LIB)/sysusers.d/faasd.conf
 	test -e $(DESTDIR)/etc/faasd/faasd.toml || $(INSTALL) -m 644 packaging/faasd.toml $(DESTDIR)/etc/faasd/faasd.toml
 	$(INSTALL) -m 644 $(STAGE)/man/man1/* $(SHARE)/man/man1
@@ -67,7 +66,7 @@ install-files:
 uninstall:
 	rm -f $(BIN)/faasd $(BIN)/faas
 	cd $(LIB)/systemd/system && rm -f $(UNITS)
-	rm -f $(LIB)/sysctl.d/60-faasd.conf $(LIB)/sysusers.d/faasd.conf
+	rm -f $(LIB)/sysusers.d/faasd.conf
 	rm -f $(SHARE)/man/man1/faas.1.gz $(SHARE)/man/man1/faas-*.1.gz
 	rm -f $(SHARE)/man/man8/faasd.8.gz $(SHARE)/man/man8/faasd-*.8.gz
 	rm -f $(SHARE)/bash-completion/completions/faas $(SHARE)/zsh/site-functions/_faas

@@ -349,7 +349,6 @@ install_arch() {
     if have systemd-sysusers; then systemd-sysusers faasd.conf; fi
     faasd init || die "faasd cannot begin: see above"
     if [ -d /run/systemd/system ]; then
-        /usr/lib/systemd/systemd-sysctl 60-faasd.conf || true
         systemctl daemon-reload
         systemctl enable faasd.socket faasd.service
         systemctl restart faasd.service
@@ -400,7 +399,7 @@ uninstall() {
 
 remove_files() {
     if [ -d /run/systemd/system ]; then
-        run systemctl disable --now faasd.service faasd.socket faasd-functions.service || true
+        run systemctl disable --now faasd.service faasd.socket faasd-functions.service faasd-forwarding.service || true
     fi
     if [ -e /run/faasd/ingress ]; then run faasd teardown; fi
     say "  + the files in $MANIFEST"

@@ -44,7 +44,6 @@ fi
 
 # Not in a chroot, where this would change the machine around it.
 if [ -d /run/systemd/system ]; then
-    /usr/lib/systemd/systemd-sysctl 60-faasd.conf || true
     systemctl daemon-reload || true
     if [ "$ready" = yes ]; then
         # Functions, tunnel and open connections do not notice that the daemon is another one.

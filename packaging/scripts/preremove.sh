@@ -10,7 +10,7 @@ esac
 
 if [ -d /run/systemd/system ]; then
     # faasd-functions.service ends what serves without the daemon: instances, the tunnel, the kernel program.
-    units="faasd.service faasd.socket faasd-functions.service"
+    units="faasd.service faasd.socket faasd-functions.service faasd-forwarding.service"
     if command -v deb-systemd-invoke >/dev/null; then
         # shellcheck disable=SC2086 # one word for each unit
         deb-systemd-invoke stop $units >/dev/null || true

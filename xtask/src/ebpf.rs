@@ -17,7 +17,7 @@ use crate::report::step;
 use crate::{repo, run, tools};
 
 /// What is committed, and what the daemon embeds.
-const OBJECT: &str = "faasd/src/sys/bpf/faasd-ebpf.o";
+pub const OBJECT: &str = "faasd/src/sys/bpf/faasd-ebpf.o";
 const RECORD: &str = "faasd/src/sys/bpf/faasd-ebpf.record";
 const TARGET: &str = "bpfel-unknown-none";
 /// v3 has 32-bit jumps and registers and atomics: Linux 5.12.

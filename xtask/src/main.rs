@@ -8,6 +8,7 @@ mod demo;
 mod dist;
 mod ebpf;
 mod interrupt;
+mod openpgp;
 mod packages;
 mod publish;
 mod repo;

@@ -135,6 +135,8 @@ const NEEDS: &[Need] = &[
     apt("e2fsprogs", "mke2fs", "makes the virtual machine's disks", &[Vm]),
     apt("qemu-system-x86", "qemu-system-x86_64", "is the virtual machine", &[Vm]),
     apt("binutils", "strip", "takes programs apart", &[Vm, Dist]),
+    apt("qemu-user-static", "qemu-aarch64-static", "tries the programs for arm64", &[Dist]),
+    apt("libc6-arm64-cross", "/usr/aarch64-linux-gnu/lib/libc.so.6", "is what they are linked to", &[Dist]),
     apt("make", "make", "lays out what is installed", &[Dist]),
     apt("gnupg", "gpg", "signs a release", &[Dist, Publish, Channels]),
     apt("gpgv", "gpgv", "checks its signature", &[Dist, Publish, Channels]),

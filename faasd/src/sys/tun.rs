@@ -38,7 +38,8 @@ impl Tun {
         // SAFETY: ifreq is plain data; all zeroes is a value of it.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from.cast_signed();
+            // Signed on x86-64, unsigned on arm64.
+            *to = libc::c_char::from_ne_bytes([from]);
         }
         request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
         // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one ifreq, which outlives the call.

@@ -24,7 +24,7 @@ pub const TRIXIE: Debian = Debian { name: "Debian 13", suite: "trixie", fetches:
 pub const BOOKWORM: Debian = Debian { name: "Debian 12", suite: "bookworm", fetches: "wget" };
 
 /// What is installed with the package, or by a case before it.
-const OFFERED: &str = "runc wireguard-tools iproute2 passwd python3 procps";
+const OFFERED: &str = "runc wireguard-tools iproute2 passwd python3 procps systemd";
 
 /// A source of packages that needs no network; the archive's own are gone.
 const OFFER: &str = r#"set -e

@@ -23,6 +23,9 @@ mount -t tmpfs -o mode=1777,size=1g tmpfs "$root/tmp"
 # A whole one: without it the kernel lets no container have its own.
 mkdir "$root/run/proc"
 mount -t proc proc "$root/run/proc"
+# Not an overlay, which maps no owners: images are for file systems that a disk has.
+mkdir -p "$scratch/disk" "$root/srv/disk"
+mount --bind "$scratch/disk" "$root/srv/disk"
 mkdir -p "$root/srv/share"
 mount --bind "$share" "$root/srv/share"
 mount -o remount,bind,ro "$root/srv/share"

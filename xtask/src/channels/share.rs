@@ -8,7 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::{directory, remove_tree};
-use crate::publish::{self, KEYRING, Key, Release, SUMS};
+use crate::dist::{self, KEYRING, SUMS};
+use crate::openpgp::Key;
+use crate::publish::{self, Release};
 use crate::{packages, repo, run};
 
 /// Where the web server has the site.
@@ -66,15 +68,8 @@ fn previous(release: &Release, to: &Path, key: &Key) -> Result<()> {
     run::quiet(build.arg(to.join(format!("faasd_{PREVIOUS}_{ARCHITECTURE}.deb"))))?;
     fs::remove_dir_all(&tree)?;
     fs::copy(release.directory.join("install.sh"), to.join("install.sh"))?;
-    key.export(&to.join(KEYRING), false)?;
-    sums(to, key)
-}
-
-/// Writes the list of what is there, and signs it.
-fn sums(directory: &Path, key: &Key) -> Result<()> {
-    let list = "rm -f SHA256SUMS* && sha256sum -- * >.sums && mv .sums SHA256SUMS";
-    run::quiet(Command::new("sh").args(["-c", list]).current_dir(directory))?;
-    key.detach_sign(&directory.join(SUMS), &directory.join(format!("{SUMS}.sig")), false)
+    key.export(&to.join(KEYRING[0]), false)?;
+    dist::sign(key, to)
 }
 
 /// Copies of the site's release, below `bad`, each with one fault.
@@ -86,7 +81,7 @@ fn spoil(release: &Release, share: &Path, key: &Key) -> Result<()> {
         let to = bad.join(fault).join(version);
         fs::create_dir_all(&to)?;
         let signature = format!("{SUMS}.sig");
-        for name in [deb.as_str(), SUMS, signature.as_str(), KEYRING] {
+        for name in [deb.as_str(), SUMS, signature.as_str(), KEYRING[0]] {
             fs::copy(release.directory.join(name), to.join(name))
                 .with_context(|| format!("copying {name}"))?;
         }
@@ -100,14 +95,14 @@ fn spoil(release: &Release, share: &Path, key: &Key) -> Result<()> {
     let checksum = release_of("checksum")?;
     flip(&checksum.join(&deb))?;
     let signature = fs::read(checksum.join(format!("{SUMS}.sig")))?;
-    sums(&checksum, key)?;
+    dist::sign(key, &checksum)?;
     fs::write(checksum.join(format!("{SUMS}.sig")), signature)?;
     flip(&release_of("signature")?.join(format!("{SUMS}.sig")))?;
     // Somebody else's release, whole and signed, with a keyring that says so.
     let nobody = Key::unknown()?;
     let other = release_of("key")?;
-    nobody.export(&other.join(KEYRING), false)?;
-    sums(&other, &nobody)?;
+    nobody.export(&other.join(KEYRING[0]), false)?;
+    dist::sign(&nobody, &other)?;
 
     copy_tree(&share.join("site/apt"), &bad.join("repository/apt"))?;
     let suite = bad.join("repository/apt/dists/stable");

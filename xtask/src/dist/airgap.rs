@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 
 use super::arch::Arch;
 use super::debian::{self, Archive};
-use super::sign::{KEYRING, Key};
-use super::{Release, fresh, name, set_mode, tarball};
+use super::{KEYRING, Release, fresh, name, set_mode, sign, tarball};
+use crate::openpgp::Key;
 use crate::report::step;
 use crate::{root, run};
 
@@ -53,7 +53,7 @@ pub fn make(release: &Release, key: &Key, arch: Arch) -> Result<()> {
         image(release, arch, &top.join(format!("python3-{}.tar.gz", arch.debian())))
     })?;
     fs::write(top.join("README.txt"), readme(release, arch)?)?;
-    key.sign_directory(&top)?;
+    sign(key, &top)?;
     tarball::pack(release, &top, &to)
 }
 

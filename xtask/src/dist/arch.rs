@@ -17,6 +17,10 @@ impl Arch {
         }
     }
 
+    pub fn of_debian(name: &str) -> Option<Self> {
+        [Self::Amd64, Self::Arm64].into_iter().find(|arch| arch.debian() == name)
+    }
+
     /// Of rpm, and of `uname -m`.
     pub const fn machine(self) -> &'static str {
         match self {

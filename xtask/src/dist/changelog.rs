@@ -15,9 +15,14 @@ const HEADING: &str = "## [";
 
 /// What changed in one version, a line for each entry of the list, with no markup for links.
 fn entries(markdown: &str, version: &str) -> Result<Vec<String>> {
-    let is_of = |rest: &str| rest.starts_with(version) || rest.starts_with("Unreleased");
-    let mut lines = markdown.lines().skip_while(|line| !line.strip_prefix(HEADING).is_some_and(is_of));
-    lines.next().with_context(|| format!("CHANGELOG.md says nothing of {version}"))?;
+    let after = |name: &str| {
+        let mut lines = markdown.lines();
+        let is_of = |line: &str| line.strip_prefix(HEADING).is_some_and(|rest| rest.starts_with(name));
+        lines.find(|line| is_of(line)).map(|_| lines)
+    };
+    // Between releases a package is of what comes next.
+    let lines = after(&format!("{version}]")).or_else(|| after("Unreleased]"));
+    let lines = lines.with_context(|| format!("CHANGELOG.md says nothing of {version}"))?;
     let mut entries: Vec<String> = Vec::new();
     for line in lines.take_while(|line| !line.starts_with(HEADING)) {
         if let Some(entry) = line.strip_prefix("- ") {
@@ -97,6 +102,9 @@ mod tests {
         assert_eq!(debian(TEXT, "0.2.0", date).unwrap(), expected);
         assert_eq!(entries(TEXT, "0.1.0").unwrap(), ["The first."]);
         assert!(entries(TEXT, "0.3.0").is_err());
+        let ahead = TEXT.replace("Words.", "## [Unreleased]\n\n- Next.");
+        assert_eq!(entries(&ahead, "0.3.0").unwrap(), ["Next."]);
+        assert_eq!(entries(&ahead, "0.1.0").unwrap(), ["The first."]);
     }
 
     #[test]

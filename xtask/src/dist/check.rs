@@ -6,10 +6,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::arch::Arch;
+use super::build::{NAMES, Programs};
 use super::sign::{self, KEYRING, SUMS};
-use super::{Release, name};
+use super::{Release, debian, name};
 use crate::report::step;
-use crate::{repo, run};
+use crate::{ebpf, repo, run};
 
 /// Checks a directory that [`super::main`] has made, with nothing but what is in it.
 pub fn main(directory: &Path, version: &str) -> Result<()> {
@@ -23,6 +25,9 @@ pub fn main(directory: &Path, version: &str) -> Result<()> {
     );
     for deb in &debs {
         step("dist", &format!("lintian on {}", name(deb)?), || debian(deb, version))?;
+    }
+    for deb in &debs {
+        step("dist", &format!("the programs in {}", name(deb)?), || programs(deb, version))?;
     }
     for rpm in &rpms {
         step("dist", &format!("rpmlint on {}", name(rpm)?), || redhat(rpm, version))?;
@@ -63,6 +68,44 @@ fn debian(package: &Path, version: &str) -> Result<()> {
     // Warnings too. What is not to be changed is named, with the reason, in `packaging/lint/lintian-overrides`.
     lintian.args(["--allow-root", "--pedantic", "--fail-on=error,warning,pedantic", "--tag-display-limit=0"]);
     run::quiet(lintian.arg(package)).map(drop)
+}
+
+/// They begin, and the daemon carries the kernel program that is committed, which is the same for every architecture.
+fn programs(package: &Path, version: &str) -> Result<()> {
+    let arch = run::stdout(Command::new("dpkg-deb").arg("--field").arg(package).arg("Architecture"))?;
+    let arch = Arch::of_debian(arch.trim()).with_context(|| format!("an architecture called {arch}"))?;
+    let tree = repo::target_dir().join("dist-work").join("check");
+    super::fresh(&tree)?;
+    debian::unpack(package, &tree)?;
+    let found = Programs::found(arch, &tree.join("usr/bin"))?;
+    let object = fs::read(repo::root().join(ebpf::OBJECT)).context("the kernel program")?;
+    let daemon = fs::read(found.directory.join("faasd"))?;
+    ensure!(
+        daemon.windows(object.len()).any(|part| part == object),
+        "faasd has another kernel program in it"
+    );
+    match runner(arch) {
+        Some(runner) => {
+            for name in NAMES {
+                let mut program = Command::new(runner[0]);
+                program.args(&runner[1..]).arg(found.directory.join(name)).arg("--version");
+                let said = run::stdout(&mut program)?;
+                ensure!(said.trim() == format!("{name} {version}"), "{name} --version says {said:?}");
+            }
+        }
+        None => println!("dist: nothing here runs programs for {}: not tried", arch.debian()),
+    }
+    fs::remove_dir_all(&tree).with_context(|| format!("removing {}", tree.display()))
+}
+
+/// What runs programs of that architecture here: nothing before them, an emulator with Debian's libraries for it, or `None`.
+fn runner(arch: Arch) -> Option<&'static [&'static str]> {
+    const EMULATED: [&str; 3] = ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"];
+    if arch.is_ours() {
+        return Some(&["env"]);
+    }
+    let is_here = arch == Arch::Arm64 && run::which(EMULATED[0]).is_some() && Path::new(EMULATED[2]).is_dir();
+    is_here.then_some(&EMULATED)
 }
 
 fn redhat(package: &Path, version: &str) -> Result<()> {

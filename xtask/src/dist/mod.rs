@@ -22,11 +22,12 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::openpgp::Key;
 use crate::report::step;
 use crate::setup::{self, Scope};
 use crate::{publish, repo, run};
 use arch::Arch;
-pub use sign::{VARIABLE, throw_away_file};
+pub use sign::{KEYRING, SUMS, directory as sign};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -144,7 +145,7 @@ fn make(release: &Release, archs: &[Arch], args: &Args) -> Result<()> {
         };
         programs.push(found);
     }
-    let key = sign::Key::open(release)?;
+    let key = Key::open_or_make()?.signing_at(release.epoch);
     let stage = step("dist", "manual, completions, licences", || stage::Stage::make(release, &programs))?;
     for programs in &programs {
         let arch = programs.arch;
@@ -158,8 +159,10 @@ fn make(release: &Release, archs: &[Arch], args: &Args) -> Result<()> {
     }
     step("dist", "sources", || tarball::sources(release))?;
     step("dist", "bill of materials", || sbom::write(release))?;
-    key.export(release)?;
-    install_script(release, key.fingerprint())?;
+    for (file, armor) in KEYRING.into_iter().zip([false, true]) {
+        key.export(&release.file(file), armor)?;
+    }
+    install_script(release, &key.fingerprint)?;
     if !args.no_airgap {
         for &arch in archs {
             step("dist", &format!("everything for {} without a network", arch.debian()), || {
@@ -167,7 +170,7 @@ fn make(release: &Release, archs: &[Arch], args: &Args) -> Result<()> {
             })?;
         }
     }
-    step("dist", "checksums and their signature", || key.sign_directory(&release.out))?;
+    step("dist", "checksums and their signature", || sign(&key, &release.out))?;
     check::main(&release.out, &release.version)?;
     println!("dist: {}", release.out.display());
     Ok(())

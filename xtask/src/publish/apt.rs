@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-use super::key::Key;
 use super::release::Release;
 use super::{copy, fresh};
+use crate::openpgp::Key;
 use crate::run;
 
 const SUITE: &str = "stable";

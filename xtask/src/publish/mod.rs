@@ -2,7 +2,6 @@
 //! apt and dnf, the release's files, `install.sh` and the public key, all static.
 
 mod apt;
-mod key;
 mod release;
 mod rpm;
 mod script;
@@ -12,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::dist::KEYRING;
+use crate::openpgp::{Key, Keys};
 use crate::report::step;
 use crate::setup::{self, Scope};
-pub use key::{Key, Keys};
-pub use release::{KEYRING, Release, SUMS};
+pub use release::Release;
 pub use script::stamp;
 
 /// Where the project's own site is.
@@ -58,10 +58,11 @@ pub fn site(from: &Path, site: &Path, url: &str, key: &Key, also_trust: &[PathBu
     step("publish", "the repository for dnf", || rpm::publish(&release, &site, url, key))?;
     step("publish", "the key and install.sh", || {
         let trusted = Keys::new()?;
-        trusted.import(&from.join(KEYRING))?;
+        trusted.import(&from.join(KEYRING[0]))?;
         also_trust.iter().try_for_each(|file| trusted.import(file))?;
-        trusted.export(&site.join(KEYRING), false)?;
-        trusted.export(&site.join(KEYRING).with_extension("asc"), true)?;
+        for (file, armor) in KEYRING.into_iter().zip([false, true]) {
+            trusted.export(&site.join(file), armor)?;
+        }
         let text = fs::read_to_string(from.join("install.sh")).context("the release has no install.sh")?;
         let text = stamp(&text, &trusted.fingerprints()?, version, url)?;
         Ok(fs::write(site.join("install.sh"), text)?)

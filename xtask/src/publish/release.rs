@@ -6,10 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::dist::{KEYRING, SUMS};
 use crate::run;
-
-pub const SUMS: &str = "SHA256SUMS";
-pub const KEYRING: &str = "faasd-archive-keyring.gpg";
 
 /// What is in it, by its signed list.
 #[derive(Debug)]
@@ -23,7 +21,7 @@ pub struct Release {
 impl Release {
     /// Fails unless all that is listed is there, as it was signed by `fingerprint`.
     pub fn open(directory: &Path, fingerprint: &str) -> Result<Self> {
-        let keyring = std::path::absolute(directory.join(KEYRING))?;
+        let keyring = std::path::absolute(directory.join(KEYRING[0]))?;
         let mut gpgv = Command::new("gpgv");
         gpgv.args(["--status-fd", "1", "--keyring"]).arg(keyring);
         gpgv.arg(directory.join(format!("{SUMS}.sig"))).arg(directory.join(SUMS));

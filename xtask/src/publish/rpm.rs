@@ -6,9 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::key::Key;
 use super::release::Release;
 use super::{copy, fresh};
+use crate::openpgp::Key;
 use crate::run;
 
 pub fn publish(release: &Release, site: &Path, url: &str, key: &Key) -> Result<()> {

@@ -30,6 +30,7 @@ const PACKAGES: &[&str] = &[
     "python3",
     "curl",
     "dnsutils",
+    "cloud-init",
 ];
 
 /// Nobody reads there, and a smaller disk is made sooner.
@@ -55,13 +56,21 @@ const MASKED: [&str; 12] = [
 const NO_MODULES: &str =
     "blacklist kvm\nblacklist kvm_amd\nblacklist kvm_intel\nblacklist psmouse\nblacklist ata_piix\n";
 
+/// cloud-init begins when a case takes this away: it is asleep in all others, and costs their boot nothing.
+const CLOUD_INIT_SLEEPS: &str = "etc/cloud/cloud-init.disabled";
+
+/// Where it looks for what to do: a directory here, as with a disk of that kind on a machine without a cloud.
+const CLOUD: &str = "datasource_list: [NoCloud]\n";
+
 /// Files of ours: where, what, and how they may be used.
-const FILES: [(&str, &str, u32); 5] = [
+const FILES: [(&str, &str, u32); 7] = [
     ("usr/local/sbin/faasd-agent", include_str!("guest/agent.sh"), 0o755),
     ("etc/systemd/system/faasd-agent.service", include_str!("guest/faasd-agent.service"), 0o644),
     ("etc/systemd/system/faasd-shell.service", include_str!("guest/faasd-shell.service"), 0o644),
     ("etc/modprobe.d/faasd-vm.conf", NO_MODULES, 0o644),
     ("etc/hostname", "faasd-vm\n", 0o644),
+    ("etc/cloud/cloud.cfg.d/99-faasd-vm.cfg", CLOUD, 0o644),
+    (CLOUD_INIT_SLEEPS, "", 0o644),
 ];
 
 const SERVICES: [&str; 3] = ["faasd-agent.service", "faasd-shell.service", "systemd-resolved.service"];

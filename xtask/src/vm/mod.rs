@@ -2,13 +2,15 @@
 //! WireGuard of its own and control groups v2 and nothing else.
 
 mod image;
+mod life;
 mod machine;
 mod package;
 mod payload;
 mod suite;
+mod ways;
 
 use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +20,7 @@ use crate::{interrupt, repo, root, run, test};
 use image::Image;
 use machine::Machine;
 use payload::Payload;
+use ways::Way;
 
 /// A command of `--run` takes no longer.
 const RUN_MAX: Duration = Duration::from_secs(3600);
@@ -39,6 +42,12 @@ pub struct Args {
     /// The life of a package instead of the tests: faasd_VERSION_amd64.deb, or the release directory that has it
     #[arg(long, value_name = "DEB", conflicts_with_all = ["quick", "filter", "run", "shell"])]
     package: Option<PathBuf>,
+    /// Of a release directory: the tarball for machines without a network, installed and used
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["quick", "filter", "run", "shell", "package"])]
+    airgap: Option<PathBuf>,
+    /// Of a release directory: its site, and a first boot by cloud-init that makes a node
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["quick", "filter", "run", "shell", "package", "airgap"])]
+    cloud_init: Option<PathBuf>,
     /// Make the machine's system anew, from the packages of today
     #[arg(long)]
     rebuild: bool,
@@ -62,8 +71,8 @@ pub fn main(args: &Args) -> Result<()> {
         // Asked now, so that nobody waits to hear it.
         root::command("true", &[])?;
     }
-    if let Some(package) = &args.package {
-        let done = life_of(package, args.rebuild);
+    if let Some(way) = args.way() {
+        let done = live(&way, args.rebuild);
         println!("vm: finished after {:.0} s", start.elapsed().as_secs_f64());
         return done;
     }
@@ -93,17 +102,26 @@ pub fn main(args: &Args) -> Result<()> {
     done
 }
 
-fn life_of(package: &Path, rebuild: bool) -> Result<()> {
-    let deb = package::find(package)?;
-    let name = deb.file_name().context("a package has a name")?.to_string_lossy().into_owned();
+impl Args {
+    fn way(&self) -> Option<Way<'_>> {
+        let package = self.package.as_deref().map(Way::Package);
+        let airgap = || self.airgap.as_deref().map(Way::Airgap);
+        package.or_else(airgap).or_else(|| self.cloud_init.as_deref().map(Way::CloudInit))
+    }
+}
+
+fn live(way: &Way<'_>, rebuild: bool) -> Result<()> {
+    if matches!(way, Way::CloudInit(_)) {
+        setup::ensure(Scope::Publish)?;
+    }
+    let (version, disk) = way.bring()?;
     let image = Image::ready(rebuild)?;
-    let disk = payload::of_file(&deb)?;
     let console = directory().join("console.log");
     interrupt::catch()?;
     println!("vm: booting; the console is in {} …", console.display());
     let mut machine = Machine::boot_to_reboot(&image, &disk, &console)?;
     println!("vm: up after {:.1} s", machine.boot_time.as_secs_f64());
-    package::run(&mut machine, &name)
+    life::run(&mut machine, &version, way.life())
 }
 
 /// The programs that a machine needs, and no others: to build all takes longer than what is done with them.

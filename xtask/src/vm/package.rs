@@ -1,55 +1,37 @@
 //! The package's life on a machine with systemd: installed, used through the kernel's WireGuard, restarted and upgraded under
 //! load, hung, killed, rebooted, removed, purged.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use super::life::Step::{self, Reboot, Run};
 
-use anyhow::{Context, Result, bail};
-
-use super::machine::Machine;
-use super::payload::MOUNT;
-
-/// One step. An emulated processor is some ten times slower.
-const STEP_MAX: Duration = Duration::from_secs(300);
-
-/// What a step does. A command is a line of bash, under `set -eu`; `$DEB` is the package.
-enum Step {
-    Run(&'static str, &'static str),
-    Reboot,
-}
-use Step::{Reboot, Run};
-
-/// Put before each command: what several of them use. A `client` is a namespace that has never seen the server, `load` sends
-/// to both kinds of function while what follows it runs, and fails if one request does.
-const WORDS: &str = concat!(
-    "none() { if \"$@\"; then echo \"there is still: $*\"; return 1; fi; }; ",
-    "client() { ip netns exec client \"$@\"; }; ",
-    "soon() { for i in $(seq 300); do \"$@\" >/dev/null 2>&1 && return; sleep 0.2; done; echo \"not in a minute: $*\"; \"$@\"; }; ",
-    // By address: names are the daemon's to answer.
-    "answers() { test \"$(client curl -sS --max-time 60 http://[$(cat /run/address-$1)]/)\" = \"$2\"; }; ",
-    "bench() { client faas bench http://$1.faas/ --mode $2 -c 2 --rate 6 --duration ${3}s --timeout 60s -o json > /run/load-$1-$2; }; ",
-    "load() { local seconds=$1; shift; local pids=; for f in hello server; do for m in connect keep-alive; do ",
-    "bench $f $m $seconds & pids=\"$pids $!\"; done; done; sleep 8; \"$@\"; for p in $pids; do wait $p; done; ",
-    "python3 -S -c \"import json,sys; r=[json.load(open(f))['targets'][0] for f in sys.argv[1:]]; ",
-    "print('answered, failed:', [(t['answered'], t['failed']) for t in r]); ",
-    "sys.exit(any(t['failed'] or t['answered'] < 20 for t in r))\" /run/load-*; }; ",
-);
-
-const LIFE: &[Step] = &[
+pub const INSTALLED: &[Step] = &[
+    Run(
+        "a router tells the machine that it is one",
+        concat!(
+            "ip netns add router; ip link add ra0 type veth peer name ra1 netns router; ip link set ra0 up; ip -n router link set ra1 up; ",
+            "advertise() { ip netns exec router python3 -S -c 'import socket, struct; s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, 58); ",
+            "s.setsockopt(41, socket.IPV6_MULTICAST_HOPS, 255); ",
+            "s.sendto(struct.pack(\"!BBHBBHII\", 134, 0, 0, 64, 0, 1800, 0, 0), (\"ff02::1\", 0, 0, socket.if_nametoindex(\"ra1\")))' && ",
+            "ip -6 route show default proto ra | grep .; }; soon advertise; test \"$(sysctl -n net.ipv6.conf.all.forwarding)\" = 0",
+        ),
+    ),
     Run(
         "it is installed, and serves",
         concat!(
-            "dpkg -i $DEB >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; ",
+            "dpkg -i $MEDIA/faasd.deb >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; ",
             "soon systemctl is-active faasd.service faasd.socket faasd-functions.service; ",
             "systemctl show -P StatusText faasd; getent group faas; ",
             "test \"$(stat -c '%a %U %G' /run/faasd/faasd.sock)\" = '660 root faas'; ",
             "test \"$(stat -c %a /etc/wireguard/server_private.key)\" = 600; ",
             "test \"$(wg pubkey </etc/wireguard/server_private.key)\" = \"$(cat /etc/wireguard/server_public.key)\"; ",
-            "test \"$(sysctl -n net.ipv6.conf.all.forwarding)\" = 1; ",
-            "systemd-analyze verify --man=no faasd.service faasd-functions.service faasd.socket faasd.slice; ",
+            "test \"$(sysctl -n net.ipv6.conf.all.forwarding)\" = 1; ip -6 route show default proto ra | grep .; ip link del ra0; ",
+            "systemd-analyze verify --man=no faasd.service faasd-functions.service faasd-forwarding.service faasd.socket faasd.slice; ",
             "systemd-analyze security --no-pager faasd.service | tail -1",
         ),
     ),
+];
+
+/// What is done with it once it is there, however it came.
+pub const USED: &[Step] = &[
     Run(
         "functions of both kinds are deployed, each in a control group of its own with its limits",
         concat!(
@@ -85,6 +67,9 @@ const LIFE: &[Step] = &[
             "useradd --system --groups faas somebody; setpriv --reuid somebody --init-groups faas ls",
         ),
     ),
+];
+
+pub const LIVED: &[Step] = &[
     Run(
         "restarts of the daemon under load cost no request",
         concat!(
@@ -96,7 +81,7 @@ const LIFE: &[Step] = &[
     ),
     Run(
         "an upgrade of the package under load costs no request",
-        "upgrade() { dpkg -i $DEB >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; soon systemctl is-active faasd; }; load 70 upgrade",
+        "upgrade() { dpkg -i $MEDIA/faasd.deb >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; soon systemctl is-active faasd; }; load 70 upgrade",
     ),
     Run(
         "whoever calls while the daemon restarts waits for it",
@@ -141,7 +126,7 @@ const LIFE: &[Step] = &[
         "everything is back after a reboot",
         concat!(
             "soon systemctl is-active faasd.service; soon test \"$(faas invoke hello)\" = hello; faas ls; ",
-            "faas vpn peers | grep laptop",
+            "faas vpn peers | grep laptop; test \"$(sysctl -n net.ipv6.conf.all.forwarding)\" = 1",
         ),
     ),
     Run(
@@ -164,7 +149,7 @@ const LIFE: &[Step] = &[
     Run(
         "what comes back finds its functions again",
         concat!(
-            "dpkg -i $DEB >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; grep -q edited /etc/faasd/faasd.toml; ",
+            "dpkg -i $MEDIA/faasd.deb >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; grep -q edited /etc/faasd/faasd.toml; ",
             "soon systemctl is-active faasd; soon test \"$(faas invoke hello)\" = hello",
         ),
     ),
@@ -174,60 +159,8 @@ const LIFE: &[Step] = &[
             "dpkg -P faasd >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; none pgrep -ax faasd; ",
             "test ! -e /var/lib/faasd; test ! -e /etc/faasd; test ! -e /run/faasd; test ! -e /etc/wireguard/peers; ",
             "test \"$(ls /etc/wireguard)\" = \"$(printf 'server_private.key\\nserver_public.key')\"; ",
-            "none sh -c \"find / -xdev -name '*faasd*' -not -path '/run/*' -not -name 'faasd-agent*' -not -name 'faasd-shell*' -not -name 'faasd-vm*' | grep .\"; ",
+            "none sh -c \"find / -xdev -name '*faasd*' -not -path '/run/*' -not -name 'faasd-agent*' -not -name 'faasd-shell*' -not -name '*faasd-vm*' | grep .\"; ",
             "none sh -c \"systemctl list-units --all --no-legend --plain --type=service,socket 'faasd*' | grep -v -e faasd-agent -e faasd-shell\"",
         ),
     ),
 ];
-
-/// The package itself, or the one of a release directory that this machine can install.
-pub fn find(path: &Path) -> Result<PathBuf> {
-    if path.is_file() {
-        return Ok(path.to_owned());
-    }
-    let entries = path.read_dir().with_context(|| format!("reading {}", path.display()))?;
-    let names = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
-    let is_ours = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| {
-            let name = name.to_string_lossy();
-            name.starts_with("faasd_") && name.ends_with("_amd64.deb")
-        })
-    };
-    names.filter(is_ours).max().with_context(|| format!("no faasd_VERSION_amd64.deb in {}", path.display()))
-}
-
-/// Lives it through. Stops at the first step that fails, with what the machine has to say.
-pub fn run(machine: &mut Machine, deb: &str) -> Result<()> {
-    machine.succeed(&format!("mkdir -p {MOUNT} && mount -o ro /dev/nvme1n1 {MOUNT}"), STEP_MAX)?;
-    let mut passed = 0;
-    for step in LIFE {
-        let start = Instant::now();
-        match step {
-            Run(title, command) => {
-                println!("vm: {title} …");
-                let line = format!("set -eu; DEB={MOUNT}/{deb}; {WORDS}{command}");
-                let status = machine.run(&line, STEP_MAX, &mut |line| println!("  {line}"))?;
-                if status != 0 {
-                    explain(machine)?;
-                    bail!("`{title}` failed with {status}");
-                }
-            }
-            Reboot => {
-                println!("vm: rebooting …");
-                machine.reboot()?;
-                machine
-                    .succeed(&format!("mkdir -p {MOUNT} && mount -o ro /dev/nvme1n1 {MOUNT}"), STEP_MAX)?;
-            }
-        }
-        passed += 1;
-        println!("vm: done in {:.1} s", start.elapsed().as_secs_f64());
-    }
-    println!("{passed} passed, 0 failed, 0 skipped");
-    Ok(())
-}
-
-/// What helps to find out why.
-fn explain(machine: &mut Machine) -> Result<()> {
-    let questions = "systemctl status --no-pager -n 0 'faasd*'; journalctl --no-pager -n 60 -o short-monotonic; dmesg | tail -5";
-    machine.run(questions, STEP_MAX, &mut |line| println!("  | {line}")).map(drop)
-}

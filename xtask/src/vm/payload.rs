@@ -66,18 +66,11 @@ impl Payload {
     }
 }
 
-/// A disk with one file.
-pub fn of_file(file: &Path) -> Result<PathBuf> {
-    let tree = super::directory().join("package");
-    let disk = super::directory().join("package.img");
-    if tree.exists() {
-        fs::remove_dir_all(&tree)?;
-    }
-    fs::create_dir_all(&tree)?;
-    let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;
-    fs::copy(file, tree.join(name)).with_context(|| format!("copying {}", file.display()))?;
+/// A disk with what is there.
+pub fn of_tree(tree: &Path) -> Result<PathBuf> {
+    let disk = tree.with_extension("img");
     let mke2fs = run::which("mke2fs").context("there is no mke2fs: `cargo xtask setup --for vm`")?;
-    image::disk(Command::new(mke2fs), &tree, &disk, SIZE)?;
+    image::disk(Command::new(mke2fs), tree, &disk, SIZE)?;
     Ok(disk)
 }
 

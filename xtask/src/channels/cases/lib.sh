@@ -75,8 +75,10 @@ installed_files_are_right() {
     faas version
 }
 
-# The daemon begins, a function is deployed and answers.
+# The daemon begins, a function is deployed and answers. With a file, on that image: the system itself has no python3.
 a_function_answers() {
+    image=${1:-}
+    set --
     faasd serve >/tmp/faasd.log 2>&1 &
     daemon=$!
     deadline=$(($(date +%s) + 60))
@@ -85,7 +87,11 @@ a_function_answers() {
         [ "$(date +%s)" -lt "$deadline" ] || fail "the daemon does not answer: $(tail -n 30 /tmp/faasd.log)"
     done
     faas new hello >/dev/null
-    faas deploy hello ./hello || fail "deploy: $(tail -n 30 /tmp/faasd.log)"
+    if [ -n "$image" ]; then
+        faas image import "$image" --name python3
+        set -- --image python3
+    fi
+    faas deploy hello ./hello "$@" || fail "deploy: $(tail -n 30 /tmp/faasd.log)"
     faas invoke hello || fail "invoke: $(tail -n 30 /tmp/faasd.log)"
     faas rm hello
     kill "$daemon"
