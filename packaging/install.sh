@@ -141,6 +141,12 @@ detect() {
     aarch64 | arm64) ARCH=arm64 MACHINE=aarch64 ;;
     *) die "there is no release for $machine" "Build it from the sources: make && make install ($BASE_URL)" ;;
     esac
+    kernel=$(uname -r)
+    case $kernel in
+    [0-5].* | 6.0.*)
+        say "  Linux $kernel: the daemon needs 6.1 or later; the client does not"
+        ;;
+    esac
     NAME=$(os_release PRETTY_NAME)
     FAMILY=''
     # ID_LIKE lists the nearest first.
@@ -171,6 +177,7 @@ prepare() {
     TMPDIR=${TMPDIR:-/tmp}
     enough_space "$TMPDIR" "$NEED_TMP" "set TMPDIR to a directory with more"
     for directory in /usr /var; do enough_space "$directory" "$NEED_SYSTEM" "make room there"; done
+    case $TMPDIR in *[[:space:]]*) die "apt takes no directory with a space in its name: '$TMPDIR'" "Set TMPDIR to another." ;; esac
     TMP=$(mktemp -d "$TMPDIR/faasd-install.XXXXXXXX") || die "cannot make a directory in $TMPDIR"
     trap 'rm -rf "$TMP"' EXIT
     trap 'exit 129' HUP
@@ -392,7 +399,7 @@ uninstall() {
     esac || die "the removal failed: see above"
     # Also what a removal without --purge has left earlier.
     if [ "$PURGE" = yes ] && [ "$package" != deb ]; then
-        run rm -rf --one-file-system /var/lib/faasd /etc/wireguard/peers /etc/faasd
+        run rm -rf --one-file-system /var/lib/faasd /var/lib/faas /etc/wireguard/peers /etc/faasd
     fi
     say "  The server's keys in /etc/wireguard stay: clients know this machine by them."
 }
@@ -402,6 +409,11 @@ remove_files() {
         run systemctl disable --now faasd.service faasd.socket faasd-functions.service faasd-forwarding.service || true
     fi
     if [ -e /run/faasd/ingress ]; then run faasd teardown; fi
+    for membership in /var/lib/faas/*.json; do
+        [ -e "$membership" ] || continue
+        name=${membership##*/}
+        run faas vpn disconnect --interface "${name%.json}" || true
+    done
     say "  + the files in $MANIFEST"
     [ "$DRY_RUN" = no ] || return 0
     xargs rm -f <"$MANIFEST"

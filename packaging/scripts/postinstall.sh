@@ -62,7 +62,7 @@ faasd is installed. What comes next:
 
   1. Say how clients reach this machine, in /etc/faasd/faasd.toml:
        endpoint = "vpn.example.org"
-     then: systemctl restart faasd
+     then: systemctl reload faasd
   2. See whether the machine has everything:
        faas doctor
   3. Make, deploy and call a function:

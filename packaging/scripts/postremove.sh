@@ -6,7 +6,7 @@ set -e
 
 delete_data() {
     # A file system that is still mounted below is somebody's data, too.
-    rm -rf --one-file-system /var/lib/faasd /etc/wireguard/peers /run/faasd
+    rm -rf --one-file-system /var/lib/faasd /var/lib/faas /etc/wireguard/peers /run/faasd
     rmdir --ignore-fail-on-non-empty /etc/faasd 2>/dev/null || true
 }
 

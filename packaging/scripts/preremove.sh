@@ -24,3 +24,10 @@ fi
 if [ -e /run/faasd/ingress ] && ! faasd teardown; then
     echo "faasd: not everything was ended; stop what still runs, or restart the machine" >&2
 fi
+
+# This machine may be a client of another, too: its interface, the process behind it, and who resolves its names.
+for membership in /var/lib/faas/*.json; do
+    [ -e "$membership" ] || continue
+    name=${membership##*/}
+    faas vpn disconnect --interface "${name%.json}" >/dev/null || true
+done
