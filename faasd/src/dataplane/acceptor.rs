@@ -11,8 +11,9 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::Sender;
 
 use super::function::{Function, Then};
+use super::pace::Pace;
 use super::{Callers, Command, Event};
-use crate::sys::sched;
+use crate::sys::sched::{self, Wake};
 use crate::sys::uring::{Completion, Ring, Token};
 
 /// The token of the descriptor that announces commands: no function has this slot.
@@ -42,11 +43,6 @@ pub(super) fn spawn(
             }
         };
         let _ = ready.send(Ok(()));
-        // Each connection wakes it. On a core that is busy it would interrupt the client or the function for each one,
-        // and find no second one to share a message with.
-        if let Err(error) = sched::batch() {
-            tracing::warn!(number, %error, "an acceptor interrupts whoever runs on its core: more CPU for each connection");
-        }
         let next_id = (number as u64) << 56 | (now_ns() & 0x0000_00ff_ffff_ffff) << 16;
         let mut acceptor = Acceptor {
             functions: Vec::new(),
@@ -57,6 +53,7 @@ pub(super) fn spawn(
             callers,
             next_id,
             next_key: 0,
+            pace: Pace::default(),
         };
         if let Err(error) = acceptor.run(ring) {
             // Connections wait in the kernel's queues until the daemon, which restarts, takes them.
@@ -82,6 +79,7 @@ struct Acceptor {
     callers: Arc<Callers>,
     next_id: u64,
     next_key: u32,
+    pace: Pace,
 }
 
 /// What a sweep leaves to be done once all its completions are read.
@@ -89,13 +87,14 @@ struct Acceptor {
 struct Sweep {
     /// Slots with connections to deliver.
     dirty: Vec<u32>,
+    accepted: u32,
     woken: bool,
 }
 
 impl Acceptor {
     fn run(&mut self, mut ring: Ring) -> io::Result<()> {
         ring.poll(self.wake.as_fd(), false, WAKE)?;
-        let mut sweep = Sweep { dirty: Vec::with_capacity(64), woken: false };
+        let mut sweep = Sweep { dirty: Vec::with_capacity(64), accepted: 0, woken: false };
         let mut stopping = false;
         while !(stopping && self.is_idle(&ring)) {
             let mut outcome = Ok(());
@@ -109,6 +108,12 @@ impl Acceptor {
             let now = now_ns();
             for slot in sweep.dirty.drain(..) {
                 self.with(slot, &mut ring, |function, ring| function.deliver(ring, now))?;
+            }
+            if let Some(gathers) = self.pace.note(now, std::mem::take(&mut sweep.accepted)) {
+                let wake = if gathers { Wake::InTurn } else { Wake::AtOnce };
+                if let Err(error) = sched::wake(wake) {
+                    tracing::warn!(%error, "an acceptor is woken as before: more CPU or longer waits on a busy core");
+                }
             }
             if std::mem::take(&mut sweep.woken) {
                 stopping |= self.obey(&mut ring)?;
@@ -128,6 +133,7 @@ impl Acceptor {
                 let Some(function) = self.listener(token) else { return Ok(()) };
                 let error = match result {
                     Ok(connection) => {
+                        sweep.accepted += 1;
                         function.accepted(Arrival { record, caller }, connection);
                         if sweep.dirty.last() != Some(&token.slot) {
                             sweep.dirty.push(token.slot);

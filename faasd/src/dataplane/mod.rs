@@ -12,6 +12,7 @@
 mod acceptor;
 mod callers;
 mod function;
+mod pace;
 mod stats;
 #[cfg(test)]
 mod tests;

@@ -2,16 +2,29 @@
 
 use std::io;
 
-/// Has the calling thread take its turn (`SCHED_BATCH`) rather than interrupt whoever runs when it is woken. A core that is
-/// idle runs it at once, and its share of the CPU stays what it was.
+/// How a thread that is woken on a busy core comes to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// It may interrupt whoever runs (`SCHED_OTHER`).
+    AtOnce,
+    /// It takes its turn (`SCHED_BATCH`).
+    InTurn,
+}
+
+/// Says how the calling thread is woken from now on. A core that is idle runs it at once in any case, and its share of the CPU
+/// stays what it was.
 ///
 /// # Errors
 /// Those of `sched_setscheduler(2)`.
 #[expect(unsafe_code, reason = "neither rustix nor nix has the call")]
-pub fn batch() -> io::Result<()> {
+pub fn wake(wake: Wake) -> io::Result<()> {
+    let policy = match wake {
+        Wake::AtOnce => libc::SCHED_OTHER,
+        Wake::InTurn => libc::SCHED_BATCH,
+    };
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: 0 is the calling thread; the kernel reads `parameters` during the call alone.
-    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -28,8 +41,14 @@ mod tests {
     #[test]
     fn the_calling_thread_alone_is_changed() {
         let before = policy();
-        let changed = std::thread::spawn(|| batch().map(|()| policy())).join().unwrap().unwrap();
-        assert_eq!(changed, Some(libc::SCHED_BATCH));
+        let changed = || -> io::Result<_> {
+            wake(Wake::InTurn)?;
+            let in_turn = policy();
+            wake(Wake::AtOnce)?;
+            Ok((in_turn, policy()))
+        };
+        let changed = std::thread::spawn(changed).join().unwrap().unwrap();
+        assert_eq!(changed, (Some(libc::SCHED_BATCH), Some(libc::SCHED_OTHER)));
         assert_eq!(policy(), before);
     }
 }
