@@ -15,6 +15,10 @@ pub use sd_notify::NotifyState as State;
 
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 
+/// All by which it says something.
+const VARIABLES: [&str; 6] =
+    [NOTIFY_SOCKET, "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+
 /// How long a message may wait until it is taken.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -33,10 +37,14 @@ impl Manager {
     /// socket on into containers by these very variables.
     ///
     /// # Panics
-    /// If other threads run already, for which the environment must not change.
+    /// If there is something to take and other threads run already, for which the environment must not change.
     #[must_use]
     #[expect(unsafe_code, reason = "changing the environment and owning inherited descriptors")]
     pub fn take() -> Self {
+        // Where nothing is to be changed other threads do no harm: who emulates a process has some of its own in it.
+        if VARIABLES.iter().all(|name| env::var_os(name).is_none()) {
+            return Self::default();
+        }
         let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
         assert!(threads == 1, "the environment is read by {threads} threads");
         // SAFETY: no other thread reads the environment meanwhile: there is none.

@@ -118,7 +118,7 @@ pub const LIVED: &[Step] = &[
         "a stopped daemon leaves everything serving, and a call wakes it",
         concat!(
             "systemctl stop faasd; sleep 1; answers server server; test \"$(systemctl is-active faasd)\" = inactive; ",
-            "faas ls; soon systemctl is-active faasd; soon answers hello hello",
+            "soon faas ls; soon systemctl is-active faasd; soon answers hello hello",
         ),
     ),
     Reboot,
@@ -153,14 +153,15 @@ pub const LIVED: &[Step] = &[
             "soon systemctl is-active faasd; soon test \"$(faas invoke hello)\" = hello",
         ),
     ),
-    Run(
-        "a purge leaves the server's keys and nothing else",
-        concat!(
-            "dpkg -P faasd >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; none pgrep -ax faasd; ",
-            "test ! -e /var/lib/faasd; test ! -e /etc/faasd; test ! -e /run/faasd; test ! -e /etc/wireguard/peers; ",
-            "test \"$(ls /etc/wireguard)\" = \"$(printf 'server_private.key\\nserver_public.key')\"; ",
-            "none sh -c \"find / -xdev -name '*faasd*' -not -path '/run/*' -not -name 'faasd-agent*' -not -name 'faasd-shell*' -not -name '*faasd-vm*' | grep .\"; ",
-            "none sh -c \"systemctl list-units --all --no-legend --plain --type=service,socket 'faasd*' | grep -v -e faasd-agent -e faasd-shell\"",
-        ),
-    ),
 ];
+
+pub const PURGED: &[Step] = &[Run(
+    "a purge leaves the server's keys and nothing else",
+    concat!(
+        "dpkg -P faasd >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; none pgrep -ax faasd; ",
+        "test ! -e /var/lib/faasd; test ! -e /etc/faasd; test ! -e /run/faasd; test ! -e /etc/wireguard/peers; ",
+        "test \"$(ls /etc/wireguard)\" = \"$(printf 'server_private.key\\nserver_public.key')\"; ",
+        "none sh -c \"find / -xdev -name '*faasd*' -not -path '/run/*' -not -name 'faasd-agent*' -not -name 'faasd-shell*' -not -name '*faasd-vm*' | grep .\"; ",
+        "none sh -c \"systemctl list-units --all --no-legend --plain --type=service,socket 'faasd*' | grep -v -e faasd-agent -e faasd-shell\"",
+    ),
+)];

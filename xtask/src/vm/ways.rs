@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::life::Step::{self, Reboot, Run};
-use super::package::{INSTALLED, LIVED, USED};
+use super::package::{INSTALLED, LIVED, PURGED, USED};
 use super::{directory, payload};
 use crate::openpgp::Key;
 use crate::{publish, repo};
@@ -64,8 +64,8 @@ impl Way<'_> {
 
     pub const fn life(&self) -> &'static [&'static [Step]] {
         match self {
-            Self::Package(_) => &[INSTALLED, USED, LIVED],
-            Self::Airgap(_) => &[CARRIED, USED],
+            Self::Package(_) => &[INSTALLED, USED, LIVED, PURGED],
+            Self::Airgap(_) => &[CARRIED, USED, PURGED],
             Self::CloudInit(_) => &[FIRST_BOOT],
         }
     }
@@ -100,14 +100,14 @@ const CARRIED: &[Step] = &[
     Run(
         "the tarball brings everything, by the manual's commands",
         concat!(
-            "cd /root; ln -s $MEDIA/faasd-*.tar.gz .; documented airgap >/run/install; sh -e /run/install; ",
+            "cd /run; ln -s $MEDIA/faasd-*.tar.gz .; documented airgap >/run/install; sh -e /run/install; ",
             "soon systemctl is-active faasd.service faasd.socket faasd-functions.service; dpkg --audit",
         ),
     ),
     Run(
         "a function runs on the image that it brought",
         concat!(
-            "cd /root; faas image import faasd-*/python3-*.tar.gz --name python3; faas new inside; ",
+            "cd /run; faas image import faasd-*/python3-*.tar.gz --name python3; faas new inside; ",
             "faas deploy inside ./inside --image python3; faas invoke inside; faas rm inside",
         ),
     ),
