@@ -309,6 +309,11 @@ const TCP_FLAGS: usize = 13;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
+/// How the kernel begins the one hop-by-hop header that it makes by itself (`struct hop_jumbo_hdr`): TCP follows, eight
+/// bytes in all, the option "jumbo payload" with its length of 4, which comes then.
+const JUMBO: [u8; 4] = [IPPROTO_TCP as u8, 0, 0xc2, 4];
+const JUMBO_LEN: usize = 8;
+
 /// The second lock on the same door, and independent of the first: on its way out of the namespace, by loopback or by
 /// the tunnel, a packet that opens a connection is dropped unless the daemon made it.
 #[classifier]
@@ -338,13 +343,15 @@ fn may_open_a_connection(ctx: &TcContext) -> bool {
         },
         _ => return false,
     };
-    match next_header {
-        Ok(next) if u32::from(next) == IPPROTO_TCP => {}
+    let transport = match next_header {
+        Ok(next) if u32::from(next) == IPPROTO_TCP => transport,
+        // What is longer than 64 KiB, with segments that the kernel or a device is still to cut (BIG TCP), says so here.
+        Ok(0) if ctx.load(transport) == Ok(JUMBO) => transport + JUMBO_LEN,
         // IPv6 extension headers (hop-by-hop, routing, fragment, destination options): a function could set them on
         // its socket to hide the SYN behind. Nothing of ours sends any.
         Ok(0 | 43 | 44 | 60) => return true,
         _ => return false,
-    }
+    };
     matches!(ctx.load::<u8>(transport + TCP_FLAGS), Ok(flags) if flags & (SYN | ACK) == SYN)
 }
 

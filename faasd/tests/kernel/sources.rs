@@ -137,6 +137,44 @@ fn each_start_puts_one_guard_in_the_place_of_the_last() {
     bed.finish(kernel);
 }
 
+/// A connection that is begun with a hop-by-hop header such as the kernel gives to long packets.
+const HIDDEN: &str = "\
+import socket, sys
+s = socket.socket(socket.AF_INET6)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_HOPOPTS, bytes([0, 0, 0xc2, 4, 0, 0, 0, 0]))
+s.setblocking(False)
+s.connect_ex((sys.argv[1], int(sys.argv[2])))
+";
+
+#[test]
+#[ignore = "needs root"]
+fn long_packets_pass_the_guard_and_no_connection_behind_their_header() {
+    const BYTES: usize = 16 << 20;
+    let bed = Bed::new();
+    // The kernel cuts them later than elsewhere, as it does of itself on some machines and for some ways to control congestion.
+    bed.ip(bed.ingress.ns(), "link set lo gso_max_size 200000");
+    let mut kernel = bed.load();
+    let listener = bed.listen();
+    kernel.set_listener(1, 1, &listener).unwrap();
+    kernel.steering.set_route(address(), PORT, Route::to(1)).unwrap();
+    let dropped =
+        |kernel: &faasd::sys::bpf::Kernel| kernel.decisions().unwrap()[Decision::DroppedSyn as usize];
+    let before = dropped(&kernel);
+    let mut client = bed.inside(dial).unwrap();
+    let mut connection = accept(&listener);
+    let sender = std::thread::spawn(move || connection.write_all(&vec![1; BYTES]));
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).unwrap();
+    sender.join().unwrap().unwrap();
+    assert_eq!((received.len(), dropped(&kernel)), (BYTES, before));
+
+    let mut python = Command::new("python3");
+    python.args(["-c", HIDDEN, &address().to_string(), &PORT.to_string()]);
+    assert!(bed.inside(|| python.status()).unwrap().success());
+    wait_until("the guard drops it", || dropped(&kernel) > before);
+    bed.finish(kernel);
+}
+
 /// The next byte, if one comes in time.
 fn read(stream: &mut TcpStream) -> Option<u8> {
     let mut byte = [0];
