@@ -43,6 +43,7 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000_000;
+    const NOTHING: [bool; 0] = [];
 
     /// What is said within a second of one connection every so many microseconds.
     fn said(pace: &mut Pace, from_ns: u64, every_us: u64) -> Vec<bool> {
@@ -52,9 +53,9 @@ mod tests {
     #[test]
     fn what_comes_fast_gathers_until_it_comes_slowly() {
         let mut pace = Pace::default();
-        assert_eq!(said(&mut pace, 0, 110), []);
+        assert_eq!(said(&mut pace, 0, 110), NOTHING);
         assert_eq!(said(&mut pace, 1000 * MS, 90), [true]);
-        assert_eq!(said(&mut pace, 2000 * MS, 180), []);
+        assert_eq!(said(&mut pace, 2000 * MS, 180), NOTHING);
         assert_eq!(said(&mut pace, 3000 * MS, 220), [false]);
     }
 
