@@ -95,12 +95,12 @@ const GOALS: [Goal; 18] = [
         MANY,
         AtMost(1.05),
     ),
-    goal("a scrape under load moves p99 by nothing: new", "scrape", "new", 1, &["p99"], SCRAPED, Equal),
+    goal("a scrape under load moves p99 by nothing: new", "scrape", "new", 64, &["p99"], SCRAPED, Equal),
     goal(
         "a scrape under load moves p99 by nothing: keep-alive",
         "scrape",
         "keepalive",
-        1,
+        64,
         &["p99"],
         SCRAPED,
         Equal,
@@ -108,7 +108,8 @@ const GOALS: [Goal; 18] = [
 ];
 
 const MANY: &[&str] = &["handoff-10000", "warm-10000"];
-const SCRAPED: &[&str] = &["every-second", "back-to-back"];
+/// Prometheus asks every few seconds; `back-to-back` is in the table, as the worst that a scraper can do.
+const SCRAPED: &[&str] = &["every-second"];
 
 const fn goal(
     what: &'static str,
