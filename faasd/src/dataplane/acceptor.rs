@@ -10,7 +10,7 @@ use faasd_sdk::wire::{Arrival, Record};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc::Sender;
 
-use super::function::{Function, Then};
+use super::function::{Function, News, Then};
 use super::pace::Pace;
 use super::{Callers, Command, Event};
 use crate::sys::sched::{self, Wake};
@@ -185,8 +185,9 @@ impl Acceptor {
 
     fn ended(&mut self, token: Token, error: Option<&io::Error>, ring: &mut Ring) -> io::Result<()> {
         if let Some(at) = self.closing.iter().position(|f| f.token() == token) {
-            self.closing.swap_remove(at);
-            return Ok(());
+            // Without a next function nobody is left to answer.
+            let late = self.closing.swap_remove(at).give_up();
+            return self.with(token.slot, ring, |function, ring| function.take_late(late, ring, now_ns()));
         }
         self.with(token.slot, ring, |function, ring| function.ended(error, ring))
     }
@@ -204,9 +205,15 @@ impl Acceptor {
         if change(function, ring)? == Then::Report && self.events.try_send(Event::Waiting { slot }).is_err() {
             function.unreported(ring)?;
         }
-        // What does not get through is told by the function's next change.
-        function.deaf().retain(|&key| self.events.try_send(Event::Deaf { key }).is_err());
-        Ok(())
+        function.news().retain(|news| {
+            let event = match *news {
+                News::Deaf(key) => Event::Deaf { key },
+                News::Left(key) => Event::Left { key },
+            };
+            self.events.try_send(event).is_err()
+        });
+        // What does not get through is told in a while.
+        if function.news().is_empty() { Ok(()) } else { function.retry(ring) }
     }
 
     /// Works off the commands; true for [`Command::Stop`].
@@ -241,6 +248,10 @@ impl Acceptor {
                     self.with(slot, ring, |function, ring| function.add(instance, ring))?;
                 }
                 Command::DrainInstance { slot, key } => {
+                    if self.functions.get(slot as usize).is_none_or(Option::is_none) {
+                        // There is nothing that it could be given.
+                        let _ = self.events.try_send(Event::Left { key });
+                    }
                     self.with(slot, ring, |function, ring| function.drain(key, ring))?;
                 }
                 Command::RemoveInstance { slot, key } => {
@@ -258,9 +269,9 @@ impl Acceptor {
                     self.with(slot, ring, |function, ring| function.resume(ring).map(|()| Then::Nothing))?;
                 }
                 Command::Refuse { slot } => {
-                    self.with(slot, ring, |function, ring| function.refuse(ring).map(|()| Then::Nothing))?;
+                    self.with(slot, ring, |function, ring| function.refuse(ring))?;
                 }
-                Command::Yield { slot, heir } => self.give_up(slot, heir),
+                Command::Yield { slot, heir } => self.give_up(slot, heir, ring)?,
                 Command::Stop => {
                     stop = true;
                     for slot in 0..self.functions.len() as u32 {
@@ -274,15 +285,21 @@ impl Acceptor {
     }
 
     /// Sends back what waits at a slot. Dropped, if the control plane does not keep up: that closes it.
-    fn give_up(&mut self, slot: u32, heir: Option<u32>) {
-        let Some(function) = self.functions.get_mut(slot as usize).and_then(Option::as_mut) else { return };
-        let Some(heir) = heir else { return function.refuse_waiting() };
-        let connections = function.give_up();
-        if !connections.is_empty()
-            && let Err(error) = self.events.try_send(Event::Yielded { slot: heir, connections })
+    fn give_up(&mut self, slot: u32, heir: Option<u32>, ring: &mut Ring) -> io::Result<()> {
+        let mut connections = Vec::new();
+        self.with(slot, ring, |function, ring| {
+            match heir {
+                Some(_) => connections = function.give_up(),
+                None => function.refuse_unclaimed(),
+            }
+            function.deliver(ring, now_ns())
+        })?;
+        if let Some(slot) = heir.filter(|_| !connections.is_empty())
+            && let Err(error) = self.events.try_send(Event::Yielded { slot, connections })
         {
             tracing::warn!(slot, %error, "connections that waited for a revision that left are lost");
         }
+        Ok(())
     }
 
     /// Takes a function out. Its listener stays with us until no accept can complete any more.

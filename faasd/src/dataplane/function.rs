@@ -39,17 +39,27 @@ enum Mode {
     Paused,
 }
 
+/// What an instance is to be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Serves,
+    /// What was accepted already, since nobody serves: an accept that is cancelled still brings what has come by then.
+    Leaves,
+    /// Nothing. It may be asked to finish.
+    Left,
+}
+
 #[derive(Debug)]
 struct Receiver {
     instance: Instance,
     /// Its socket has no room; polled for it.
     blocked: bool,
-    draining: bool,
+    standing: Standing,
 }
 
 impl Candidate for Receiver {
     fn available(&self) -> bool {
-        !self.blocked && !self.draining && self.instance.page.has_room()
+        !self.blocked && self.standing != Standing::Left && self.instance.page.has_room()
     }
 
     fn in_flight(&self) -> u64 {
@@ -72,8 +82,21 @@ pub(super) struct Function {
     waiting: VecDeque<(Arrival, OwnedFd)>,
     /// Messages being filled during a sweep, by receiver.
     open: Vec<Option<MessageId>>,
-    /// Receivers that have shut their sockets, by key, of whom the control plane is still to hear.
-    deaf: Vec<u32>,
+    /// Messages on their way.
+    sending: usize,
+    /// What the control plane is still to hear of receivers.
+    news: Vec<News>,
+    /// They are told again when a timer runs out.
+    retries: bool,
+}
+
+/// What became of a receiver, by its key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum News {
+    /// It has shut its socket.
+    Deaf(u32),
+    /// It was to be given no more, and is not.
+    Left(u32),
 }
 
 /// What a function leaves to the next one of its slot.
@@ -82,6 +105,7 @@ pub(super) struct Estate {
     receivers: Vec<Receiver>,
     open: Vec<Option<MessageId>>,
     waiting: VecDeque<(Arrival, OwnedFd)>,
+    sending: usize,
 }
 
 /// What a change calls for beyond the function itself.
@@ -109,7 +133,9 @@ impl Function {
             last: 0,
             waiting: VecDeque::with_capacity(64),
             open: Vec::new(),
-            deaf: Vec::new(),
+            sending: 0,
+            news: Vec::new(),
+            retries: false,
         };
         function.watch(ring)?;
         Ok(function)
@@ -119,8 +145,8 @@ impl Function {
         self.token
     }
 
-    pub(super) fn deaf(&mut self) -> &mut Vec<u32> {
-        &mut self.deaf
+    pub(super) fn news(&mut self) -> &mut Vec<News> {
+        &mut self.news
     }
 
     /// Whether an accept may still complete.
@@ -130,9 +156,9 @@ impl Function {
 
     pub(super) fn add(&mut self, instance: Instance, ring: &mut Ring) -> io::Result<Then> {
         match self.receivers.iter_mut().find(|r| r.instance.key == instance.key) {
-            Some(receiver) => receiver.draining = false,
+            Some(receiver) => receiver.standing = Standing::Serves,
             None => {
-                self.receivers.push(Receiver { instance, blocked: false, draining: false });
+                self.receivers.push(Receiver { instance, blocked: false, standing: Standing::Serves });
                 self.open.push(None);
             }
         }
@@ -140,8 +166,11 @@ impl Function {
     }
 
     pub(super) fn drain(&mut self, key: u32, ring: &mut Ring) -> io::Result<Then> {
-        if let Some(receiver) = self.receivers.iter_mut().find(|r| r.instance.key == key) {
-            receiver.draining = true;
+        match self.receivers.iter_mut().find(|r| r.instance.key == key) {
+            Some(receiver) if receiver.standing == Standing::Serves => receiver.standing = Standing::Leaves,
+            Some(Receiver { standing: Standing::Leaves, .. }) => {}
+            // Said before, of one that was withdrawn; or there is nothing that it could be given.
+            _ => self.news.push(News::Left(key)),
         }
         self.settle(ring)
     }
@@ -176,7 +205,7 @@ impl Function {
     }
 
     /// Refuses everything that waits, here and in the kernel's queue, and watches for the next.
-    pub(super) fn refuse(&mut self, ring: &mut Ring) -> io::Result<()> {
+    pub(super) fn refuse(&mut self, ring: &mut Ring) -> io::Result<Then> {
         self.refuse_waiting();
         // While accepting is armed the kernel's queue is empty, and two must not accept at once.
         while !self.is_armed() && waits(&self.listener) {
@@ -190,9 +219,10 @@ impl Function {
         }
         self.stats.set_waiting(0);
         match self.mode {
-            Mode::Reported | Mode::Stopped if self.receivers.iter().all(|r| r.draining) => self.watch(ring),
-            _ => Ok(()),
+            Mode::Reported | Mode::Stopped if !self.is_served() => self.watch(ring)?,
+            _ => {}
         }
+        self.settle(ring)
     }
 
     /// Disarms everything; the function is to be dropped once it [`Self::is_armed`] no more.
@@ -210,8 +240,14 @@ impl Function {
         self.hold(arrival, connection);
     }
 
-    /// Refuses what was accepted and waits.
-    pub(super) fn refuse_waiting(&mut self) {
+    /// Refuses what was accepted and waits, if nobody is there who will take it.
+    pub(super) fn refuse_unclaimed(&mut self) {
+        if self.receivers.iter().all(|receiver| receiver.standing == Standing::Left) {
+            self.refuse_waiting();
+        }
+    }
+
+    fn refuse_waiting(&mut self) {
         while let Some((_, connection)) = self.waiting.pop_front() {
             self.reset(connection);
         }
@@ -224,13 +260,28 @@ impl Function {
             receivers: std::mem::take(&mut self.receivers),
             open: std::mem::take(&mut self.open),
             waiting: std::mem::take(&mut self.waiting),
+            sending: std::mem::take(&mut self.sending),
         }
     }
 
     /// Takes over what the slot's former function left. Its instances are not given more, until they are added again.
     pub(super) fn inherit(&mut self, estate: Estate, ring: &mut Ring, now: u64) -> io::Result<Then> {
         (self.receivers, self.open, self.waiting) = (estate.receivers, estate.open, estate.waiting);
-        self.receivers.iter_mut().for_each(|receiver| receiver.draining = true);
+        self.sending = estate.sending;
+        for receiver in self.receivers.iter_mut().filter(|r| r.standing == Standing::Serves) {
+            receiver.standing = Standing::Leaves;
+        }
+        self.deliver(ring, now)
+    }
+
+    /// Takes what came to the slot's former listener after that was handed over.
+    pub(super) fn take_late(
+        &mut self,
+        late: Vec<(Arrival, OwnedFd)>,
+        ring: &mut Ring,
+        now: u64,
+    ) -> io::Result<Then> {
+        late.into_iter().for_each(|(arrival, connection)| self.hold(arrival, connection));
         self.deliver(ring, now)
     }
 
@@ -275,6 +326,7 @@ impl Function {
 
     /// The pause is over.
     pub(super) fn elapsed(&mut self, ring: &mut Ring) -> io::Result<Then> {
+        self.retries = false;
         if self.mode == Mode::Paused {
             self.mode = Mode::Stopped;
         }
@@ -296,6 +348,11 @@ impl Function {
         ring.timer(PAUSE, self.token)
     }
 
+    /// Something was not told: the next change is not waited for.
+    pub(super) fn retry(&mut self, ring: &mut Ring) -> io::Result<()> {
+        if std::mem::replace(&mut self.retries, true) { Ok(()) } else { ring.timer(PAUSE, self.token) }
+    }
+
     /// A receiver's socket has room again.
     pub(super) fn writable(&mut self, key: u32, ring: &mut Ring, now: u64) -> io::Result<Then> {
         if let Some(receiver) = self.receivers.iter_mut().find(|r| r.instance.key == key) {
@@ -305,7 +362,8 @@ impl Function {
     }
 
     /// A message arrived.
-    pub(super) fn sent(&self, connections: usize, since: u64, now: u64) {
+    pub(super) fn sent(&mut self, connections: usize, since: u64, now: u64) {
+        self.sending = self.sending.saturating_sub(1);
         for _ in 0..connections {
             self.stats.hand_off(now.saturating_sub(since));
         }
@@ -319,9 +377,10 @@ impl Function {
         error: &io::Error,
         ring: &mut Ring,
     ) -> io::Result<()> {
+        self.sending = self.sending.saturating_sub(1);
         if let Some(receiver) = self.receivers.iter_mut().find(|r| r.instance.key == key) {
             receiver.instance.page.sub_sent(connections.len() as u64);
-            block(receiver, &mut self.deaf, self.token.slot, error, ring)?;
+            block(receiver, &mut self.news, self.token.slot, error, ring)?;
         }
         while let Some(connection) = connections.pop() {
             self.waiting.push_front(connection);
@@ -361,7 +420,7 @@ impl Function {
                     self.waiting.pop_front();
                     break;
                 }
-                Err(error) => block(receiver, &mut self.deaf, self.token.slot, &error, ring)?,
+                Err(error) => block(receiver, &mut self.news, self.token.slot, &error, ring)?,
             }
         }
         Ok(())
@@ -397,16 +456,22 @@ impl Function {
         Ok(())
     }
 
-    fn send(&self, receiver: usize, id: MessageId, ring: &mut Ring) -> io::Result<()> {
+    fn send(&mut self, receiver: usize, id: MessageId, ring: &mut Ring) -> io::Result<()> {
+        self.sending += 1;
         let instance = &self.receivers[receiver].instance;
         ring.send(id, instance.socket.as_fd(), Token { slot: self.token.slot, key: instance.key })
     }
 
-    /// Brings the listener into line with what there is: accept while someone can take connections and none waits;
-    /// watch while there is nobody; else leave them to the kernel's queue.
+    fn is_served(&self) -> bool {
+        self.receivers.iter().any(|receiver| receiver.standing == Standing::Serves)
+    }
+
+    /// Brings the listener into line with what there is: accept while someone serves and none waits; watch while there is
+    /// nobody; else leave them to the kernel's queue.
     fn settle(&mut self, ring: &mut Ring) -> io::Result<Then> {
-        let anybody = self.receivers.iter().any(|r| !r.draining);
-        let accept = anybody && self.waiting.is_empty();
+        let is_served = self.is_served();
+        let accept = is_served && self.waiting.is_empty();
+        let is_left = self.receivers.iter().all(|receiver| receiver.standing == Standing::Left);
         match self.mode {
             Mode::Accepting if !accept => self.pause(ring)?,
             Mode::Watching if accept => {
@@ -414,8 +479,8 @@ impl Function {
                 self.arm(ring)?;
             }
             Mode::Reported | Mode::Stopped if accept => self.arm(ring)?,
-            Mode::Stopped if !anybody && self.waiting.is_empty() => self.watch(ring)?,
-            Mode::Stopped | Mode::Watching if !anybody && !self.waiting.is_empty() => {
+            Mode::Stopped if !is_served && self.waiting.is_empty() => self.watch(ring)?,
+            Mode::Stopped | Mode::Watching if is_left && !self.waiting.is_empty() => {
                 if self.mode == Mode::Watching {
                     // Or there would be one more each time.
                     ring.cancel_poll(self.token)?;
@@ -424,6 +489,13 @@ impl Function {
                 return Ok(Then::Report);
             }
             _ => {}
+        }
+        // Who leaves is needed no more when others serve, or when nothing can come that was accepted for it.
+        if is_served || !self.is_armed() && self.waiting.is_empty() && self.sending == 0 {
+            for receiver in self.receivers.iter_mut().filter(|r| r.standing == Standing::Leaves) {
+                receiver.standing = Standing::Left;
+                self.news.push(News::Left(receiver.instance.key));
+            }
         }
         Ok(Then::Nothing)
     }
@@ -470,17 +542,21 @@ thread_local! {
 /// for ever: it is given nothing further, and the control plane is to hear of it.
 fn block(
     receiver: &mut Receiver,
-    deaf: &mut Vec<u32>,
+    news: &mut Vec<News>,
     slot: u32,
     error: &io::Error,
     ring: &mut Ring,
 ) -> io::Result<()> {
     if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN)) {
-        if !receiver.draining {
-            tracing::warn!(slot, key = receiver.instance.key, "an instance has shut its socket");
-            receiver.draining = true;
-            deaf.push(receiver.instance.key);
+        match receiver.standing {
+            Standing::Serves => {
+                tracing::warn!(slot, key = receiver.instance.key, "an instance has shut its socket");
+                news.push(News::Deaf(receiver.instance.key));
+            }
+            Standing::Leaves => news.push(News::Left(receiver.instance.key)),
+            Standing::Left => {}
         }
+        receiver.standing = Standing::Left;
         return Ok(());
     }
     if error.kind() != io::ErrorKind::WouldBlock {

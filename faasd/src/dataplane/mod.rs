@@ -44,7 +44,8 @@ pub enum Command {
     RemoveFunction { slot: u32 },
     /// An instance takes connections from now on; also one that was drained.
     AddInstance { slot: u32, instance: Instance },
-    /// An instance gets no further connections. It keeps those that it was given.
+    /// An instance gets no further connections, which [`Event::Left`] says; before that, those that were accepted when nobody
+    /// else serves. It keeps those that it was given.
     DrainInstance { slot: u32, key: u32 },
     /// An instance has ended: connections that it had not received go to another.
     RemoveInstance { slot: u32, key: u32 },
@@ -57,7 +58,7 @@ pub enum Command {
     /// No instance will come: what waits is refused.
     Refuse { slot: u32 },
     /// What waits is to be served at another slot, for which it comes back by [`Event::Yielded`]; without one it is
-    /// refused.
+    /// refused, unless an instance that leaves is still to take it.
     Yield { slot: u32, heir: Option<u32> },
     /// Accept nothing further, finish what is under way, end.
     Stop,
@@ -100,6 +101,8 @@ pub enum Event {
     Waiting { slot: u32 },
     /// An instance has shut its socket for good, and is to be replaced.
     Deaf { key: u32 },
+    /// A drained instance has been given the last of its connections, and may be asked to finish.
+    Left { key: u32 },
     /// What waited when [`Command::Yield`] came, for this slot.
     Yielded { slot: u32, connections: Vec<(Arrival, OwnedFd)> },
 }

@@ -186,6 +186,46 @@ fn a_draining_instance_gets_no_more_but_keeps_what_it_has() {
 }
 
 #[test]
+fn who_leaves_last_gets_what_was_accepted() {
+    let mut bed = Bed::new();
+    let far = bed.instance(2);
+    // Its socket is full, and more is accepted.
+    let mut clients = Vec::new();
+    while bed.stats.waiting() == 0 {
+        assert!(clients.len() < 4000, "the instance never filled up");
+        clients.push(bed.connect());
+    }
+    bed.send(Command::DrainInstance { slot: 0, key: 2 });
+    // Nobody else takes connections from the acceptor.
+    bed.send(Command::Yield { slot: 0, heir: None });
+    let mut taken = 0;
+    let event = loop {
+        taken += far.take(bed.stats.accepted() as usize - taken).len();
+        if let Ok(event) = bed.events.try_recv() {
+            break event;
+        }
+    };
+    assert!(matches!(event, Event::Left { key: 2 }), "{event:?}");
+    let books = [bed.stats.accepted(), bed.stats.handed_off(), bed.stats.refused()];
+    assert_eq!(books, [taken as u64, taken as u64, 0]);
+    // What comes now is for somebody else.
+    let _client = bed.connect();
+    assert!(matches!(bed.waiting(), Event::Waiting { slot: 0 }));
+}
+
+#[test]
+fn who_leaves_others_or_nothing_has_left_at_once() {
+    let mut bed = Bed::new();
+    let (_old, _new) = (bed.instance(2), bed.instance(4));
+    for key in [2, 2, 4, 6] {
+        bed.send(Command::DrainInstance { slot: 0, key });
+        assert!(matches!(bed.waiting(), Event::Left { key: left } if left == key), "{key}");
+    }
+    bed.send(Command::DrainInstance { slot: 1, key: 8 });
+    assert!(matches!(bed.waiting(), Event::Left { key: 8 }));
+}
+
+#[test]
 fn who_cannot_be_served_is_refused_at_once() {
     let mut bed = Bed::new();
     let mut clients = (0..3).map(|_| bed.connect()).collect::<Vec<_>>();

@@ -9,13 +9,10 @@ use super::source::{Source, line_of, words};
 const LINES_MAX: usize = 600;
 
 /// Files that may be longer, each with the reason.
-const LONG: &[(&str, &str)] = &[
-    (
-        "faasd/src/runtime/runners/python.py",
-        "every cold start compiles it anew, and each further module of it would be looked for and opened as well",
-    ),
-    ("tests/tests/escape.rs", "one list of ways out, read from top to bottom"),
-];
+const LONG: &[(&str, &str)] = &[(
+    "faasd/src/runtime/runners/python.py",
+    "every cold start compiles it anew, and each further module of it would be looked for and opened as well",
+)];
 
 /// What programs in other languages than Rust end with.
 const PROGRAMS: [&str; 5] = [".py", ".cjs", ".mjs", ".js", ".sh"];

@@ -300,15 +300,25 @@ impl Owner {
     }
 
     /// An instance gets no connection any more. It keeps those that it has.
-    pub(super) fn withdraw(&mut self, name: &FunctionName, key: u32) {
-        let Some(entry) = self.functions.get(name) else { return };
-        let Some(&slot) = entry.placed.get(&key) else { return };
+    pub(super) fn withdraw(&mut self, name: &FunctionName, key: u32) -> Given {
+        let Some(entry) = self.functions.get(name) else { return Given::Nothing };
+        let Some(&slot) = entry.placed.get(&key) else { return Given::Nothing };
         let is_seated = entry.live.get(&key).is_some_and(|live| live.seat.is_some());
         if !is_seated {
-            return self.tell(Command::DrainInstance { slot, key });
+            self.tell(Command::DrainInstance { slot, key });
+            return Given::WhatWasAccepted;
         }
         if let Err(error) = self.set_pool(name, slot) {
             tracing::error!(function = %name, %error, "an instance that is withdrawn is still given connections");
+        }
+        Given::Nothing
+    }
+
+    /// An acceptor has given an instance the last of its connections: if it is to finish, it hears so after them.
+    pub(super) fn left(&mut self, key: u32) {
+        let entry = self.by_key.get(&key).and_then(|name| self.functions.get(name));
+        if entry.is_some_and(|e| matches!(e.lifecycle.phase(key), Some(Phase::Draining { .. }))) {
+            self.order(key, Order::Drain);
         }
     }
 
@@ -335,6 +345,14 @@ impl Owner {
             tracing::error!(function = %name, %error, "the kernel program was not told to refuse connections");
         }
     }
+}
+
+/// What an instance that is withdrawn is still given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    Nothing,
+    /// What its acceptor has by then, which says when that is all.
+    WhatWasAccepted,
 }
 
 /// What a route says of who may come.

@@ -24,7 +24,7 @@ use faasd_sdk::wire::{Arrival, Record};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
-use self::branches::Branch;
+use self::branches::{Branch, Given};
 use self::change::Change;
 pub use self::change::Wanted;
 pub use self::lives::Lives;
@@ -281,6 +281,7 @@ impl Owner {
                 Some(event) = events.recv() => match event {
                     dataplane::Event::Waiting { slot } => self.waiting(slot).await,
                     dataplane::Event::Deaf { key } => self.order(key, Order::Kill),
+                    dataplane::Event::Left { key } => self.left(key),
                     dataplane::Event::Yielded { slot, connections } => self.yielded(slot, connections),
                 },
                 _ = sampling.tick() => self.sample().await,
@@ -423,11 +424,13 @@ impl Owner {
                         self.order(key, Order::Run);
                     }
                     Action::Admit { key } => self.admit(name, key),
-                    Action::Withdraw { key } => self.withdraw(name, key),
+                    Action::Withdraw { key } => drop(self.withdraw(name, key)),
                     Action::Drain { key } => {
-                        self.withdraw(name, key);
+                        let given = self.withdraw(name, key);
                         self.let_go(name, key);
-                        self.order(key, Order::Drain);
+                        if given == Given::Nothing {
+                            self.order(key, Order::Drain);
+                        }
                     }
                     Action::Kill { key } => self.order(key, Order::Kill),
                     Action::Commit { plan } => events.push_back(self.commit(name, plan).await),
