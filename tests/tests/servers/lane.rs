@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
+    wbufsize = -1 # An answer is one segment: nothing of it waits for what says that the first part has come.
     def do_GET(self):
         body = NAME.encode()
         self.send_response(200)
