@@ -16,7 +16,7 @@ mod platform;
 mod tunnel;
 
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 
 use crate::report::step;
 use crate::setup::{self, Scope};
-use crate::{interrupt, repo, root, run};
+use crate::{interrupt, lock, repo, root, run};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -176,12 +176,7 @@ pub fn main(args: &Args) -> Result<()> {
 /// Measures one part after the other. One that fails does not keep the others from being measured.
 fn measure(args: &Args, out: Option<&Path>) -> Result<()> {
     interrupt::catch()?;
-    let lock = File::create(LOCK).with_context(|| format!("making {LOCK}"))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => bail!("another `cargo xtask bench` runs on this machine"),
-        Err(TryLockError::Error(error)) => return Err(error).context(format!("locking {LOCK}")),
-    }
+    let _alone = lock::hold(Path::new(LOCK), "bench")?;
     let job = Job { quick: args.quick, out: SCRATCH.into(), rest: args.rest.clone() };
     let measured = match &args.compare {
         Some(range) => compare::build(range)

@@ -8,6 +8,7 @@ mod demo;
 mod dist;
 mod ebpf;
 mod interrupt;
+mod lock;
 mod openpgp;
 mod packages;
 mod publish;

@@ -4,7 +4,7 @@
 mod base;
 mod share;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::report::step;
 use crate::setup::{self, Scope};
-use crate::{interrupt, repo, root, run};
+use crate::{interrupt, lock, repo, root, run};
 use base::{BOOKWORM, Debian, TRIXIE};
 
 /// A case takes no longer, nor on a machine that does much else.
@@ -68,15 +68,7 @@ pub fn main(args: &Args) -> Result<()> {
         let names: Vec<&str> = CASES.iter().map(|case| case.name).collect();
         bail!("no case has that in its name; there are {}", names.join(", "));
     }
-    fs::create_dir_all(directory())?;
-    let lock = File::create(directory().join("lock")).context("the lock")?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            bail!("another `cargo xtask channels` is at work in {}", directory().display())
-        }
-        Err(TryLockError::Error(error)) => return Err(error).context("the lock"),
-    }
+    let _alone = lock::hold(&directory().join("lock"), "channels")?;
     interrupt::catch()?;
     lint()?;
     let share = share::make(&args.from)?;

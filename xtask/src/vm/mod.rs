@@ -9,14 +9,13 @@ mod payload;
 mod suite;
 mod ways;
 
-use std::fs::{self, File, TryLockError};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::setup::{self, Scope};
-use crate::{interrupt, repo, root, run, test};
+use crate::{interrupt, lock, repo, root, run, test};
 use image::Image;
 use machine::Machine;
 use payload::Payload;
@@ -58,15 +57,7 @@ pub struct Args {
 pub fn main(args: &Args) -> Result<()> {
     let start = Instant::now();
     setup::ensure(Scope::Vm)?;
-    fs::create_dir_all(directory())?;
-    let lock = File::create(directory().join("lock")).context("the lock")?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            bail!("another `cargo xtask vm` is at work in {}", directory().display())
-        }
-        Err(TryLockError::Error(error)) => return Err(error).context("the lock"),
-    }
+    let _alone = lock::hold(&directory().join("lock"), "vm")?;
     if args.rebuild {
         // Asked now, so that nobody waits to hear it.
         root::command("true", &[])?;

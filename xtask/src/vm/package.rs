@@ -118,7 +118,7 @@ pub const LIVED: &[Step] = &[
         "a stopped daemon leaves everything serving, and a call wakes it",
         concat!(
             "systemctl stop faasd; sleep 1; answers server server; test \"$(systemctl is-active faasd)\" = inactive; ",
-            "soon faas ls; soon systemctl is-active faasd; soon answers hello hello",
+            "faas ls; soon systemctl is-active faasd; soon answers hello hello",
         ),
     ),
     Reboot,
