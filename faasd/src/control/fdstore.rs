@@ -104,18 +104,19 @@ impl FdStore {
         self.connection.remove(name).or_else(|error| self.replace_if_dead(error))
     }
 
-    /// Duplicates of everything that is kept.
+    /// Duplicates of everything that is kept under names that begin with `prefix`, by what follows it.
     ///
     /// # Errors
     /// [`FdStoreError::Request`].
-    pub fn list(&self) -> Result<BTreeMap<String, Vec<OwnedFd>>, FdStoreError> {
-        let duplicates = |(name, kept): (&String, &Vec<OwnedFd>)| {
+    pub fn list(&self, prefix: &str) -> Result<BTreeMap<String, Vec<OwnedFd>>, FdStoreError> {
+        let duplicates = |(rest, kept): (&str, &Vec<OwnedFd>)| {
             let kept: io::Result<_> = kept.iter().map(OwnedFd::try_clone).collect();
-            Ok((name.clone(), kept?))
+            Ok((rest.to_owned(), kept?))
         };
-        self.kept.iter().map(duplicates).collect::<io::Result<_>>().map_err(|source| FdStoreError::Request {
+        let wanted = self.kept.iter().filter_map(|(name, kept)| Some((name.strip_prefix(prefix)?, kept)));
+        wanted.map(duplicates).collect::<io::Result<_>>().map_err(|source| FdStoreError::Request {
             operation: "list",
-            name: String::new(),
+            name: prefix.to_owned(),
             source,
         })
     }
@@ -436,7 +437,9 @@ mod tests {
         };
         let server = start();
         let mut store = FdStore::open(&path, Path::new("/nowhere"), None).unwrap();
-        store.put("kept", &[]).unwrap();
+        store.put("listener/7", &[]).unwrap();
+        assert_eq!(store.list("listener/").unwrap().into_keys().collect::<Vec<_>>(), ["7"]);
+        assert!(store.list("instance/").unwrap().is_empty());
         store.connection.request("quit", QUIT, "", &[]).unwrap();
         server.join().unwrap().unwrap();
         let server = start();
@@ -447,7 +450,7 @@ mod tests {
         store.kept.remove(&refused);
         store.replace().unwrap();
         assert!(!store.is_dead());
-        assert_eq!(store.connection.list().unwrap().into_keys().collect::<Vec<_>>(), ["kept"]);
+        assert_eq!(store.connection.list().unwrap().into_keys().collect::<Vec<_>>(), ["listener/7"]);
         store.connection.quit().unwrap();
         server.join().unwrap().unwrap();
     }

@@ -47,6 +47,9 @@ const KEPT: usize = 4;
 /// The prefix of the descriptor store's entries for instances.
 const ENTRY: &str = "instance/";
 
+/// And of those for listeners, by slot.
+pub const LISTENER: &str = "listener/";
+
 /// What the owner wants of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Order {
@@ -281,17 +284,17 @@ impl Instances {
     /// If runc or the descriptor store cannot tell.
     pub async fn found(&self) -> anyhow::Result<Vec<(Adopted, Vec<OwnedFd>)>> {
         let found = self.runtime.adopt().await?;
-        let mut kept = self.with_store(|store| store.list())?;
+        let mut kept = self.with_store(|store| store.list(ENTRY))?;
         let pairs: Vec<_> = found
             .into_iter()
             .map(|one| {
-                let kept = kept.remove(&format!("{ENTRY}{}", one.id)).unwrap_or_default();
+                let kept = kept.remove(&one.id).unwrap_or_default();
                 (one, kept)
             })
             .collect();
-        for (name, kept) in kept.into_iter().filter(|(name, _)| name.starts_with(ENTRY)) {
+        for (id, kept) in kept {
             kept.first().inspect(|socket| scm::discard(socket));
-            self.with_store(|store| store.remove(&name))?;
+            self.with_store(|store| store.remove(&format!("{ENTRY}{id}")))?;
         }
         Ok(pairs)
     }
@@ -389,7 +392,6 @@ pub fn drop_listener(store: &Mutex<FdStore>, slot: u32) -> Result<(), FdStoreErr
 }
 
 /// The store's name for the listener in a slot.
-#[must_use]
-pub fn listener_entry(slot: u32) -> String {
-    format!("listener/{slot}")
+fn listener_entry(slot: u32) -> String {
+    format!("{LISTENER}{slot}")
 }

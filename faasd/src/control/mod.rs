@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod dns;
 pub mod events;
 pub mod fdstore;
+mod files;
 pub mod flows;
 pub mod ingress;
 pub mod init;

@@ -4,6 +4,7 @@
 mod check;
 mod deploy;
 mod disk;
+mod files;
 mod kill;
 mod limits;
 mod start;
@@ -26,6 +27,7 @@ fn main() {
         shared("maps_of_another_layout_are_refused", start::layout),
         shared("a_full_disk_fails_the_deploy_and_nothing_else", disk::full),
         shared("a_disk_that_is_full_at_start_is_named", disk::full_at_start),
+        shared("functions_leave_files_to_connections_and_instances", files::full),
         shared("deploys_and_removals_at_once_leave_one_state", kill::at_once),
         shared("a_daemon_that_stops_during_a_deploy_answers_it", kill::terminated),
         shared("a_daemon_that_is_killed_during_a_deploy_leaves_old_or_new", kill::killed),

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::control::files::{self, Full};
 use crate::control::owner::branches::is_bound_to;
 use crate::core::life::{Revision, Share};
 use crate::core::revision::{ALIASES_MAX, RevisionName, WantedShare, check_shares};
@@ -220,11 +221,15 @@ impl Owner {
         }
         let slot = match existing {
             Some(entry) => entry.slot,
-            None => free_slot(
-                self.functions.values().map(|e| e.slot),
-                SLOTS_MAX.min(crate::runtime::bundle::SLOTS_MAX),
-            )
-            .ok_or_else(|| ApiError::conflict("there is no room for another function"))?,
+            None => {
+                files::room().map_err(|full| ApiError::Unavailable {
+                    title: full.to_string(),
+                    detail: Some(Full::REMEDY.to_owned()),
+                })?;
+                let slots = self.functions.values().map(|e| e.slot);
+                free_slot(slots, SLOTS_MAX.min(crate::runtime::bundle::SLOTS_MAX))
+                    .ok_or_else(|| ApiError::conflict("there is no room for another function"))?
+            }
         };
         Ok(RevisionRecord {
             name: name.clone(),

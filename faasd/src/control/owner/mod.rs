@@ -36,7 +36,7 @@ use super::dns::Names;
 use super::events::{Events, NewEvent};
 use super::fdstore::FdStore;
 use super::ingress::Ingress;
-use super::instances::{Instances, Live, Order, drop_listener, keep_listener, listener_entry};
+use super::instances::{Instances, LISTENER, Live, Order, drop_listener, keep_listener};
 use super::records::{FunctionRecord, RevisionRecord, ShareRecord, free_slot};
 use super::steering::Steering;
 use super::store::{Store, Write, json_write, list_json};

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::branches::is_bound_to;
 use super::*;
+use crate::control::files::{self, Full};
 use crate::control::records::{FUNCTIONS, REVISIONS};
 use crate::control::store::StoreError;
 use crate::core::life::{Running, Share};
@@ -31,7 +32,7 @@ impl Owner {
         let (records, mut revisions) = on_record(&*owner.parts.store)?;
         let mut listeners = {
             let store = owner.parts.fdstore.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            store.list()?
+            store.list(LISTENER)?
         };
         let mut found = owner.parts.instances.found().await?;
         owner.forget_stale_routes(&records, &revisions)?;
@@ -45,7 +46,7 @@ impl Owner {
             let name = record.name.clone();
             let mut kept = BTreeMap::new();
             for share in &record.shares {
-                let listener = listeners.remove(&listener_entry(share.slot)).and_then(|mut all| all.pop());
+                let listener = listeners.remove(&share.slot.to_string()).and_then(|mut all| all.pop());
                 kept.extend(listener.map(|listener| (share.slot, listener)));
             }
             let (own, others): (Vec<_>, Vec<_>) =
@@ -72,7 +73,7 @@ impl Owner {
             tracing::info!(id = one.id, "ending an instance that nothing declares");
             owner.parts.instances.discard(one, &kept).await;
         }
-        for slot in listeners.into_keys().filter_map(|n| n.strip_prefix("listener/")?.parse().ok()) {
+        for slot in listeners.into_keys().filter_map(|slot| slot.parse().ok()) {
             drop_listener(&owner.parts.fdstore, slot)?;
         }
         Ok(owner)
@@ -162,7 +163,11 @@ impl Owner {
                     let seat = self.seat_of(listener).filter(|seat| !sits(seat));
                     lobbies.extend(seat.map(|seat| (share.revision, seat)));
                 }
-                None => drop(kept.insert(share.slot, self.listener(homes[0], port)?)),
+                None => {
+                    // Were all that is on record served, none of it would be where the limit is lower than it was.
+                    files::room().context(Full::REMEDY)?;
+                    kept.insert(share.slot, self.listener(homes[0], port)?);
+                }
             }
         }
         self.serve_by_record(name, kept, &lobbies)?;
