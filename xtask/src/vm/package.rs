@@ -138,11 +138,19 @@ pub const LIVED: &[Step] = &[
         ),
     ),
     Run(
+        "a machine that serves joins as a client, too",
+        concat!(
+            "cp /etc/resolv.conf /run/resolv.before; faas vpn connect \"$(faas vpn invite itself --endpoint '[::1]:51820')\"; ",
+            "test \"$(curl -sS --max-time 60 http://hello.faas/)\" = hello; ip link show type wireguard | grep .; ls /var/lib/faas/*.json",
+        ),
+    ),
+    Run(
         "removal ends everything and keeps data, settings and keys",
         concat!(
             "echo '# edited' >> /etc/faasd/faasd.toml; dpkg -r faasd >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; ",
             "none systemctl is-active faasd.service faasd.socket faasd-functions.service; none pgrep -ax faasd; ",
             "test ! -e /sys/fs/bpf/faasd; test ! -e /run/faasd; test ! -e /usr/bin/faasd; test ! -e /sys/fs/cgroup/faasd.slice/faasd-functions.service; ",
+            "none sh -c 'ip link show type wireguard | grep .'; cmp /etc/resolv.conf /run/resolv.before; ls /var/lib/faas/*.json; ",
             "none grep faasd /proc/self/mountinfo; test -e /var/lib/faasd/faasd.redb; grep -q edited /etc/faasd/faasd.toml; test -e /etc/wireguard/peers",
         ),
     ),
@@ -159,7 +167,7 @@ pub const PURGED: &[Step] = &[Run(
     "a purge leaves the server's keys and nothing else",
     concat!(
         "dpkg -P faasd >/run/dpkg.log 2>&1 || { cat /run/dpkg.log; exit 1; }; none pgrep -ax faasd; ",
-        "test ! -e /var/lib/faasd; test ! -e /etc/faasd; test ! -e /run/faasd; test ! -e /etc/wireguard/peers; ",
+        "test ! -e /var/lib/faasd; test ! -e /var/lib/faas; test ! -e /etc/faasd; test ! -e /run/faasd; test ! -e /etc/wireguard/peers; ",
         "test \"$(ls /etc/wireguard)\" = \"$(printf 'server_private.key\\nserver_public.key')\"; ",
         "none sh -c \"find / -xdev -name '*faasd*' -not -path '/run/*' -not -name 'faasd-agent*' -not -name 'faasd-shell*' -not -name '*faasd-vm*' | grep .\"; ",
         "none sh -c \"systemctl list-units --all --no-legend --plain --type=service,socket 'faasd*' | grep -v -e faasd-agent -e faasd-shell\"",
