@@ -303,6 +303,9 @@ pub fn deny_bind6(ctx: SockAddrContext) -> i32 {
 }
 
 const ETH_HLEN: usize = 14;
+const IPV6_HLEN: usize = 40;
+/// Without options.
+const TCP_HLEN: usize = 20;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const TCP_FLAGS: usize = 13;
@@ -333,10 +336,15 @@ fn may_open_a_connection(ctx: &TcContext) -> bool {
     let (protocol, link) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).ifindex) };
     // Loopback packets carry an Ethernet header, the tunnel's carry none.
     let network = if link == LOOPBACK_IFINDEX { ETH_HLEN } else { 0 };
+    if u16::from_be(protocol as u16) == ETH_P_IPV6
+        && let Some(flags) = plain_flags(ctx, network)
+    {
+        return flags & (SYN | ACK) == SYN;
+    }
     let (next_header, transport) = match u16::from_be(protocol as u16) {
         // Sockets build no extension headers unless asked by IPV6_HOPOPTS and the like, which are of no use to a SYN;
         // what is not plain TCP after the fixed header cannot be vouched for by this program, and needs to be none.
-        ETH_P_IPV6 => (ctx.load::<u8>(network + 6), network + 40),
+        ETH_P_IPV6 => (ctx.load::<u8>(network + 6), network + IPV6_HLEN),
         ETH_P_IP => match ctx.load::<u8>(network) {
             Ok(first) => (ctx.load::<u8>(network + 9), network + usize::from(first & 0x0f) * 4),
             Err(_) => return false,
@@ -353,6 +361,19 @@ fn may_open_a_connection(ctx: &TcContext) -> bool {
         _ => return false,
     };
     matches!(ctx.load::<u8>(transport + TCP_FLAGS), Ok(flags) if flags & (SYN | ACK) == SYN)
+}
+
+/// The flags of what nearly every packet is: TCP right behind a fixed IPv6 header, both where programs may read without the
+/// kernel's copying.
+#[inline(always)]
+fn plain_flags(ctx: &TcContext, network: usize) -> Option<u8> {
+    let header = ctx.data() + network;
+    if header + IPV6_HLEN + TCP_HLEN > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: within the packet's data, as was just compared; the verifier insists on it.
+    let byte = |offset: usize| unsafe { *((header + offset) as *const u8) };
+    (u32::from(byte(6)) == IPPROTO_TCP).then(|| byte(IPV6_HLEN + TCP_FLAGS))
 }
 
 #[panic_handler]
