@@ -78,12 +78,16 @@ fn command(release: &Release, arch: Arch, toolchain: &Toolchain) -> Result<Comma
     let auditable = CARGO_AUDITABLE.require()?;
     let tools = packages::dist_directory();
     let mut cargo = repo::cargo();
-    cargo.args(["auditable", "zigbuild", "--quiet", "--locked", "--profile", "dist", "-p", "faasd"]);
+    cargo.args(["zigbuild", "--quiet", "--locked", "--profile", "dist", "-p", "faasd"]);
     cargo.args(NAMES.iter().flat_map(|name| ["--bin", *name]));
     cargo.args(["--target", &format!("{}.{GLIBC}", arch.target())]);
     let path = tools::path_with(&auditable)?;
     let first = [tools.join("bin")].into_iter();
     cargo.env("PATH", env::join_paths(first.chain(env::split_paths(&path)))?);
+    // As `cargo auditable` would run it, but by its name: cargo mixes the wrapper's path into the names of our symbols, and so
+    // would have programs depend on where the tools are.
+    cargo.env("RUSTC_WORKSPACE_WRAPPER", CARGO_AUDITABLE.name);
+    cargo.env("CARGO_AUDITABLE_ORIG_ARGS", r#"{"offline":false,"locked":true,"frozen":false,"config":[]}"#);
     cargo.env("CARGO_ZIGBUILD_ZIG_PATH", tools.join("ziglang/zig"));
     cargo.env("CARGO_TARGET_DIR", target_dir());
     cargo.env("CARGO_INCREMENTAL", "0");
