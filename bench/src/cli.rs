@@ -15,7 +15,9 @@ use crate::host::Cpus;
 use crate::load::{Placement, Scenario, Seat};
 use crate::report::{self, Report, Setup};
 use crate::rounds::{self, Case, Plan};
-use crate::subject::{Bare, HandedOver, Limited, Proxied, Site, Subject, Target, niceness, realtime_policy};
+use crate::subject::{
+    Bare, Confined, HandedOver, Proxied, Site, Subject, Target, filtered, niceness, realtime_policy,
+};
 use crate::tunnel::{self, Bed, Tunnel};
 use crate::{declare, hello, host, idle, render};
 
@@ -50,6 +52,12 @@ enum Command {
     /// Serve the stand-in function.
     #[command(hide = true)]
     Hello,
+    /// Run a program under a filter that lets every system call pass.
+    #[command(hide = true, trailing_var_arg = true)]
+    Filtered {
+        #[arg(allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Wait for a byte, and start a program in namespaces of its own.
     #[command(hide = true, trailing_var_arg = true)]
     Floor {
@@ -145,6 +153,7 @@ impl Cli {
         match self.command {
             Command::Run(run) => run.run(),
             Command::Cold(cold) => cold.run(),
+            Command::Filtered { words } => filtered(&words),
             Command::Floor { words } => cold::floor(&words),
             Command::Access(access) => access.run(),
             Command::Tunnel(tunnel) => tunnel.run(),
@@ -267,7 +276,7 @@ impl Run {
         all.extend(Acceptor::ALL.map(|acceptor| Box::new(HandedOver(acceptor)) as Box<dyn Subject>));
         // Like the first of the targets: they are there to be compared with each other.
         let like = self.target.iter().find_map(|target| target.function.first());
-        all.extend(like.map(|pid| Box::new(Limited { like: *pid }) as Box<dyn Subject>));
+        all.extend(like.map(|pid| Box::new(Confined { like: *pid }) as Box<dyn Subject>));
         let names: Vec<_> = all.iter().map(|subject| subject.name().to_owned()).collect();
         for name in &self.subjects {
             ensure!(

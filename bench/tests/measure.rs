@@ -117,3 +117,16 @@ fn what_is_wrong_is_said() {
         assert!(!output.status.success() && stderr.contains(words), "{args:?}: {stderr}");
     }
 }
+
+#[test]
+fn a_confined_server_has_a_filter_of_system_calls() {
+    let run = |program: &[&str]| {
+        let mut filtered = Command::new(env!("CARGO_BIN_EXE_faasd-bench"));
+        filtered.arg("filtered").args(program).output().unwrap()
+    };
+    let output = run(&["grep", "^Seccomp:", "/proc/self/status"]);
+    // 2 is a filter; without it 0.
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "Seccomp:\t2\n");
+    let output = run(&["/nonexistent"]);
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("/nonexistent"));
+}

@@ -1,7 +1,13 @@
 //! The function with nothing in front of it.
 
-use anyhow::Context;
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, bail};
 use nix::unistd::Pid;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use super::conditions::Adopted;
 use super::{Running, Site, Subject};
@@ -22,37 +28,42 @@ impl Subject for Bare {
     }
 
     fn start(&self, site: &Site) -> anyhow::Result<Running> {
-        let to = site.free_destination()?;
         let (program, args) = site.hello();
-        let env = [("FAAS_LISTEN", to.address.to_string())];
-        let mut processes = vec![site.spawn(self.0, &program, &args, &env, Vec::new())?];
-        site.await_answer(&to, &mut processes)?;
-        let function = vec![processes[0].pid()];
-        Ok(Running {
-            name: self.0.to_owned(),
-            base: None,
-            to,
-            gateway: Vec::new(),
-            function,
-            scraped: None,
-            processes,
-            _adopted: Adopted::default(),
-        })
+        started(site, self.0, &program, &args)
     }
 }
 
-/// A bare server under a CPU limit like a target's. A limit is a cgroup, and to schedule in one costs something by
-/// itself: this tells it from what the target does.
+fn started(site: &Site, name: &str, program: &Path, args: &[String]) -> anyhow::Result<Running> {
+    let to = site.free_destination()?;
+    let env = [("FAAS_LISTEN", to.address.to_string())];
+    let mut processes = vec![site.spawn(name, program, args, &env, Vec::new())?];
+    site.await_answer(&to, &mut processes)?;
+    let function = vec![processes[0].pid()];
+    Ok(Running {
+        name: name.to_owned(),
+        base: None,
+        to,
+        gateway: Vec::new(),
+        function,
+        scraped: None,
+        processes,
+        _adopted: Adopted::default(),
+    })
+}
+
+/// A bare server confined as a target is: under the same CPU limit, and with a filter of its system calls. A limit is a
+/// cgroup, and to schedule in one costs something by itself; so does to ask a filter at each call, though it lets all pass.
+/// This tells what any container costs from what the target adds.
 #[derive(Debug)]
-pub struct Limited {
+pub struct Confined {
     pub like: Pid,
 }
 
-impl Limited {
-    const NAME: &'static str = "bare-limited";
+impl Confined {
+    const NAME: &'static str = "bare-confined";
 }
 
-impl Subject for Limited {
+impl Subject for Confined {
     fn name(&self) -> &'static str {
         Self::NAME
     }
@@ -62,10 +73,28 @@ impl Subject for Limited {
     }
 
     fn start(&self, site: &Site) -> anyhow::Result<Running> {
-        let mut running = Bare(Self::NAME).start(site)?;
+        let (program, args) = site.hello();
+        let words: Vec<_> =
+            [FILTERED.to_owned(), program.display().to_string()].into_iter().chain(args).collect();
+        let mut running = started(site, Self::NAME, &site.program, &words)?;
         let adopted = Adopted::limited(running.function[0], self.like)?;
         running._adopted =
             adopted.context("the target is under no CPU limit that a bare server could share")?;
         Ok(running)
     }
+}
+
+/// The command that [`filtered`] is.
+pub const FILTERED: &str = "filtered";
+
+/// Replaces this process by a program under a filter that lets every system call pass.
+///
+/// # Errors
+/// If there is no such program, or the kernel takes no filter.
+pub fn filtered(words: &[String]) -> anyhow::Result<()> {
+    let [program, args @ ..] = words else { bail!("no program") };
+    let arch = std::env::consts::ARCH.try_into()?;
+    let none = SeccompFilter::new(BTreeMap::new(), SeccompAction::Allow, SeccompAction::KillProcess, arch)?;
+    seccompiler::apply_filter(&BpfProgram::try_from(none)?)?;
+    Err(Command::new(program).args(args).exec()).with_context(|| format!("cannot run {program}"))
 }

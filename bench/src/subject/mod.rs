@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::load::Destination;
 
 pub use acceptor::HandedOver;
-pub use bare::{Bare, Limited};
+pub use bare::{Bare, Confined, filtered};
 pub use conditions::{niceness, realtime_policy};
 pub use process::{Process, Site};
 pub use proxy::Proxied;

@@ -24,7 +24,7 @@ const SCRAPED_MS: [(&str, &str); 2] = [("every-second", "1000"), ("back-to-back"
 /// New connections and kept ones, by one client and many, and what idle ones cost.
 pub fn lanes(job: &Job) -> Result<()> {
     let quick: &[&str] =
-        &["--rounds", "6", "--subjects", "control,nginx,haproxy,caddy,chain,acceptor-uring,bare-limited"];
+        &["--rounds", "6", "--subjects", "control,nginx,haproxy,caddy,chain,acceptor-uring,bare-confined"];
     let usual: &[&str] = &["--rounds", "40"];
     let options = [&["--idle", IDLE_CONNECTIONS][..], if job.quick { quick } else { usual }].concat();
     with_platform(|platform| Ok((deploy(&platform.server())?, options)), job)
@@ -70,8 +70,14 @@ pub fn tunnelled(job: &Job) -> Result<()> {
     let place = Place::here();
     let faasd = place.program("faasd").into_os_string();
     let platform = Platform::with_client(place)?;
-    let options =
-        ["--load", "apart", "--subjects", "control", "--rounds", if job.quick { "6" } else { "20" }];
+    let options = [
+        "--load",
+        "apart",
+        "--subjects",
+        "control,bare-confined",
+        "--rounds",
+        if job.quick { "6" } else { "20" },
+    ];
     let measured = deploy(&platform.server()).and_then(|targets| {
         let mut arguments = vec![OsString::from("--tunnel"), faasd];
         arguments.extend(options.map(OsString::from));
