@@ -168,8 +168,6 @@ impl Platform {
         let mut command = Command::new("nsenter");
         // Not `ip netns exec`, which mounts a new /sys over the cgroups.
         command.arg(format!("--net={}", place.netns().display()));
-        // The unit's limit: each declared function has files of its own.
-        command.args(["prlimit", "--nofile=1048576:1048576"]);
         command.args(["setpriv", "--pdeathsig", "TERM", "--"]).arg(place.program("faasd")).arg("serve");
         command.args(place.arguments()).args(["--endpoint", "[::1]:51820"]);
         // A group of its own: Ctrl-C is for the harness and for us.

@@ -91,7 +91,8 @@ fn command(release: &Release, arch: Arch, toolchain: &Toolchain) -> Result<Comma
     cargo.env("CARGO_ZIGBUILD_ZIG_PATH", tools.join("ziglang/zig"));
     cargo.env("CARGO_TARGET_DIR", target_dir());
     cargo.env("CARGO_INCREMENTAL", "0");
-    cargo.env("SOURCE_DATE_EPOCH", release.epoch.to_string());
+    // Programs carry no date: what cargo has kept of an earlier commit would carry that one's.
+    cargo.env("SOURCE_DATE_EPOCH", "0");
     let renamed = renamed()?;
     let flags = renamed.iter().map(|rename| format!("--remap-path-prefix={rename}"));
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.collect::<Vec<_>>().join("\x1f"));
