@@ -54,8 +54,8 @@ pub enum FdStoreError {
     Request { operation: &'static str, name: String, source: io::Error },
 }
 
-/// The daemon's store: the process that holds the descriptors, and a duplicate of each here, so that a store that died
-/// can be replaced by one that holds the same.
+/// The daemon's store: the process that holds the descriptors, and each of them here, shared with whoever uses it, so that a
+/// store that died can be replaced by one that holds the same.
 #[derive(Debug)]
 pub struct FdStore {
     path: PathBuf,
@@ -63,7 +63,7 @@ pub struct FdStore {
     /// Where a store's process is put.
     cgroup: Option<String>,
     connection: Connection,
-    kept: BTreeMap<String, Vec<OwnedFd>>,
+    kept: BTreeMap<String, Vec<Arc<OwnedFd>>>,
 }
 
 /// A conversation with the store's process.
@@ -79,20 +79,20 @@ impl FdStore {
     /// [`FdStoreError`].
     pub fn open(path: &Path, program: &Path, cgroup: Option<String>) -> Result<Self, FdStoreError> {
         let connection = Connection::open(path, program, cgroup.as_deref())?;
-        let kept = connection.list()?;
+        let shared = |(name, kept): (String, Vec<OwnedFd>)| (name, kept.into_iter().map(Arc::new).collect());
+        let kept = connection.list()?.into_iter().map(shared).collect();
         Ok(Self { path: path.to_owned(), program: program.to_owned(), cgroup, connection, kept })
     }
 
-    /// Keeps duplicates of descriptors under a name, in place of what was kept there before.
+    /// Keeps descriptors under a name, in place of what was kept there before.
     ///
     /// # Errors
     /// [`FdStoreError`].
-    pub fn put(&mut self, name: &str, descriptors: &[BorrowedFd<'_>]) -> Result<(), FdStoreError> {
-        let own: io::Result<_> = descriptors.iter().map(BorrowedFd::try_clone_to_owned).collect();
-        let own =
-            own.map_err(|source| FdStoreError::Request { operation: "keep", name: name.to_owned(), source })?;
-        self.kept.insert(name.to_owned(), own);
-        self.connection.put(name, descriptors).or_else(|error| self.replace_if_dead(error))
+    pub fn put(&mut self, name: &str, descriptors: Vec<Arc<OwnedFd>>) -> Result<(), FdStoreError> {
+        let sent: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let put = self.connection.put(name, &sent);
+        self.kept.insert(name.to_owned(), descriptors);
+        put.or_else(|error| self.replace_if_dead(error))
     }
 
     /// Closes what is kept under a name.
@@ -104,21 +104,12 @@ impl FdStore {
         self.connection.remove(name).or_else(|error| self.replace_if_dead(error))
     }
 
-    /// Duplicates of everything that is kept under names that begin with `prefix`, by what follows it.
-    ///
-    /// # Errors
-    /// [`FdStoreError::Request`].
-    pub fn list(&self, prefix: &str) -> Result<BTreeMap<String, Vec<OwnedFd>>, FdStoreError> {
-        let duplicates = |(rest, kept): (&str, &Vec<OwnedFd>)| {
-            let kept: io::Result<_> = kept.iter().map(OwnedFd::try_clone).collect();
-            Ok((rest.to_owned(), kept?))
-        };
-        let wanted = self.kept.iter().filter_map(|(name, kept)| Some((name.strip_prefix(prefix)?, kept)));
-        wanted.map(duplicates).collect::<io::Result<_>>().map_err(|source| FdStoreError::Request {
-            operation: "list",
-            name: prefix.to_owned(),
-            source,
-        })
+    /// What is kept under names that begin with `prefix`, by what follows it.
+    #[must_use]
+    pub fn list(&self, prefix: &str) -> BTreeMap<String, Vec<Arc<OwnedFd>>> {
+        let wanted =
+            |(name, kept): (&String, &Vec<_>)| Some((name.strip_prefix(prefix)?.to_owned(), kept.clone()));
+        self.kept.iter().filter_map(wanted).collect()
     }
 
     /// Whether the store's process has ended.
@@ -437,9 +428,9 @@ mod tests {
         };
         let server = start();
         let mut store = FdStore::open(&path, Path::new("/nowhere"), None).unwrap();
-        store.put("listener/7", &[]).unwrap();
-        assert_eq!(store.list("listener/").unwrap().into_keys().collect::<Vec<_>>(), ["7"]);
-        assert!(store.list("instance/").unwrap().is_empty());
+        store.put("listener/7", Vec::new()).unwrap();
+        assert_eq!(store.list("listener/").into_keys().collect::<Vec<_>>(), ["7"]);
+        assert!(store.list("instance/").is_empty());
         store.connection.request("quit", QUIT, "", &[]).unwrap();
         server.join().unwrap().unwrap();
         let server = start();

@@ -1,5 +1,5 @@
-//! How many files the daemon has open. A function holds some for as long as it is declared, whether it is called or not,
-//! and may not take those that connections, instances and callers need.
+//! How many files the daemon has open. A function holds one for as long as it is declared, whether it is called or not,
+//! and may not take what connections, instances and callers need.
 
 use std::os::fd::{AsFd, AsRawFd};
 

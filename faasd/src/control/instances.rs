@@ -7,7 +7,7 @@ mod timings;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -284,14 +284,16 @@ impl Instances {
     /// If runc or the descriptor store cannot tell.
     pub async fn found(&self) -> anyhow::Result<Vec<(Adopted, Vec<OwnedFd>)>> {
         let found = self.runtime.adopt().await?;
-        let mut kept = self.with_store(|store| store.list(ENTRY))?;
-        let pairs: Vec<_> = found
+        let mut kept = self.with_store(|store| store.list(ENTRY));
+        let pairs: io::Result<Vec<_>> = found
             .into_iter()
             .map(|one| {
                 let kept = kept.remove(&one.id).unwrap_or_default();
-                (one, kept)
+                let own: io::Result<_> = kept.iter().map(|kept| kept.try_clone()).collect();
+                Ok((one, own?))
             })
             .collect();
+        let pairs = pairs?;
         for (id, kept) in kept {
             kept.first().inspect(|socket| scm::discard(socket));
             self.with_store(|store| store.remove(&format!("{ENTRY}{id}")))?;
@@ -378,9 +380,9 @@ impl Instances {
 ///
 /// # Errors
 /// [`FdStoreError`].
-pub fn keep_listener(store: &Mutex<FdStore>, slot: u32, listener: &OwnedFd) -> Result<(), FdStoreError> {
+pub fn keep_listener(store: &Mutex<FdStore>, slot: u32, listener: &Arc<OwnedFd>) -> Result<(), FdStoreError> {
     let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-    store.put(&listener_entry(slot), &[listener.as_fd()])
+    store.put(&listener_entry(slot), vec![Arc::clone(listener)])
 }
 
 /// Lets the listener of a slot go.

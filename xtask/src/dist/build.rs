@@ -64,7 +64,7 @@ fn machine(head: &[u8]) -> Option<Arch> {
 pub fn programs(release: &Release, arch: Arch) -> Result<Programs> {
     let toolchain = Toolchain::find(release, arch)?;
     let what = format!("programs for {} (some ten minutes the first time)", arch.debian());
-    step("dist", &what, || run::run(&mut command(release, arch, &toolchain)?))?;
+    step("dist", &what, || run::run(&mut command(arch, &toolchain)?))?;
     let directory = target_dir().join(arch.target()).join("dist");
     Programs::found(arch, &directory)
 }
@@ -74,7 +74,7 @@ fn target_dir() -> PathBuf {
     repo::target_dir().join("dist-build")
 }
 
-fn command(release: &Release, arch: Arch, toolchain: &Toolchain) -> Result<Command> {
+fn command(arch: Arch, toolchain: &Toolchain) -> Result<Command> {
     let auditable = CARGO_AUDITABLE.require()?;
     let tools = packages::dist_directory();
     let mut cargo = repo::cargo();

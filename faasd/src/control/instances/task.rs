@@ -1,7 +1,7 @@
 //! One task for each container, from its start to its last trace.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,10 +122,11 @@ impl Task {
         // The program is on its way. It is not given connections before it says so, and that is not heard before this:
         // whatever it is given, the next daemon will find it with.
         if let Some(ToKeep { page, log, notify }) = waiting.keep {
-            let mut kept = vec![self.socket.as_fd(), self.receive_end.as_fd(), page.as_fd(), log.as_fd()];
-            kept.extend(notify.as_ref().map(AsFd::as_fd));
+            let (socket, receive_end) = (Arc::clone(&self.socket), Arc::clone(&self.receive_end));
+            let mut kept = vec![socket, receive_end, Arc::new(page), Arc::new(log)];
+            kept.extend(notify.map(Arc::new));
             let entry = format!("{ENTRY}{}", self.id);
-            if let Err(error) = self.all.with_store(|store| store.put(&entry, &kept)) {
+            if let Err(error) = self.all.with_store(|store| store.put(&entry, kept)) {
                 tracing::warn!(%error, "the next daemon will not find this instance");
             }
         }

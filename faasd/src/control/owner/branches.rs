@@ -35,7 +35,7 @@ impl Owner {
     pub(super) fn serve_by_record(
         &mut self,
         name: &FunctionName,
-        mut fresh: BTreeMap<u32, OwnedFd>,
+        mut fresh: BTreeMap<u32, Arc<OwnedFd>>,
         lobbies: &BTreeMap<u64, u32>,
     ) -> anyhow::Result<()> {
         let Some(entry) = self.functions.get_mut(name) else { return Ok(()) };
@@ -49,7 +49,7 @@ impl Owner {
             // Its own, or that of a revision that leaves: what waits there waits for it now.
             let mut takes_over = before.iter().filter(|(_, branch)| branch.slot == share.slot);
             let taken = takes_over.next().map(|(revision, _)| *revision).and_then(|r| before.remove(&r));
-            let listener = fresh.remove(&share.slot).map(Arc::new);
+            let listener = fresh.remove(&share.slot);
             let is_new = taken.is_none() || listener.is_some();
             let stats = taken.as_ref().map_or_else(Arc::default, |branch| Arc::clone(&branch.stats));
             let known = lobbies.get(&share.revision).copied();
@@ -252,8 +252,8 @@ impl Owner {
     }
 
     /// A listener of a function's own.
-    pub(super) fn listener(&self, address: Ipv6Addr, port: u16) -> anyhow::Result<OwnedFd> {
-        Ok(self.parts.ingress.listen(address, port, self.parts.config.backlog)?)
+    pub(super) fn listener(&self, address: Ipv6Addr, port: u16) -> anyhow::Result<Arc<OwnedFd>> {
+        Ok(Arc::new(self.parts.ingress.listen(address, port, self.parts.config.backlog)?))
     }
 
     /// Connections wait in a slot, and no instance of its acceptor can take them.

@@ -44,7 +44,7 @@ pub(super) struct Change {
     /// Why it could not go on record.
     error: Option<ApiError>,
     /// Listeners for slots that have none, by slot.
-    listeners: BTreeMap<u32, OwnedFd>,
+    listeners: BTreeMap<u32, Arc<OwnedFd>>,
 }
 
 /// What a change is to whoever looks back.

@@ -32,7 +32,7 @@ impl Owner {
         let (records, mut revisions) = on_record(&*owner.parts.store)?;
         let mut listeners = {
             let store = owner.parts.fdstore.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            store.list(LISTENER)?
+            store.list(LISTENER)
         };
         let mut found = owner.parts.instances.found().await?;
         owner.forget_stale_routes(&records, &revisions)?;
@@ -83,7 +83,7 @@ impl Owner {
         &mut self,
         record: FunctionRecord,
         revisions: BTreeMap<u64, RevisionRecord>,
-        kept: &BTreeMap<u32, OwnedFd>,
+        kept: &BTreeMap<u32, Arc<OwnedFd>>,
         found: Vec<(Adopted, Vec<OwnedFd>)>,
     ) -> anyhow::Result<()> {
         let name = record.name.clone();
@@ -146,7 +146,7 @@ impl Owner {
     fn restore_branches(
         &mut self,
         name: &FunctionName,
-        mut kept: BTreeMap<u32, OwnedFd>,
+        mut kept: BTreeMap<u32, Arc<OwnedFd>>,
     ) -> anyhow::Result<()> {
         let Some(entry) = self.functions.get(name) else { return Ok(()) };
         let shares = entry.record.iter().flat_map(|record| record.shares.clone());

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::{Component, Path};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
 
 use super::ENTRIES_MAX;
 use crate::core::spec::{Contract, FunctionSpec};
@@ -18,6 +19,8 @@ const SEARCH: [&str; 2] = ["/usr/bin", "/usr/sbin"];
 pub enum EntryError {
     #[error("there is no '{file}' in the code{hint}")]
     Missing { file: String, hint: String },
+    #[error("cannot look for '{file}' in the code")]
+    Unseen { file: String, source: Errno },
     #[error("'{0}' is no regular file")]
     NoFile(String),
     #[error("'{0}' is not executable: `chmod +x {0}`, then deploy again")]
@@ -54,12 +57,15 @@ pub enum EntryError {
 /// # Errors
 /// [`EntryError`], which names the file and, if there is one like it, the one that may be meant.
 pub fn entry_point(image: &Path, spec: &FunctionSpec) -> Result<Vec<String>, EntryError> {
-    let root = rustix::fs::open(image, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|_| EntryError::Gone(image.display().to_string()))?;
+    let opened = rustix::fs::open(image, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let root = opened.map_err(|source| match source {
+        Errno::NOENT => EntryError::Gone(image.display().to_string()),
+        source => EntryError::Unseen { file: image.display().to_string(), source },
+    })?;
     match (spec.contract, spec.command.split_first()) {
         (Contract::Handler, _) => {
             let file = spec.handler_parts().file;
-            match find(&root, Path::new(file)) {
+            match find(&root, Path::new(file))? {
                 None => Err(missing(image, file)),
                 Some(stat) if !is_file(&stat) => Err(EntryError::NoFile(file.to_owned())),
                 Some(_) => Ok(Vec::new()),
@@ -83,7 +89,7 @@ fn resolve(image: &Path, root: &impl AsFd, program: &str) -> Result<String, Entr
         Err(_) => None,
     };
     if let Some(in_code) = in_code {
-        if let Some(stat) = find(root, in_code) {
+        if let Some(stat) = find(root, in_code)? {
             return executable(&stat, program)
                 .map(|()| Path::new(bundle::APP).join(in_code.strip_prefix(".").unwrap_or(in_code)))
                 .map(|path| path.to_string_lossy().into_owned());
@@ -117,17 +123,24 @@ fn on_host(inside: &Path) -> Option<Stat> {
 }
 
 /// A file in the code, through links, as a container sees it.
-fn find(root: &impl AsFd, path: &Path) -> Option<Stat> {
+fn find(root: &impl AsFd, path: &Path) -> Result<Option<Stat>, EntryError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let file = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
-    rustix::fs::fstat(file).ok()
+    let found = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    match found.and_then(rustix::fs::fstat) {
+        Ok(stat) => Ok(Some(stat)),
+        // That nothing could be opened says nothing of the code.
+        Err(source @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::IO)) => {
+            Err(EntryError::Unseen { file: path.display().to_string(), source })
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 /// Whether a file in the code is a regular one, and its mode; `None` if it is not there.
 pub(super) fn in_directory(code: &Path, path: &Path) -> Option<(bool, u32)> {
     let root =
         rustix::fs::open(code, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    find(&root, path).map(|stat| (is_file(&stat), stat.st_mode))
+    find(&root, path).ok()?.map(|stat| (is_file(&stat), stat.st_mode))
 }
 
 fn is_file(stat: &Stat) -> bool {
