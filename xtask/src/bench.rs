@@ -29,7 +29,7 @@ use crate::{interrupt, lock, repo, root, run};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  cargo xtask bench                                  all of it, into docs/BENCHMARKS.md (40 minutes)
+  cargo xtask bench                                  all of it, into docs/BENCHMARKS.md (more than an hour)
   cargo xtask bench --quick --out results.json       all of it in ten minutes
   cargo xtask bench lanes tunnelled --out some.json
   cargo xtask bench lanes --out x.json -- --subjects nginx --load apart
